@@ -1,0 +1,50 @@
+"""CMKD: cross-modal conditional teacher-student training for speech emotion recognition (arXiv 2112.00158).
+
+The public names below are imported when they are first used, so that `import cmkd` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmkd.audio import read_audio as read_audio
+    from cmkd.corpora import load_corpus as load_corpus
+    from cmkd.evaluation import evaluate_predictions as evaluate_predictions
+    from cmkd.losses import ccc_loss as ccc_loss
+    from cmkd.losses import concordance_cc as concordance_cc
+    from cmkd.losses import embedding_distance as embedding_distance
+    from cmkd.losses import weighted_mean as weighted_mean
+    from cmkd.quality import fit_residuals as fit_residuals
+    from cmkd.quality import quality_weights as quality_weights
+    from cmkd.quality import residual_std as residual_std
+    from cmkd.trainer import CMKDTrainer as CMKDTrainer
+    from cmkd.training_args import CMKDTrainingArguments as CMKDTrainingArguments
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "read_audio": "cmkd.audio",
+    "load_corpus": "cmkd.corpora",
+    "evaluate_predictions": "cmkd.evaluation",
+    "ccc_loss": "cmkd.losses",
+    "concordance_cc": "cmkd.losses",
+    "embedding_distance": "cmkd.losses",
+    "weighted_mean": "cmkd.losses",
+    "fit_residuals": "cmkd.quality",
+    "quality_weights": "cmkd.quality",
+    "residual_std": "cmkd.quality",
+    "CMKDTrainer": "cmkd.trainer",
+    "CMKDTrainingArguments": "cmkd.training_args",
+}
+
+__all__ = ["__version__", *_MODULES]
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module 'cmkd' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,87 @@
+"""Corpora of rated speech behind one function, `load_corpus`.
+
+A corpus is a module with a function `build(data_dir, on_error, *, ...) -> Corpus`, whose keyword-only parameters are
+the corpus' settings, and a line in `CORPORA`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmkd.corpora.schema import Corpus
+
+CORPORA = {
+    "manifest": "cmkd.corpora.manifest",
+    "spoken-emobank": "cmkd.corpora.spoken_emobank",
+    "spoken-demo": "cmkd.corpora.spoken_demo",
+}
+"""The corpora by name, each with the module that builds it."""
+
+ON_ERROR = ("raise", "skip")
+
+
+def load_corpus(
+    name: str, data_dir: str | os.PathLike[str] | None = None, on_error: str = "raise", **config: Any
+) -> Corpus:
+    """Loads and checks a corpus.
+
+    Every corpus has the columns of `cmkd.corpora.schema.FEATURES` and the splits train, validation and test, as far as
+    it has rows for them; "dev", "development", "val" and the like are called validation, other splits keep their names.
+
+    Args:
+        name (`str`): One of "manifest" (your own data), "spoken-emobank", "spoken-demo".
+        data_dir (`str` or path, *optional*): The folder of the corpus.
+        on_error (`str`, *optional*, defaults to `"raise"`): What to do about rows that would corrupt results (missing,
+            unreadable, truncated or empty audio, labels outside the scale, duplicate ids, a speaker in two splits, ...).
+            `"raise"` raises an error that lists them all, `"skip"` leaves them out and counts them in the report.
+        **config: The settings of that corpus, which are the keyword parameters of its module's `build`.
+
+    Returns:
+        `Corpus`: A `DatasetDict` with the attribute `report`, a `CorpusReport`.
+
+    Raises:
+        CorpusError: A `ValueError`: there are such rows, or nothing usable was found. `.report` has all cases.
+        ValueError: There is no such corpus, setting or `on_error`, or a setting is missing.
+
+    Example:
+
+    ```py
+    corpus = load_corpus("manifest", data_dir="my_corpus", label_scale=(1, 7))
+    print(corpus.report)
+    print(corpus["train"][0]["valence"])
+    ```
+    """
+    if name not in CORPORA:
+        raise ValueError(f"name is {name!r}, but must be one of {_listed(CORPORA)}.{_nearest(name, CORPORA)}")
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error is {on_error!r}, but must be one of {_listed(ON_ERROR)}.")
+    build = importlib.import_module(CORPORA[name]).build
+    settings = {
+        parameter.name: parameter.default is parameter.empty
+        for parameter in inspect.signature(build).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    for key in config:
+        if key not in settings:
+            raise ValueError(
+                f"the corpus {name!r} has no setting {key!r}; it has {_listed(settings)}.{_nearest(key, settings)}"
+            )
+    missing = [key for key, required in settings.items() if required and key not in config]
+    if missing:
+        raise ValueError(f"the corpus {name!r} needs {_listed(missing)}: see `{CORPORA[name]}.build`.")
+    return build(data_dir, on_error, **config)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

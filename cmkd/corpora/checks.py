@@ -1,0 +1,456 @@
+"""The checks that every corpus passes through, and the report of what they found.
+
+A builder reads its files into `Utterance`s, values as they stand there, and hands them to `check_utterances`:
+
+```py
+report = CorpusReport(name="my-corpus", version="1.0", label_scale=(1, 7), config={})
+rows = check_utterances(read_my_corpus(data_dir), report, on_error, audio_folder=data_dir)
+return Corpus.from_rows(rows, report)
+```
+
+With `on_error="skip"` every row that has a problem is left out. Where rows clash with each other (an id or an audio file
+used twice, a speaker or an audio file in two splits) evaluation stays whole: rows of test, and of splits with names of
+their own, stay before those of validation, and these before those of train; of the rows of one split the first stays.
+A speaker in two splits with names of their own ("test1" and "test2", say) is no clash, since nothing is learned or
+chosen on either.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm.auto import tqdm
+
+from cmkd.audio import AudioError, measure_audio
+from cmkd.corpora.schema import SPLITS, normalise_split
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+ADVICE = {
+    "audio in two splits": "keep the file in one split only",
+    "audio used twice": "keep one row a file",
+    "duplicate id": "give every row an id of its own",
+    "empty audio": "restore the file, or remove the row",
+    "missing file": "correct the path (folders are separated by '/'), or pass the data_dir= where it starts",
+    "missing value": "fill in the field, or remove the row",
+    "non-finite audio": "make the file anew",
+    "not a number": "write labels like 3.5, and leave the field empty where there is no rating",
+    "not a split name": "use letters, digits and '_' only, for example train, validation, test",
+    "not text": "write the value as a string of valid Unicode",
+    "outside the folder": "pass a data_dir= that contains all audio files",
+    "outside the scale": "correct the label, or the scale of the corpus",
+    "speaker in two splits": "keep a speaker in one split; leave the field empty where the speaker is unknown",
+    "truncated audio": "restore the file, or remove the row",
+    "unrated": "rate one dimension at least, or remove the row",
+    "unreadable audio": "convert the file to wav or flac",
+}
+"""What to do about a row, by the reason for which it is refused."""
+
+SHOWN_PROBLEMS = 20
+PROGRESS_BAR_FROM = 1000  # files
+
+_GENDERS = {"female": "female", "f": "female", "male": "male", "m": "male", "": ""}
+_SPLIT_NAME = re.compile(r"\w+(\.\w+)*")  # the names that datasets allows
+
+
+@dataclass
+class Utterance:
+    """A row of a corpus as it stands in the corpus' files, not yet checked.
+
+    Attributes:
+        row (`str`): Where it stands, for example "manifest.csv:12".
+        id (`str`): Unique in the corpus.
+        audio (`str` or `bytes`): The path of a sound file or its content.
+        split (`str`): Any spelling that `normalise_split` knows.
+        transcript (`str`, *optional*): "" if there is none.
+        activation, valence, dominance (`float` or `str`, *optional*): On the scale of the corpus; NaN, None or "" if
+            not rated.
+        speaker (`str`, *optional*): "" if unknown.
+        gender (`str`, *optional*): "female", "male", "f" or "m" in any case; everything else is taken as unknown.
+
+    For None a text field counts as empty, and whole numbers are taken as text.
+    """
+
+    row: str
+    id: Any
+    audio: Any
+    split: Any
+    transcript: Any = ""
+    activation: Any = None
+    valence: Any = None
+    dominance: Any = None
+    speaker: Any = ""
+    gender: Any = ""
+
+
+@dataclass(frozen=True)
+class CorpusProblem:
+    """One reason why a row, or the whole corpus, cannot be used.
+
+    Attributes:
+        row (`str`): Where it stands, for example "manifest.csv:12"; "" if the whole corpus is meant.
+        reason (`str`): The rule that it breaks, in words that are the same for all rows, such as "outside the scale".
+        detail (`str`, *optional*): The particulars of this case.
+        id (`str`, *optional*): Of the utterance, if it is known.
+        field (`str`, *optional*): The column.
+        value (`str`, *optional*): What stands there.
+    """
+
+    row: str
+    reason: str
+    detail: str = ""
+    id: str = ""
+    field: str = ""
+    value: str = ""
+
+    def __str__(self) -> str:
+        row = self.row + (f" (id {_shortened(self.id)})" if self.id else "")
+        field = f"{self.field} {_shortened(self.value)}" if self.field else ""
+        place = ", ".join(part for part in (row, field) if part)
+        return ": ".join(part for part in (place, self.reason, self.detail) if part)
+
+
+@dataclass
+class CorpusReport:
+    """What a corpus holds, what is wrong with it and what was left out.
+
+    Attributes:
+        name (`str`): The name of the corpus, as in `load_corpus`.
+        version (`str`): Of its data: two corpora of the same name, version and config are equal.
+        label_scale (`tuple[float, float]`): Minimum and maximum of its labels.
+        config (`dict`): The settings that it was built with.
+        problems (`list[CorpusProblem]`): Every case found.
+        notes (`list[str]`): What a reader should know, but costs no row.
+        skipped (`dict[str, int]`): Rows left out by the first reason found for each, so that the sum is their number.
+        utterances (`dict[str, int]`): Number by split.
+        hours (`dict[str, float]`): Of audio by split.
+        speakers (`dict[str, int]`): Number of known speakers by split.
+    """
+
+    name: str
+    version: str
+    label_scale: tuple[float, float]
+    config: dict[str, Any]
+    problems: list[CorpusProblem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    utterances: dict[str, int] = field(default_factory=dict)
+    hours: dict[str, float] = field(default_factory=dict)
+    speakers: dict[str, int] = field(default_factory=dict)
+
+    def count(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Sets `utterances`, `hours` and `speakers` from rows with the columns of `FEATURES`."""
+        by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        for row in rows:
+            by_split.setdefault(row["split"], []).append(row)
+        by_split = {split: rows for split, rows in by_split.items() if rows}
+        self.utterances = {split: len(rows) for split, rows in by_split.items()}
+        self.hours = {split: sum(row["duration"] for row in rows) / 3600 for split, rows in by_split.items()}
+        self.speakers = {split: len({row["speaker"] for row in rows} - {""}) for split, rows in by_split.items()}
+
+    def refuse(self, problem: CorpusProblem, fix: str) -> NoReturn:
+        """Raises a `CorpusError` for a problem of the whole corpus, which leaving rows out cannot solve."""
+        self.problems.insert(0, problem)
+        raise CorpusError(self, fix)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object "corpus" of `results.json`."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "label_scale": list(self.label_scale),
+            "utterances": self.utterances,
+            "hours": self.hours,
+            "speakers": self.speakers,
+            "skipped": self.skipped,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything as JSON: `to_dict()` and config, notes, problems."""
+        problems = [asdict(problem) for problem in self.problems]
+        content = {**self.to_dict(), "config": self.config, "notes": self.notes, "problems": problems}
+        Path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        minimum, maximum = self.label_scale
+        lines = [f"{self.name} {self.version}, labels from {minimum:g} to {maximum:g}"]
+        lines += [f"{'':12} {'utterances':>10} {'hours':>8} {'speakers':>8}"]
+        for split, utterances in self.utterances.items():
+            lines += [f"{split:12} {utterances:10,} {self.hours[split]:8.2f} {self.speakers[split]:8,}"]
+        if self.skipped:
+            lines += [f"left out: {sum(self.skipped.values()):,} rows ({_counted(self.skipped)})"]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+class CorpusError(ValueError):
+    """A corpus that would corrupt results; the message lists the first cases.
+
+    Attributes:
+        report (`CorpusReport`): With all cases in `problems`.
+        fix (`str`): What to do about it.
+    """
+
+    def __init__(self, report: CorpusReport, fix: str):
+        super().__init__(report, fix)
+        self.report = report
+        self.fix = fix
+
+    def __str__(self) -> str:
+        problems = self.report.problems
+        reasons = Counter(problem.reason for problem in problems)
+        lines = [f"the corpus {self.report.name!r} has {_number(len(problems), 'problem')}: {_counted(reasons)}"]
+        lines += [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+        if len(problems) > SHOWN_PROBLEMS:
+            lines += [f"  ... and {len(problems) - SHOWN_PROBLEMS:,} more: see `.report.problems` of this error"]
+        lines += [f"{reason}: {ADVICE[reason]}." for reason in reasons if reason in ADVICE]
+        return "\n".join([*lines, self.fix])
+
+
+def check_utterances(
+    utterances: Iterable[Utterance],
+    report: CorpusReport,
+    on_error: str,
+    audio_folder: str | os.PathLike[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Checks a corpus and completes its report.
+
+    Audio files are opened in threads, but not decoded (see `measure_audio`) nor kept.
+
+    Args:
+        utterances (iterable of `Utterance`): In the order of the corpus.
+        report (`CorpusReport`): Problems in it, of rows that could not even be read, count as rows left out. Gets all
+            problems, notes and counts.
+        on_error (`str`): "raise" raises an error if there are any problems, "skip" leaves out the rows that have one.
+        audio_folder (path, *optional*): Where relative audio paths start, and which no path may leave. Symbolic links
+            in it are followed wherever they lead. Not needed if the audio is given as bytes.
+
+    Returns:
+        `list[dict]`: Rows with the columns of `FEATURES` and absolute audio paths, for `Corpus.from_rows`.
+
+    Raises:
+        CorpusError: There are problems and `on_error` is "raise", or there are no rows left, of the corpus or a split.
+    """
+    unread = {problem.row: problem.reason for problem in reversed(report.problems)}
+    candidates = [_Candidate(utterance, report.label_scale, audio_folder) for utterance in utterances]
+    _measure(candidates)
+    _check_clashes(candidates)
+    report.problems += [problem for candidate in candidates for problem in candidate.problems]
+    if report.problems and on_error == "raise":
+        raise CorpusError(report, 'Correct these rows, or pass on_error="skip" to leave them out and count them.')
+
+    kept = [candidate for candidate in candidates if not candidate.problems]
+    rows = [candidate.to_row(report.label_scale) for candidate in kept]
+    refused = [candidate.problems[0].reason for candidate in candidates if candidate.problems]
+    report.skipped = dict(Counter([*unread.values(), *refused]).most_common())
+    report.notes += _notes(kept)
+    report.count(rows)
+    lost = dict.fromkeys(c.split for c in candidates if c.split and c.split not in report.utterances)
+    if lost or not rows:
+        what = "split " + ", ".join(lost) if lost else "corpus"
+        report.refuse(CorpusProblem("", "no rows", f"nothing is left of the {what}"), "Correct the rows first.")
+    return rows
+
+
+class _Candidate:
+    """An utterance on its way through the checks: its values, clean or replaced by nothing, and its problems."""
+
+    def __init__(
+        self, utterance: Utterance, label_scale: tuple[float, float], audio_folder: str | os.PathLike[str] | None
+    ):
+        self.raw = utterance
+        self.problems: list[CorpusProblem] = []
+        self.id = ""
+        self.id = self._text("id", required=True).strip()
+        self.audio: str | bytes = self._audio(audio_folder)
+        self.split = self._split()
+        self.labels = self._labels(label_scale)
+        self.transcript = self._text("transcript")
+        self.speaker = self._text("speaker").strip()
+        self.gender = self._text("gender").strip()
+        self.file = ""  # the path without symbolic links, set with the duration
+        self.duration = math.nan
+
+    @property
+    def rank(self) -> int:
+        """The rows of a split of higher rank stay where rows clash."""
+        return {"": -1, "train": 0, "validation": 1}.get(self.split, 2)
+
+    def refuse(self, field: str, reason: str, detail: str = "") -> None:
+        value = getattr(self.raw, field)
+        shown = "" if value is None else value if isinstance(value, str) else repr(value)
+        self.problems.append(CorpusProblem(self.raw.row, reason, detail, self.id, field, shown))
+
+    def measure(self) -> None:
+        """Measures the duration, if the audio is good."""
+        try:
+            self.duration = measure_audio(self.audio)
+        except AudioError as error:
+            self.refuse("audio", error.reason, error.detail)
+        else:
+            self.file = os.path.realpath(self.audio) if isinstance(self.audio, str) else ""
+
+    def to_row(self, label_scale: tuple[float, float]) -> dict[str, Any]:
+        is_path = isinstance(self.audio, str)
+        return {
+            "id": self.id,
+            "audio": {"bytes": None if is_path else self.audio, "path": self.audio if is_path else None},
+            "transcript": self.transcript,
+            **dict(zip(EMOTION_DIMENSIONS, self.labels, strict=True)),
+            "speaker": self.speaker,
+            "gender": _GENDERS.get(self.gender.casefold(), ""),
+            "split": self.split,
+            "duration": self.duration,
+            "label_scale": list(label_scale),
+        }
+
+    def _text(self, field: str, required: bool = False) -> str:
+        value = getattr(self.raw, field)
+        if value is None:
+            value = ""
+        elif isinstance(value, Integral) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str) or not _is_unicode(value):
+            self.refuse(field, "not text")
+            return ""
+        if required and not value.strip():
+            self.refuse(field, "missing value")
+            return ""
+        return value
+
+    def _split(self) -> str:
+        split = normalise_split(self._text("split", required=True).strip())
+        if split and not _SPLIT_NAME.fullmatch(split):
+            self.refuse("split", "not a split name")
+            return ""
+        return split
+
+    def _audio(self, folder: str | os.PathLike[str] | None) -> str | bytes:
+        if isinstance(self.raw.audio, bytes):
+            return self.raw.audio
+        path = self._text("audio", required=True)
+        if not path or folder is None:
+            return path
+        root = os.path.abspath(folder)
+        path = os.path.normpath(os.path.join(root, path))
+        if Path(root) not in Path(path).parents:
+            self.refuse("audio", "outside the folder", f"paths start in {root} and may not leave it")
+            return ""
+        return path
+
+    def _labels(self, label_scale: tuple[float, float]) -> list[float]:
+        known = len(self.problems)
+        labels = [self._label(dimension, *label_scale) for dimension in EMOTION_DIMENSIONS]
+        if all(math.isnan(label) for label in labels) and len(self.problems) == known:
+            self.refuse(EMOTION_DIMENSIONS[0], "unrated", "as are the other dimensions")
+        return labels
+
+    def _label(self, dimension: str, minimum: float, maximum: float) -> float:
+        try:
+            label = _label_value(getattr(self.raw, dimension))
+        except (TypeError, ValueError, OverflowError):
+            self.refuse(dimension, "not a number")
+            return math.nan
+        if label < minimum or label > maximum:
+            self.refuse(dimension, "outside the scale", f"which is {minimum:g} to {maximum:g}")
+        return label
+
+
+def _label_value(value: Any) -> float:
+    """A label as a number, NaN if there is none."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str):
+        if "_" in value:  # float("1_0") is 10
+            raise ValueError(value)
+        return float(value) if value.strip() else math.nan
+    if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
+        raise TypeError(value)
+    return float(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text has no lone surrogates, which JSON and file names may bring along."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _measure(candidates: list[_Candidate]) -> None:
+    with_audio = [candidate for candidate in candidates if candidate.audio]
+    hidden = None if len(with_audio) >= PROGRESS_BAR_FROM else True  # None: hidden unless standard error is a terminal
+    with ThreadPoolExecutor() as pool:
+        measured = pool.map(_Candidate.measure, with_audio)
+        for _ in tqdm(measured, "checking audio", len(with_audio), unit=" files", disable=hidden):
+            pass
+
+
+def _check_clashes(candidates: list[_Candidate]) -> None:
+    for candidate, first in _clashing(candidates, lambda candidate: candidate.id):
+        if candidate is not first:
+            candidate.refuse("id", "duplicate id", _place(first))
+    for candidate, first in _clashing(candidates, lambda candidate: candidate.file):
+        if candidate is not first:
+            reason = "audio used twice" if candidate.split == first.split else "audio in two splits"
+            candidate.refuse("audio", reason, _place(first))
+    for candidate, first in _clashing(candidates, lambda candidate: candidate.speaker):
+        if 0 <= candidate.rank < first.rank:
+            candidate.refuse("speaker", "speaker in two splits", _place(first))
+
+
+def _clashing(
+    candidates: list[_Candidate], key: Callable[[_Candidate], str]
+) -> Iterator[tuple[_Candidate, _Candidate]]:
+    """Every candidate with the one of the same key that stays before all others, often itself."""
+    groups: dict[str, list[_Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        if key(candidate):
+            groups[key(candidate)].append(candidate)
+    for group in groups.values():
+        first = max(group, key=lambda candidate: candidate.rank)  # the first of those of the highest rank
+        yield from ((candidate, first) for candidate in group)
+
+
+def _place(candidate: _Candidate) -> str:
+    return f"also in {candidate.raw.row}" + (f", split {candidate.split}" if candidate.split else "")
+
+
+def _notes(kept: list[_Candidate]) -> list[str]:
+    notes = []
+    missing = [split for split in SPLITS if all(candidate.split != split for candidate in kept)]
+    if missing:
+        notes += [f"no rows of {' and '.join(missing)}"]
+    for split in dict.fromkeys(candidate.split for candidate in kept):
+        alike = difflib.get_close_matches(split.casefold(), SPLITS, n=1, cutoff=0.7)
+        if alike and split not in SPLITS and split.isalpha():
+            notes += [f"the split {split!r} keeps its name; did you mean {alike[0]!r}?"]
+    unknown = sum(not candidate.speaker for candidate in kept)
+    if unknown:
+        notes += [f"{_number(unknown, 'utterance')} of unknown speakers: whether these cross splits cannot be checked"]
+    genders = Counter(candidate.gender for candidate in kept if candidate.gender.casefold() not in _GENDERS)
+    notes += [f"gender {gender!r} of {_number(n, 'utterance')} is taken as unknown" for gender, n in genders.items()]
+    return notes
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in Counter(reasons).most_common())
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
+def _shortened(value: str) -> str:
+    return repr(value) if len(value) <= 100 else f"{value[:100]!r}..."

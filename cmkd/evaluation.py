@@ -1,0 +1,186 @@
+"""Agreement between predictions and labels over a whole split, and the files that predictions are kept in.
+
+Predictions and labels are arrays of shape (n, 3), columns in the order of `EMOTION_DIMENSIONS`, in the unit interval:
+0 is the minimum of the corpus' scale and 1 its maximum. A NaN label means "not rated".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def evaluate_predictions(predictions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    r"""Score one system on one split: CCC, Pearson correlation and mean absolute error, a dimension each.
+
+    With population moments (denominator $n$, the utterances that are rated in the dimension), in fp64,
+
+    $$\mathrm{CCC} = \frac{2\,\mathrm{cov}(p, y)}{\mathrm{var}(p) + \mathrm{var}(y) + (\bar p - \bar y)^2}.$$
+
+    Where the predictions or the labels of a dimension are constant, a single utterance included, there is no covariance:
+    CCC is 0, even if both are the same constant, and Pearson is undefined. `cmkd.concordance_cc` holds to the same rule.
+
+    Args:
+        predictions: (n, 3), finite.
+        labels: (n, 3), finite or NaN for "not rated"; such a pair is left out of that dimension only.
+
+    Returns:
+        `{"n": n, "ccc": {"activation": …, …}, "pearson": {…}, "mae": {…}}`. `n` counts utterances, rated or not.
+        What is undefined is None (Pearson of a constant; all three where a dimension has no rating), so that the result
+        is valid JSON.
+
+    Raises:
+        ValueError: if the shapes differ or are not (n, 3) with n > 0, if a prediction is not finite, or if a label is
+            infinite.
+
+    Example:
+        >>> import numpy as np
+        >>> labels = np.array([[0.0, 0.2, 0.5], [0.5, 0.4, 0.5], [1.0, np.nan, 0.5]])
+        >>> scores = evaluate_predictions(np.array([[0.0, 0.2, 0.1], [0.5, 0.4, 0.5], [1.0, 0.9, 0.9]]), labels)
+        >>> scores["n"], scores["ccc"]
+        (3, {'activation': 1.0, 'valence': 1.0, 'dominance': 0.0})
+        >>> scores["pearson"]["dominance"] is None
+        True
+    """
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    predictions = np.asarray(predictions, dtype=np.float64)
+    labels = np.asarray(labels, dtype=np.float64)
+    expected = len(EMOTION_DIMENSIONS)
+    if predictions.shape != labels.shape or predictions.ndim != 2 or predictions.shape[1] != expected:
+        raise ValueError(
+            f"predictions and labels must both have shape (n, {expected}), one column each for "
+            f"{', '.join(EMOTION_DIMENSIONS)}; got {predictions.shape} and {labels.shape}"
+        )
+    if len(predictions) == 0:
+        raise ValueError("predictions hold no utterance: a split needs at least one to be scored")
+    _require_none(~np.isfinite(predictions), predictions, "predictions must be finite")
+    _require_none(np.isinf(labels), labels, "labels must be finite, or NaN where an utterance is not rated")
+
+    scores: dict[str, Any] = {"n": len(predictions), "ccc": {}, "pearson": {}, "mae": {}}
+    for dimension, prediction, label in zip(EMOTION_DIMENSIONS, predictions.T, labels.T, strict=True):
+        rated = ~np.isnan(label)
+        ccc, pearson, mae = _agreement(prediction[rated], label[rated])
+        scores["ccc"][dimension] = ccc
+        scores["pearson"][dimension] = pearson
+        scores["mae"][dimension] = mae
+    return scores
+
+
+def _agreement(prediction: np.ndarray, label: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """CCC, Pearson and mean absolute error of two fp64 vectors without NaN; None where undefined."""
+    if len(label) == 0:
+        return None, None, None
+    mae = float(np.abs(prediction - label).mean())
+    if np.ptp(prediction) == 0 or np.ptp(label) == 0:
+        return 0.0, None, mae
+    covariance = np.mean((prediction - prediction.mean()) * (label - label.mean()))
+    bias = prediction.mean() - label.mean()
+    ccc = 2 * covariance / (prediction.var() + label.var() + bias**2)
+    pearson = covariance / (prediction.std() * label.std())
+    return float(ccc), float(pearson), mae
+
+
+def _require_none(bad: np.ndarray, values: np.ndarray, rule: str) -> None:
+    """Raise ValueError with the first offending value, if `bad` (n, 3) marks any."""
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(f"{rule}; got {values[row, column]} in row {row}, column {column} ({bad.sum()} such values)")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one system answered on one split, as `read_predictions` returns it.
+
+    Attributes:
+        ids: the utterances, n of them.
+        predictions: (n, 3), unit interval.
+        labels: (n, 3), unit interval, NaN where not rated.
+    """
+
+    ids: list[str]
+    predictions: np.ndarray
+    labels: np.ndarray
+
+
+def write_predictions(
+    path: str | os.PathLike[str], ids: Sequence[str], predictions: np.ndarray, labels: np.ndarray
+) -> None:
+    """Write a Parquet file with the columns id, predicted_activation, …, activation, … (float64).
+
+    The file appears whole or not at all: it is written beside its place and renamed. Missing folders are made.
+
+    Args:
+        path: where to, for instance `runs/demo/predictions/teacher_test.parquet`; an existing file is replaced.
+        ids: n utterance ids.
+        predictions: (n, 3), unit interval.
+        labels: (n, 3), unit interval, NaN where not rated.
+
+    Raises:
+        ValueError: if the three do not describe the same n utterances in three dimensions.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    expected = (len(ids), len(EMOTION_DIMENSIONS))
+    if predictions.shape != expected or labels.shape != expected:
+        raise ValueError(
+            f"{len(ids)} ids ask for predictions and labels of shape {expected}; got {predictions.shape} and {labels.shape}"
+        )
+    columns: dict[str, Any] = {"id": pa.array(list(ids), pa.string())}
+    for names, values in ((_predicted_columns(), predictions), (EMOTION_DIMENSIONS, labels)):
+        columns.update((name, pa.array(column, pa.float64())) for name, column in zip(names, values.T, strict=True))
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(pa.table(columns), unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_predictions(path: str | os.PathLike[str]) -> Predictions:
+    """Read a file that `write_predictions` wrote.
+
+    Args:
+        path: the Parquet file.
+
+    Returns:
+        The ids, predictions and labels, in the order in which they were written.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing.
+    """
+    import pyarrow.parquet as pq
+
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no predictions at {path}: evaluate the system again to write them")
+    table = pq.read_table(path)
+    names = ["id", *_predicted_columns(), *EMOTION_DIMENSIONS]
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(table.column_names)}")
+    predictions, labels = (
+        np.column_stack([table[name].to_numpy() for name in columns])
+        for columns in (_predicted_columns(), EMOTION_DIMENSIONS)
+    )
+    return Predictions(ids=table["id"].to_pylist(), predictions=predictions, labels=labels)
+
+
+def _predicted_columns() -> list[str]:
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    return [f"predicted_{dimension}" for dimension in EMOTION_DIMENSIONS]

@@ -1,0 +1,218 @@
+"""The figures of the report, each a function from arrays to a matplotlib `Figure`.
+
+They use matplotlib's object interface only, so nothing global changes and no display is needed. Draw and save them inside
+`figure_style()`. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cmkd.evaluation import Predictions
+
+SYSTEMS = {
+    "audio": "audio only, frozen",
+    "text": "text only, frozen",
+    "teacher": "teacher: audio and text",
+    "finetune": "audio only, fine-tuned",
+    "ts": "T/S student",
+    "cts": "cT/S student",
+}
+"""What readers call each stage, in the order in which stages run and tables show them."""
+
+FIGURE_DPI = 110
+
+_COLOURS = {
+    "audio": "#7f7f7f",
+    "text": "#E69F00",
+    "teacher": "#0072B2",
+    "finetune": "#D55E00",
+    "ts": "#009E73",
+    "cts": "#CC79A7",
+}
+_LINE_STYLES = {"audio": ":", "text": ":", "teacher": "--", "finetune": "-", "ts": "-", "cts": "-"}
+_KEPT, _LEFT_OUT = "#56B4E9", "#D55E00"
+
+
+def figure_style() -> AbstractContextManager[None]:
+    """The fonts, lines and resolution of every figure, for the length of a `with` block."""
+    import matplotlib
+
+    return matplotlib.rc_context(
+        {
+            "font.size": 10,
+            "axes.titlesize": 10.5,
+            "axes.titleweight": "bold",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#e6e6e6",
+            "legend.frameon": False,
+            "savefig.dpi": FIGURE_DPI,
+            "savefig.facecolor": "white",
+        }
+    )
+
+
+def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, Mapping[str, float | None]]) -> Figure:
+    """Prediction against label: a row a system, a column a dimension, with the line of perfect agreement.
+
+    Args:
+        predictions: what each system answered on the test split.
+        ccc: the same systems' CCC a dimension, for the titles.
+    """
+    from matplotlib.figure import Figure
+
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    figure = Figure(figsize=(9.6, 3.1 * len(predictions)), layout="constrained")
+    axes = figure.subplots(len(predictions), len(EMOTION_DIMENSIONS), squeeze=False)
+    for column, dimension in enumerate(EMOTION_DIMENSIONS):
+        values = np.concatenate(
+            [
+                np.concatenate([answer.predictions[:, column], answer.labels[:, column]])
+                for answer in predictions.values()
+            ]
+        )
+        low, high = np.nanmin(values), np.nanmax(values)
+        margin = 0.04 * (high - low) + 1e-3
+        limits = (low - margin, high + margin)
+        for row, (system, answer) in enumerate(predictions.items()):
+            panel = axes[row, column]
+            few = len(answer.ids) <= 1000
+            panel.axline((0, 0), slope=1, color="#4d4d4d", linewidth=1, linestyle="--")
+            panel.scatter(
+                answer.labels[:, column],
+                answer.predictions[:, column],
+                s=14 if few else 6,
+                alpha=0.45 if few else 0.2,
+                color=_COLOURS[system],
+                linewidths=0,
+            )
+            panel.set(xlim=limits, ylim=limits, aspect="equal")
+            panel.locator_params(nbins=5)
+            panel.set_title(f"{dimension}: CCC {format_number(ccc[system][dimension])}")
+            if column == 0:
+                panel.set_ylabel(f"{SYSTEMS[system]}\nprediction")
+            if row == len(predictions) - 1:
+                panel.set_xlabel("label")
+    return figure
+
+
+def draw_residuals(residuals: np.ndarray, weights: np.ndarray, std: Sequence[float], threshold: float) -> Figure:
+    """Histograms of the teacher's residuals on the training split, with what the hard rule leaves out.
+
+    Args:
+        residuals: (n, 3); NaN where an utterance is not rated.
+        weights: (n,); 0 = left out.
+        std: the residuals' standard deviation, a dimension each.
+        threshold: in standard deviations.
+    """
+    from matplotlib.figure import Figure
+
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    left_out = int((weights == 0).sum())
+    figure.suptitle(f"{left_out:,} of {len(weights):,} training utterances left out ({left_out / len(weights):.1%})")
+    axes = figure.subplots(1, len(EMOTION_DIMENSIONS), sharex=True, sharey=True)
+    scaled = residuals / np.asarray(std)
+    bins_to_threshold = 8
+    reach = int(np.ceil(max(np.nanmax(np.abs(scaled)), 1.5 * threshold) / threshold * bins_to_threshold))
+    edges = np.arange(-reach, reach + 1) * threshold / bins_to_threshold
+    for panel, dimension, column in zip(axes, EMOTION_DIMENSIONS, scaled.T, strict=True):
+        rated = column[~np.isnan(column)]
+        over = np.abs(rated) > threshold
+        panel.hist([rated[~over], rated[over]], bins=edges, stacked=True, color=[_KEPT, _LEFT_OUT])
+        for sign in (-1, 1):
+            panel.axvline(sign * threshold, color="#4d4d4d", linewidth=1.2, linestyle="--")
+        panel.set_title(f"{dimension}: {over.mean():.1%} over ±{threshold:g} std")
+        panel.set_xlabel("residual (standard deviations)")
+        panel.grid(axis="x", visible=False)
+    axes[0].set_ylabel("utterances")
+    return figure
+
+
+def draw_learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Training loss and validation CCC against epochs, a line a system; a dot marks the best validation CCC.
+
+    Args:
+        logs: each system's `training_log.json`: one entry an epoch.
+    """
+    from matplotlib.figure import Figure
+
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
+    panels = figure.subplots(2, 2).ravel()
+    curves = {"train_loss": "training loss (distillation included)"}
+    curves.update((f"eval_ccc_{dimension}", f"validation CCC, {dimension}") for dimension in EMOTION_DIMENSIONS)
+    for panel, (key, title) in zip(panels, curves.items(), strict=True):
+        for system, log in logs.items():
+            epochs, values = [entry["epoch"] for entry in log], [entry[key] for entry in log]
+            best = max(range(len(log)), key=lambda index: log[index]["eval_ccc"])
+            style = {"color": _COLOURS[system], "linestyle": _LINE_STYLES[system]}
+            panel.plot(epochs, values, linewidth=1.8, label=SYSTEMS[system], **style)
+            panel.plot(epochs[best], values[best], marker="o", markersize=6, color=_COLOURS[system])
+        panel.set_title(title)
+    panels[0].set_yscale("log")
+    for panel in panels[2:]:
+        panel.set_xlabel("epoch")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_valence(scores: Mapping[str, Mapping[str, float | None]], kept: str | None) -> Figure:
+    """Valence CCC of every system on validation and test, with the gap between fine-tuned baseline and teacher.
+
+    Args:
+        scores: for each system that was run, its valence CCC by split.
+        kept: the system that `student/` holds, if any.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MultipleLocator
+
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    panel = figure.subplots()
+    known = [value for splits in scores.values() for value in splits.values() if value is not None]
+    panel.set_xlim(min([0.0, *known]) - 0.05, 1.0)
+    baseline, teacher = (scores.get(system, {}).get("test") for system in ("finetune", "teacher"))
+    if baseline is not None and teacher is not None and teacher > baseline:
+        panel.axvspan(baseline, teacher, color="#f0e442", alpha=0.35, linewidth=0, label="the gap on test")
+    for row, system in enumerate(SYSTEMS):
+        if system not in scores:
+            panel.text(0.01, row, "not run", color="#7f7f7f", va="center")
+            continue
+        validation, test = (scores[system].get(split) for split in ("validation", "test"))
+        colour = _COLOURS[system]
+        if validation is not None:
+            panel.plot(validation, row, marker="o", markersize=9, markerfacecolor="white", color=colour, linestyle="")
+        if test is not None:
+            panel.plot(test, row, marker="o", markersize=9, color=colour)
+            panel.text(1.01, row, format_number(test), transform=panel.get_yaxis_transform(), va="center")
+    panel.text(1.01, -0.85, "test", transform=panel.get_yaxis_transform(), va="center")
+    panel.plot([], [], marker="o", markersize=9, color="#4d4d4d", linestyle="", label="test")
+    panel.plot(
+        [], [], marker="o", markersize=9, markerfacecolor="white", color="#4d4d4d", linestyle="", label="validation"
+    )
+    names = [f"{name} (kept)" if system == kept else name for system, name in SYSTEMS.items()]
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.xaxis.set_major_locator(MultipleLocator(0.1))
+    panel.set_xlabel("valence CCC")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def format_number(value: float | None) -> str:
+    """Three decimals; `n/a` for what is undefined."""
+    return "n/a" if value is None else f"{value:.3f}"

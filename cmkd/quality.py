@@ -1,0 +1,69 @@
+"""How good the teacher is on each utterance (Eq. 8 of arXiv 2112.00158): pure functions of tensors."""
+
+import torch
+
+
+def fit_residuals(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Residuals of a least-squares line from the teacher's predictions to the labels (Eq. 8).
+
+    In each dimension, w and b minimise the squares of r_i = w p_i + b - y_i over the rated utterances. They are meant to
+    be fitted, and taken, on the training split.
+
+    Args:
+        predictions: (n, dims) of the teacher.
+        labels: (n, dims); NaN means "not rated".
+
+    Returns:
+        (n, dims) in fp64; NaN where the label is. Where all predictions are the same, the line is flat at the mean label.
+
+    Raises:
+        ValueError: the shapes differ, a prediction is not finite, or a dimension has fewer than two rated utterances.
+    """
+    if predictions.shape != labels.shape or predictions.ndim != 2:
+        raise ValueError(
+            f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must have the same shape, (n, dims)."
+        )
+    if not predictions.isfinite().all():
+        row = int((~predictions.isfinite()).any(1).nonzero()[0])
+        raise ValueError(f"predictions[{row}] = {predictions[row].tolist()}: every prediction must be finite.")
+    rated = ~labels.isnan()
+    count = rated.sum(0)
+    if (count < 2).any():
+        raise ValueError(f"Rated utterances a dimension: {count.tolist()}; a line needs at least 2 in each.")
+    predictions, labels = predictions.double(), labels.double()
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return values.masked_fill(~rated, 0.0).sum(0) / count
+
+    mean_predictions, mean_labels = mean(predictions), mean(labels)
+    centred = predictions - mean_predictions
+    variance = mean(centred.square())
+    slope = mean(centred * (labels - mean_labels)) / torch.where(variance > 0, variance, torch.ones_like(variance))
+    return slope * centred + mean_labels - labels
+
+
+def residual_std(residuals: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of the residuals of each dimension about 0, their mean by construction: (n, dims) -> (dims,)."""
+    return residuals.square().nanmean(0).sqrt()
+
+
+def quality_weights(residuals: torch.Tensor, threshold: float = 2.0) -> torch.Tensor:
+    """The paper's hard rule for which utterances the student learns from the teacher.
+
+    Args:
+        residuals: (n, dims) of `fit_residuals`; NaN where an utterance is not rated, which then does not count against it.
+        threshold: in standard deviations of each dimension's residuals.
+
+    Returns:
+        (n,): 0 where |r| exceeds the threshold in any dimension, 1 elsewhere.
+
+    Raises:
+        ValueError: the threshold is not above 0.
+
+    >>> quality_weights(torch.tensor([[1.0], [-1.0], [1.0], [-1.0], [9.0]]), threshold=2.0)
+    tensor([1., 1., 1., 1., 0.])
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold={threshold!r}: must be above 0, in standard deviations; the paper's is 2.")
+    poor = residuals.abs() > threshold * residual_std(residuals)
+    return (~poor.any(-1)).to(torch.get_default_dtype())

@@ -1,0 +1,123 @@
+"""Recipes: YAML files that name every setting of a training run."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cmkd.losses import Distance
+
+Stage = Literal["audio", "text", "teacher", "finetune", "ts", "cts"]
+
+
+class Recipe(BaseModel):
+    """Every setting of a run of `train_distill.py`; the defaults are the paper's.
+
+    Encoders are Hub names or folders; one that begins with `./` or `../` is a folder relative to the recipe's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    corpus: dict[str, Any] = Field(description="`name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`.")
+    output_dir: str = Field(description="Folder of the run.")
+    stages: list[Stage] = Field(
+        default=["audio", "text", "teacher", "finetune", "ts", "cts"], description="Which stages to run."
+    )
+    overwrite: bool = Field(default=False, description="Repeat stages that are already complete.")
+    seed: int = Field(default=0, ge=0, description="Of initial weights, dropout and the order of the batches.")
+
+    student_speech_encoder: str = Field(default="facebook/hubert-base-ls960", description="Of the audio-only systems.")
+    teacher_speech_encoder: str = Field(default="facebook/hubert-large-ll60k", description="Of the teacher; frozen.")
+    text_encoder: str = Field(default="bert-base-uncased", description="Of the teacher; frozen.")
+    models_dir: str | None = Field(default=None, description="Folder that holds encoders under their Hub names.")
+    num_trainable_layers: int = Field(default=6, ge=-1, description="Top layers of the student's encoder; -1 all.")
+    use_weighted_layer_sum: bool = Field(default=False, description="Learn which layers to listen to.")
+
+    batch_size: int = Field(default=32, ge=1, description="Utterances a training step and device.")
+    num_epochs: int = Field(default=50, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    encoder_learning_rate_factor: float = Field(default=0.25, gt=0, le=1)
+    plateau_factor: float = Field(default=0.75, gt=0, lt=1, description="What the learning rate is multiplied by.")
+    plateau_patience: int = Field(default=2, ge=0, description="Epochs without a better validation CCC before that.")
+    dataloader_workers: int = Field(default=0, ge=0)
+
+    distillation_weight: float = Field(default=30.0, ge=0, description="lambda of Eq. 7.")
+    embedding_distance: Distance = Field(default="norm", description="How L_STU is taken; see cmkd.embedding_distance.")
+    residual_threshold: float = Field(default=2.0, gt=0, description="In standard deviations; over it, left out.")
+    kept_student: Literal["better", "ts", "cts"] = Field(
+        default="better", description="Which stage `student/` is; `better` by mean CCC on validation."
+    )
+
+
+def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and puts command-line arguments over it.
+
+    Args:
+        path: a YAML file.
+        arguments: `--key value`, `--key=value`, `--flag`, `--list a b`, and `--corpus.key value` for a setting of the
+            corpus. A relative path on the command line is relative to the current folder.
+
+    Raises:
+        ValueError: the file is no mapping, or a key is unknown (the nearest name is suggested) or has a wrong value.
+        FileNotFoundError: there is no such recipe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {str(path)!r}; recipes/ of the project holds some.")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("corpus", {}), dict):
+        raise ValueError(f"{path}: a recipe is a mapping of settings to values, and so is its corpus.")
+    for key, value in settings.items():
+        if key.endswith("_encoder") and str(value).startswith(("./", "../")):
+            settings[key] = str((path.parent / value).resolve())
+    for key, value in parse_arguments(arguments).items():
+        if key.startswith("corpus."):
+            settings.setdefault("corpus", {})[key.removeprefix("corpus.")] = value
+        else:
+            settings[key] = value
+    for key in settings:
+        if key not in Recipe.model_fields:
+            raise ValueError(f"{path}: there is no setting {key!r}.{_nearest(key, Recipe.model_fields)}")
+    if isinstance(settings.get("stages"), str):
+        settings["stages"] = [settings["stages"]]
+    try:
+        return Recipe(**settings)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in problem['loc'])} = {problem['input']!r}: {problem['msg']}"
+            if problem["type"] != "missing"
+            else f"  {'.'.join(str(part) for part in problem['loc'])} is missing"
+            for problem in error.errors()
+        ]
+        raise ValueError("\n".join([f"{path}: these settings are wrong:", *lines])) from None
+
+
+def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """`["--seed", "1", "--stages", "ts", "cts"]` -> `{"seed": 1, "stages": ["ts", "cts"]}`; values are read as YAML.
+
+    Raises:
+        ValueError: a value stands before the first key.
+    """
+    collected: dict[str, list[Any]] = {}
+    key = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, value = argument.removeprefix("--").partition("=")
+            key = key.replace("-", "_")
+            collected[key] = [yaml.safe_load(value)] if equals else []
+        elif key is None:
+            raise ValueError(f"{argument!r}: expected --key value.")
+        else:
+            collected[key].append(yaml.safe_load(argument))
+    return {key: True if not values else values[0] if len(values) == 1 else values for key, values in collected.items()}
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

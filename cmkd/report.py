@@ -1,0 +1,342 @@
+"""The report of a run: what each stage of the method is worth, in one page that a person reads.
+
+`write_report` reads only what the run left in its output folder, so a report can be written again at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmkd.evaluation import read_predictions
+from cmkd.figures import (
+    SYSTEMS,
+    draw_learning_curves,
+    draw_predictions,
+    draw_residuals,
+    draw_valence,
+    figure_style,
+    format_number,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SPLITS = ("validation", "test")
+
+
+def write_report(output_dir: str | os.PathLike[str]) -> Path:
+    """Write `report.md` and `figures/*.png` from what a run left in its output folder.
+
+    Reads `results.json`; for the systems in it `predictions/<system>_test.parquet` and `<system>/training_log.json`;
+    and, if it has an entry `conditioning`, `conditioning/train.parquet` with the columns id, residual_activation,
+    residual_valence, residual_dominance (unit interval, NaN where not rated) and weight (0 = left out). A stage that was
+    not run is shown as such. `results["corpus"]["caveat"]`, what to keep in mind about such speech or weights, goes to
+    the top.
+
+    Args:
+        output_dir: the run's folder.
+
+    Returns:
+        The path of `report.md`.
+
+    Raises:
+        FileNotFoundError: if one of these files is missing; the message names it.
+        ValueError: if one of them cannot be read or lacks a field; the message names both.
+    """
+    folder = Path(output_dir)
+    results = _read_json(folder / "results.json")
+    _require_fields(folder / "results.json", results, ("corpus", "seed", "versions", "systems"))
+    (folder / "figures").mkdir(exist_ok=True)
+    with figure_style():
+        sections = [
+            _run_section(results),
+            _systems_section(results, folder),
+            _gap_section(results),
+            _teacher_section(results),
+            _conditioning_section(results, folder),
+            _predictions_section(results, folder),
+            _learning_section(results, folder),
+        ]
+    report = folder / "report.md"
+    report.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return report
+
+
+def format_systems(results: Mapping[str, Any]) -> str:
+    """The table of systems as plain text for a terminal, the kept student marked with an asterisk.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    header = ["CCC", *(f"{initial} {split}" for split in _SPLITS for initial in "AVD")]
+    rows = [header, *_system_rows(results, kept=" *")]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    if "student" in results:
+        lines.append(f"* the student that is kept: {results['student']['reason']}")
+    return "\n".join(lines)
+
+
+def valence_gap_closed(results: Mapping[str, Any], student: str) -> float | None:
+    """The share of the valence gap on the test split that a student closes.
+
+    (student - finetune) / (teacher - finetune), all valence CCC: 0 is as good as the same network fine-tuned without a
+    teacher, 1 as good as the teacher, which also reads the words; below 0 the teacher did harm.
+
+    Args:
+        results: the content of `results.json`.
+        student: `"ts"` or `"cts"`.
+
+    Returns:
+        The share; None if one of the three has no score, or if there is no gap: the teacher is not above the baseline.
+    """
+    teacher, baseline, distilled = (
+        _score(results, name, "test", "valence") for name in ("teacher", "finetune", student)
+    )
+    if teacher is None or baseline is None or distilled is None or teacher <= baseline:
+        return None
+    return (distilled - baseline) / (teacher - baseline)
+
+
+def _run_section(results: Mapping[str, Any]) -> str:
+    corpus = results["corpus"]
+    parts = [f"# Report: {corpus['name']} {corpus['version']}, seed {results['seed']}"]
+    if corpus.get("caveat"):
+        parts.append(f"> **Note:** {corpus['caveat']}")
+    sizes = [
+        [split, f"{utterances:,}", f"{corpus['hours'][split]:.2f}", f"{corpus['speakers'][split]:,}"]
+        for split, utterances in corpus["utterances"].items()
+    ]
+    parts.append(_table(["split", "utterances", "hours", "speakers"], sizes))
+    low, high = corpus["label_scale"]
+    skipped = ", ".join(f"{count:,} ({reason})" for reason, count in corpus["skipped"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    parts.append(
+        f"Labels are rated from {low:g} to {high:g}; every number below is computed on the unit interval (0 = {low:g}, "
+        f"1 = {high:g}). Utterances skipped: {skipped or 'none'}. Versions: {versions}."
+    )
+    return "\n\n".join(parts)
+
+
+def _systems_section(results: Mapping[str, Any], folder: Path) -> str:
+    header = ["system", *(f"{initial} {split}" for split in _SPLITS for initial in "AVD")]
+    parts = [
+        "## What each stage is worth",
+        "Concordance correlation coefficient (CCC; 1 is perfect) of activation (A), valence (V) and dominance (D) over the "
+        "whole split.",
+        _table(header, _system_rows(results, kept=" (kept)")),
+    ]
+    if "student" in results:
+        student = results["student"]
+        parts.append(f"`student/` holds the {SYSTEMS[student['stage']]}: {student['reason']}.")
+    scores = {
+        system: {split: _score(results, system, split, "valence") for split in _SPLITS} for system in results["systems"]
+    }
+    figure = draw_valence(scores, kept=_kept(results))
+    parts.append(_save(figure, folder, "valence", "Valence CCC of every system on validation and test."))
+    return "\n\n".join(parts)
+
+
+def _gap_section(results: Mapping[str, Any]) -> str:
+    heading = "## How much of the valence gap is closed (test)"
+    teacher, baseline = (_score(results, system, "test", "valence") for system in ("teacher", "finetune"))
+    if teacher is None or baseline is None:
+        return f"{heading}\n\nNot known: that takes both the teacher and the fine-tuned baseline, scored on the test split."
+    if teacher > baseline:
+        verdict = (
+            f"The teacher, which also reads the words, is {teacher - baseline:.3f} above the same speech encoder fine-tuned "
+            f"without a teacher ({teacher:.3f} against {baseline:.3f}). Gap closed is (student - fine-tuned) / (teacher - "
+            "fine-tuned)."
+        )
+    else:
+        verdict = (
+            f"There is no gap to close: the teacher ({teacher:.3f}) is not above the same speech encoder fine-tuned without "
+            f"a teacher ({baseline:.3f})."
+        )
+    rows = []
+    for system in ("ts", "cts"):
+        valence, closed = _score(results, system, "test", "valence"), valence_gap_closed(results, system)
+        if valence is None:
+            cells = [_absent(results, system)] * 3
+        elif closed is None:
+            cells = [format_number(valence), f"{valence - baseline:+.3f}", "no gap"]
+        else:
+            share = f"{closed:.1%}" if closed >= 0 else f"{closed:.1%}: worse than without a teacher"
+            cells = [format_number(valence), f"{valence - baseline:+.3f}", share]
+        rows.append([_label(results, system, kept=" (kept)"), *cells])
+    return "\n\n".join([heading, verdict, _table(["student", "valence CCC", "against fine-tuned", "gap closed"], rows)])
+
+
+def _teacher_section(results: Mapping[str, Any]) -> str:
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    heading = "## How well the teacher fits its own training split"
+    if "train" not in results["systems"].get("teacher", {}):
+        return f"{heading}\n\nNot run."
+    rows = [
+        [
+            name,
+            *(
+                format_number(_score(results, "teacher", "train", dimension, metric))
+                for dimension in EMOTION_DIMENSIONS
+            ),
+        ]
+        for metric, name in (("ccc", "CCC"), ("pearson", "Pearson"))
+    ]
+    return "\n\n".join(
+        [
+            heading,
+            "As in Table 1 of the paper. CCC is Pearson's correlation times a factor of at most 1 for shifted or squeezed "
+            "predictions (Eq. 4): the closer the two rows, the less of the teacher's error a straight line could mend.",
+            _table(["teacher, train", *EMOTION_DIMENSIONS], rows),
+        ]
+    )
+
+
+def _conditioning_section(results: Mapping[str, Any], folder: Path) -> str:
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    heading = "## Which utterances cT/S leaves out"
+    if "conditioning" not in results:
+        return f"{heading}\n\nNot run."
+    conditioning = results["conditioning"]
+    threshold = conditioning["residual_threshold"]
+    std = [conditioning["residual_std"][dimension] for dimension in EMOTION_DIMENSIONS]
+    residuals, weights = _read_residuals(folder / "conditioning" / "train.parquet")
+    left_out = int((weights == 0).sum())
+    over = np.abs(residuals) > threshold * np.asarray(std)
+    share = over.sum(axis=0) / np.maximum((~np.isnan(residuals)).sum(axis=0), 1)
+    rows = [
+        ["residual, standard deviation", *(format_number(value) for value in std)],
+        [f"over {threshold:g} standard deviations", *(f"{value:.1%}" for value in share)],
+    ]
+    return "\n\n".join(
+        [
+            heading,
+            f"On {left_out:,} of {len(weights):,} training utterances ({left_out / len(weights):.1%}) the teacher is more than "
+            f"{threshold:g} standard deviations off in at least one dimension. They are left out of the distillation term "
+            "and stay in the emotion loss.",
+            _table(["training split", *EMOTION_DIMENSIONS], rows),
+            _save(
+                draw_residuals(residuals, weights, std, threshold),
+                folder,
+                "residuals",
+                "Residuals of the line from the teacher's predictions to the labels (Eq. 8); dashed: the threshold.",
+            ),
+        ]
+    )
+
+
+def _predictions_section(results: Mapping[str, Any], folder: Path) -> str:
+    systems = [
+        system for system in ("teacher", "finetune", "ts", "cts") if "test" in results["systems"].get(system, {})
+    ]
+    heading = "## Prediction against label (test)"
+    if not systems:
+        return f"{heading}\n\nNot run."
+    predictions = {system: read_predictions(folder / "predictions" / f"{system}_test.parquet") for system in systems}
+    ccc = {system: results["systems"][system]["test"]["ccc"] for system in systems}
+    caption = "Each dot is an utterance of the test split; on the dashed line prediction and label agree."
+    return f"{heading}\n\n{_save(draw_predictions(predictions, ccc), folder, 'predictions', caption)}"
+
+
+def _learning_section(results: Mapping[str, Any], folder: Path) -> str:
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    heading = "## Learning curves"
+    fields = ["epoch", "train_loss", "eval_ccc", *(f"eval_ccc_{dimension}" for dimension in EMOTION_DIMENSIONS)]
+    logs = {}
+    for system in SYSTEMS:
+        if system in results["systems"]:
+            path = folder / system / "training_log.json"
+            logs[system] = _read_json(path)
+            if not logs[system]:
+                raise ValueError(f"{path} holds no epoch: train the stage again")
+            for entry in logs[system]:
+                _require_fields(path, entry, fields)
+    if not logs:
+        return f"{heading}\n\nNot run."
+    caption = "Dots mark the epoch with the best mean validation CCC. The loss of T/S and cT/S includes the distillation term."
+    return f"{heading}\n\n{_save(draw_learning_curves(logs), folder, 'learning_curves', caption)}"
+
+
+def _system_rows(results: Mapping[str, Any], kept: str) -> list[list[str]]:
+    """A row for each system, run or not: its name, CCC of A, V, D on validation, and on test."""
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    rows = []
+    for system in SYSTEMS:
+        scores = [_score(results, system, split, dimension) for split in _SPLITS for dimension in EMOTION_DIMENSIONS]
+        cells = [_absent(results, system) if score is None else format_number(score) for score in scores]
+        rows.append([_label(results, system, kept), *cells])
+    return rows
+
+
+def _score(results: Mapping[str, Any], system: str, split: str, dimension: str, metric: str = "ccc") -> float | None:
+    """One number out of `results.json`; None where the system was not run, not scored on the split, or has no value."""
+    splits = results["systems"].get(system, {})
+    return splits[split][metric][dimension] if split in splits else None
+
+
+def _absent(results: Mapping[str, Any], system: str) -> str:
+    """What a table says in place of a score that is None."""
+    return format_number(None) if system in results["systems"] else "not run"
+
+
+def _kept(results: Mapping[str, Any]) -> str | None:
+    return results["student"]["stage"] if "student" in results else None
+
+
+def _label(results: Mapping[str, Any], system: str, kept: str) -> str:
+    """The name of a system, followed by `kept` if it is the student to keep."""
+    return SYSTEMS[system] + (kept if system == _kept(results) else "")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _save(figure: Figure, folder: Path, name: str, caption: str) -> str:
+    """Write a figure into the run's folder and return the Markdown that shows it."""
+    figure.savefig(folder / "figures" / f"{name}.png")
+    return f"![{caption}](figures/{name}.png)\n\n{caption}"
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: run the stage that writes it, then the report")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): run the stage that writes it again") from error
+
+
+def _require_fields(path: Path, entry: Mapping[str, Any], fields: Iterable[str]) -> None:
+    missing = [field for field in fields if field not in entry]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(entry)}")
+
+
+def _read_residuals(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The residuals (n, 3), NaN where not rated, and the quality weights (n,)."""
+    import pyarrow.parquet as pq
+
+    from configuration_cmkd import EMOTION_DIMENSIONS
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: run the stage cts, which writes it, then the report")
+    table = pq.read_table(path)
+    names = [f"residual_{dimension}" for dimension in EMOTION_DIMENSIONS]
+    _require_fields(path, {name: None for name in table.column_names}, [*names, "weight"])
+    return np.column_stack([table[name].to_numpy() for name in names]), table["weight"].to_numpy()

@@ -1,0 +1,76 @@
+"""The trainer of teacher and student."""
+
+import torch
+from transformers import EvalPrediction, ProgressCallback, Trainer
+
+from cmkd.evaluation import evaluate_predictions
+from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
+from cmkd.training_args import CMKDTrainingArguments
+
+
+class CMKDTrainer(Trainer):
+    """A `Trainer` whose loss is Eq. 7 and whose metrics are those of the whole split.
+
+    It trains any model that returns `logits` (batch, dims) and `embeddings` (batch, size). A batch holds the model's
+    inputs, `labels` (batch, dims) with NaN where not rated, and for a student also `teacher_embeddings` (batch, size) and
+    `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone.
+    """
+
+    args: CMKDTrainingArguments
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("compute_metrics", split_metrics)
+        super().__init__(*args, **kwargs)
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(EpochProgress)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept."""
+        inputs = dict(inputs)
+        labels, teacher, weights = (inputs.pop(name, None) for name in ("labels", "teacher_embeddings", "quality_weights"))
+        outputs = model(**inputs)
+        loss = ccc_loss(outputs["logits"], labels)
+        if teacher is not None:
+            distance = embedding_distance(outputs["embeddings"], teacher, self.args.embedding_distance)
+            loss = loss + self.args.distillation_weight * weighted_mean(distance, weights)
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model=None):
+        """Adam with two learning rates; Trainer's own has one."""
+        if self.optimizer is None:
+            head: list[torch.nn.Parameter] = []
+            encoder: list[torch.nn.Parameter] = []
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    (encoder if "speech_encoder.encoder." in name else head).append(parameter)
+            rate = self.args.learning_rate
+            groups = [{"params": head, "lr": rate}]
+            if encoder:
+                groups.append({"params": encoder, "lr": rate * self.args.encoder_learning_rate_factor})
+            self.optimizer = torch.optim.Adam(groups, betas=(self.args.adam_beta1, self.args.adam_beta2))
+        return self.optimizer
+
+
+def split_metrics(evaluation: EvalPrediction) -> dict[str, float]:
+    """Loss and CCC over the whole split; `loss` takes the place of Trainer's mean over batches."""
+    logits = evaluation.predictions[0]
+    scores = evaluate_predictions(logits, evaluation.label_ids)["ccc"]
+    ccc = {name: value for name, value in scores.items() if value is not None}  # None: nobody rated this dimension
+    mean = sum(ccc.values()) / len(ccc)
+    return {"loss": 1 - mean, "ccc": mean} | {f"ccc_{name}": value for name, value in ccc.items()}
+
+
+class EpochProgress(ProgressCallback):
+    """Trainer's progress bar, with one readable line an epoch."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and logs and "eval_ccc" in logs:
+            loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), float("nan"))
+            scores = "  ".join(
+                f"{name.removeprefix('eval_ccc_')} {value:.3f}"
+                for name, value in logs.items()
+                if name.startswith("eval_ccc_")
+            )
+            epoch = f"epoch {state.epoch:3.0f}/{args.num_train_epochs:.0f}"
+            self.training_bar.write(f"  {epoch}  training loss {loss:7.4f}  validation CCC  {scores}")

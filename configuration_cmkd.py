@@ -1,0 +1,181 @@
+"""Configurations of the CMKD teacher and student.
+
+This file travels to the Hub with every checkpoint, beside `modeling_cmkd.py`. It imports transformers and nothing else.
+"""
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+EMOTION_DIMENSIONS = ("activation", "valence", "dominance")
+"""The order of the three outputs, everywhere."""
+
+WAVEFORM_ENCODERS = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
+"""Model types of the speech encoders that take `input_values`, a waveform."""
+
+SPECTROGRAM_ENCODERS = ("whisper",)
+"""Model types of the speech encoders that take `input_features`, a log-mel spectrogram."""
+
+
+class _CMKDConfig(PreTrainedConfig):
+    """What teacher and student share: the network of Figure 1 of arXiv 2112.00158 and the scale of its outputs."""
+
+    has_no_defaults_at_init = True
+    sub_configs = {"speech_config": AutoConfig}
+
+    def __init__(
+        self,
+        speech_config=None,
+        gru_hidden_size=128,
+        gru_num_layers=2,
+        embedding_size=128,
+        num_trainable_layers=0,
+        use_weighted_layer_sum=False,
+        label_scale=(0.0, 1.0),
+        label_mean=(0.0, 0.0, 0.0),
+        label_std=(1.0, 1.0, 1.0),
+        **kwargs,
+    ):
+        self.speech_config = _sub_config("speech_config", speech_config)
+        self.gru_hidden_size = gru_hidden_size
+        self.gru_num_layers = gru_num_layers
+        self.embedding_size = embedding_size
+        self.num_trainable_layers = num_trainable_layers
+        self.use_weighted_layer_sum = use_weighted_layer_sum
+        self.label_scale = [float(value) for value in label_scale]
+        self.label_mean = [float(value) for value in label_mean]
+        self.label_std = [float(value) for value in label_std]
+        kwargs["id2label"] = dict(enumerate(EMOTION_DIMENSIONS))
+        kwargs["label2id"] = {name: index for index, name in enumerate(EMOTION_DIMENSIONS)}
+        kwargs["problem_type"] = "regression"
+        kwargs.pop("num_labels", None)
+        super().__init__(**kwargs)
+        self._check_fields()
+
+    def _check_fields(self):
+        for name in ("gru_hidden_size", "gru_num_layers", "embedding_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: must be a whole number of at least 1.")
+        if len(self.label_scale) != 2 or not self.label_scale[0] < self.label_scale[1]:
+            raise ValueError(f"label_scale={self.label_scale}: must be [minimum, maximum], for example [1, 7].")
+        for name in ("label_mean", "label_std"):
+            if len(getattr(self, name)) != len(EMOTION_DIMENSIONS):
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: must hold one value for each of {', '.join(EMOTION_DIMENSIONS)}."
+                )
+        if min(self.label_std) <= 0:
+            raise ValueError(f"label_std={self.label_std}: every value must be above 0.")
+        if self.speech_config is None:
+            return
+        known = WAVEFORM_ENCODERS + SPECTROGRAM_ENCODERS
+        if self.speech_config.model_type not in known:
+            raise ValueError(
+                f"speech_config.model_type={self.speech_config.model_type!r}: must be one of {', '.join(known)}."
+            )
+        if getattr(self.speech_config, "add_adapter", False):
+            raise ValueError("speech_config.add_adapter=True is not supported: pass add_adapter=False.")
+        layers = self.speech_config.num_hidden_layers
+        if not isinstance(self.num_trainable_layers, int) or not -1 <= self.num_trainable_layers <= layers:
+            raise ValueError(
+                f"num_trainable_layers={self.num_trainable_layers!r}: must be between 0 (frozen) and {layers}, "
+                "the encoder's number of layers, or -1 (all of the encoder)."
+            )
+
+    @property
+    def speech_input_name(self) -> str:
+        """`"input_values"` (a waveform) or `"input_features"` (a log-mel spectrogram): what the encoder takes."""
+        return "input_features" if self.speech_config.model_type in SPECTROGRAM_ENCODERS else "input_values"
+
+    def to_label_scale(self, logits):
+        """Converts outputs from the unit interval to the scale of the corpus that the model was trained on.
+
+        Args:
+            logits: a number, array or tensor on the unit interval, 0 being the scale's minimum and 1 its maximum.
+
+        Returns:
+            The same on `label_scale`; MSP-Podcast's is 1 to 7, so that 0.5 becomes 4.
+
+        >>> CMKDStudentConfig(label_scale=(1, 7)).to_label_scale(0.5)
+        4.0
+        """
+        minimum, maximum = self.label_scale
+        return logits * (maximum - minimum) + minimum
+
+
+class CMKDTeacherConfig(_CMKDConfig):
+    """Configuration of [`CMKDTeacherModel`]: speech and text, or one of the two (rows 3 to 9 of the paper's Table 2).
+
+    Args:
+        speech_config (`PreTrainedConfig` or `dict`, *optional*):
+            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper. None: the teacher only reads.
+        text_config (`PreTrainedConfig` or `dict`, *optional*):
+            The text encoder, any that `AutoModel` loads. None: the teacher only hears.
+        gru_hidden_size (`int`, *optional*, defaults to 128):
+            Hidden units of the GRU that sums up each modality.
+        gru_num_layers (`int`, *optional*, defaults to 2):
+            Layers of that GRU.
+        embedding_size (`int`, *optional*, defaults to 128):
+            Size of the utterance embedding e (Eq. 1 and 2). Teacher and student must agree in it.
+        num_trainable_layers (`int`, *optional*, defaults to 0):
+            How many of the speech encoder's top layers train: 0 is a frozen encoder, 6 the paper's fine-tuning, -1 all of
+            the encoder, convolutions included. The text encoder is always frozen.
+        use_weighted_layer_sum (`bool`, *optional*, defaults to `False`):
+            Feed the GRU a learnt softmax-weighted sum of the encoder's input and all of its layers, instead of the last.
+        label_scale (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
+            Minimum and maximum of the corpus's rating scale, used by [`~_CMKDConfig.to_label_scale`].
+        label_mean (`tuple[float, float, float]`, *optional*, defaults to `(0.0, 0.0, 0.0)`):
+            Mean of the training labels on the unit interval. The prediction network works on standardised labels; its
+            output times `label_std` plus `label_mean` is on the unit interval.
+        label_std (`tuple[float, float, float]`, *optional*, defaults to `(1.0, 1.0, 1.0)`):
+            Standard deviation of the training labels on the unit interval.
+
+    Raises:
+        ValueError: a field is out of its range, or both encoders are absent.
+    """
+
+    model_type = "cmkd_teacher"
+    sub_configs = {"speech_config": AutoConfig, "text_config": AutoConfig}
+
+    def __init__(self, speech_config=None, text_config=None, **kwargs):
+        self.text_config = _sub_config("text_config", text_config)
+        super().__init__(speech_config=speech_config, **kwargs)
+
+    def _check_fields(self):
+        if self.speech_config is None and self.text_config is None:
+            raise ValueError("speech_config and text_config are both None: a teacher needs at least one encoder.")
+        super()._check_fields()
+
+
+class CMKDStudentConfig(_CMKDConfig):
+    """Configuration of [`CMKDStudentModel`], which only hears. Defaults to HuBERT Base, the paper's student.
+
+    Args:
+        speech_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `HubertConfig()`):
+            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper.
+        kwargs:
+            The other fields, their meaning and defaults are those of [`CMKDTeacherConfig`], less `text_config`.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    model_type = "cmkd_student"
+
+    def __init__(self, speech_config=None, **kwargs):
+        super().__init__(speech_config={"model_type": "hubert"} if speech_config is None else speech_config, **kwargs)
+
+
+def _sub_config(name, value):
+    """A sub-configuration from what `config.json` holds (a dict), what a user passes (a config), or None."""
+    if value is None or isinstance(value, PreTrainedConfig):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={value!r}: must be a configuration or a dict of one.")
+    if value.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(f"{name}['model_type']={value.get('model_type')!r}: must name a model type of transformers.")
+    fields = {key: field for key, field in value.items() if key != "model_type"}
+    return CONFIG_MAPPING[value["model_type"]](**fields)
+
+
+CMKDTeacherConfig.register_for_auto_class()
+CMKDStudentConfig.register_for_auto_class()

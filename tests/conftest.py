@@ -1,0 +1,21 @@
+"""What every test shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# pytest reads this file before anything imports a Hugging Face library: a test that would download fails at once instead.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with real weights and corpora: $CMKD_SHARED, else `shared` beside the checkout.
+
+    It is no part of the repository, so the tests that ask for it are skipped where it is absent.
+    """
+    folder = Path(os.environ.get("CMKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set CMKD_SHARED to a folder with data/ and models/")
+    return folder

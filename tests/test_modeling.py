@@ -1,0 +1,510 @@
+"""Teacher and student: batch invariance, equality with the stock encoders, freezing, saving and loading."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    BertConfig,
+    Data2VecAudioConfig,
+    HubertConfig,
+    T5Config,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    pipeline,
+)
+
+from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
+from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel, GRUSummarizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning"),  # the stock WavLM's
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),  # not in 5.17
+]
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": (16,) * 7,
+    "num_conv_pos_embedding_groups": 4,
+    "initializer_range": 0.2,  # large enough for the attention to matter
+}
+LARGE_KIND = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+WAVEFORM_CONFIGS = {
+    "hubert": HubertConfig(**SMALL),
+    "hubert-stable": HubertConfig(**SMALL, **LARGE_KIND),
+    "wav2vec2": Wav2Vec2Config(**SMALL),
+    "wav2vec2-stable": Wav2Vec2Config(**SMALL, **LARGE_KIND),
+    "wavlm": WavLMConfig(**SMALL),
+    "wavlm-stable": WavLMConfig(**SMALL, **LARGE_KIND),
+    "data2vec": Data2VecAudioConfig(**SMALL),
+}
+WHISPER = WhisperConfig(
+    d_model=32,
+    encoder_layers=3,
+    encoder_attention_heads=4,
+    encoder_ffn_dim=48,
+    decoder_layers=1,
+    decoder_attention_heads=4,
+    decoder_ffn_dim=8,
+    num_mel_bins=80,
+    vocab_size=20,
+    pad_token_id=0,
+    bos_token_id=0,
+    eos_token_id=0,
+    decoder_start_token_id=0,
+    init_std=0.2,
+)
+TEXT = BertConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+ALL_CONFIGS = WAVEFORM_CONFIGS | {"whisper": WHISPER}
+
+
+def student(speech_config, **config) -> CMKDStudentModel:
+    torch.manual_seed(0)
+    return CMKDStudentModel(CMKDStudentConfig(speech_config=speech_config, **config)).eval()
+
+
+def utterances(model, seconds=(1.3, 0.61, 0.2)) -> list[dict[str, torch.Tensor]]:
+    """Utterances of different lengths, as the model takes them, unpadded."""
+    generator = torch.Generator().manual_seed(1)
+    if model.config.speech_input_name == "input_features":
+        return [
+            {"input_features": torch.randn(1, model.config.speech_config.num_mel_bins, int(s * 100), generator=generator)}
+            for s in seconds
+        ]
+    return [{"input_values": torch.randn(1, int(s * 16000) + 7, generator=generator)} for s in seconds]
+
+
+def padded(items: list[dict[str, torch.Tensor]], longest: int) -> dict[str, torch.Tensor]:
+    """A batch whose padding is filled with noise: the mask alone says what is real."""
+    name = next(iter(items[0]))
+    lengths = [item[name].shape[-1] for item in items]
+    shape = (len(items), *items[0][name].shape[1:-1], longest)
+    batch = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(len(items), longest, dtype=torch.long)
+    for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
+        batch[row, ..., :length] = item[name][0]
+        mask[row, :length] = 1
+    return {name: batch, "attention_mask": mask}
+
+
+def assert_batch_invariant(model):
+    items = utterances(model)
+    name = next(iter(items[0]))
+    longest = 2 * items[0][name].shape[-1]
+    with torch.no_grad():
+        alone = torch.cat([model(**item).logits for item in items])
+        batch = model(**padded(items, longest)).logits
+        reverse = model(**padded(items[::-1], longest)).logits.flip(0)
+    assert alone.std(0).max() > 1e-3  # the utterances differ, so that equality says something
+    torch.testing.assert_close(batch, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(reverse, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ALL_CONFIGS)
+@pytest.mark.parametrize("weighted", [False, True], ids=["last-layer", "weighted-sum"])
+def test_an_utterance_scores_the_same_alone_padded_and_in_any_order(name, weighted):
+    assert_batch_invariant(student(ALL_CONFIGS[name], use_weighted_layer_sum=weighted))
+
+
+@pytest.mark.parametrize("name", ["hubert-base", "whisper-tiny"])
+def test_batch_invariance_at_real_size(name):
+    config = HubertConfig() if name == "hubert-base" else WhisperConfig()  # whose defaults are these two
+    config.update({"initializer_range": 0.05, "init_std": 0.05})
+    assert_batch_invariant(student(config))
+
+
+def test_batch_invariance_of_real_whisper_weights(shared_dir):
+    torch.manual_seed(0)
+    model = CMKDStudentModel.from_pretrained_encoder(str(shared_dir / "models/openai/whisper-tiny.en"))
+    assert_batch_invariant(model)
+
+
+@pytest.mark.parametrize("name", WAVEFORM_CONFIGS)
+def test_one_utterance_is_encoded_as_the_stock_encoder_does(name):
+    model = student(WAVEFORM_CONFIGS[name])
+    waves = utterances(model)[0]["input_values"]
+    with torch.no_grad():
+        hidden, mask = model.speech_encoder(waves)
+        stock = model.speech_encoder.encoder(waves).last_hidden_state
+    assert mask.all()
+    torch.testing.assert_close(hidden, stock, atol=1e-4, rtol=1e-4)
+
+
+def test_thirty_seconds_are_encoded_as_the_stock_whisper_does():
+    model = student(WHISPER)
+    features = torch.randn(1, 80, 3000)
+    with torch.no_grad():
+        hidden, _ = model.speech_encoder(features)
+        stock = model.speech_encoder.encoder(features).last_hidden_state
+    torch.testing.assert_close(hidden, stock, atol=1e-5, rtol=0)
+
+
+def test_weighted_sum_starts_as_the_mean_of_all_hidden_states():
+    model = student(WAVEFORM_CONFIGS["hubert"], use_weighted_layer_sum=True)
+    waves = utterances(model)[0]["input_values"]
+    with torch.no_grad():
+        hidden, _ = model.speech_encoder(waves)
+        states = model.speech_encoder.encoder(waves, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(hidden, torch.stack(states).mean(0), atol=1e-4, rtol=1e-4)
+
+
+def test_the_gru_is_read_at_the_last_real_frame():
+    """Oracle: the cell's equations (torch.nn.GRU's documentation) in two loops, on the real frames only."""
+    torch.manual_seed(0)
+    summarizer = GRUSummarizer(5, 4, 2)
+    features, lengths = torch.randn(3, 7, 5), [7, 1, 4]
+    mask = torch.tensor([[position < length for position in range(7)] for length in lengths])
+    expected = []
+    for utterance, length in zip(features, lengths, strict=True):
+        states = [torch.zeros(4), torch.zeros(4)]
+        for frame in utterance[:length]:
+            inputs = frame
+            for layer in range(2):
+                weights = {name: getattr(summarizer.gru, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+                from_input = (weights["weight_ih"] @ inputs + weights["bias_ih"]).chunk(3)
+                from_state = (weights["weight_hh"] @ states[layer] + weights["bias_hh"]).chunk(3)
+                reset = torch.sigmoid(from_input[0] + from_state[0])
+                update = torch.sigmoid(from_input[1] + from_state[1])
+                new = torch.tanh(from_input[2] + reset * from_state[2])
+                inputs = states[layer] = (1 - update) * new + update * states[layer]
+        expected.append(states[1])
+    torch.testing.assert_close(summarizer(features, mask), torch.stack(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ALL_CONFIGS)
+def test_the_network_is_the_one_of_the_paper(name):
+    """Eq. 2 by hand from the encoder's output; the outputs go from standardised labels to the unit interval."""
+    model = student(ALL_CONFIGS[name], label_mean=(0.1, 0.2, 0.3), label_std=(0.5, 2.0, 1.0), label_scale=(1, 7))
+    item = utterances(model)[0]
+    with torch.no_grad():
+        output = model(**item)
+        hidden, _ = model.speech_encoder(next(iter(item.values())))
+        summary = model.speech_summarizer.gru(hidden)[0][:, -1]
+        embedding = summary @ model.projection.weight.T + model.projection.bias
+        standardized = embedding @ model.prediction.weight.T + model.prediction.bias
+    assert (model.speech_summarizer.gru.hidden_size, model.speech_summarizer.gru.num_layers) == (128, 2)
+    assert output.embeddings.shape == (1, 128)
+    torch.testing.assert_close(output.embeddings, embedding)
+    torch.testing.assert_close(output.logits, standardized * torch.tensor([0.5, 2.0, 1.0]) + torch.tensor([0.1, 0.2, 0.3]))
+    torch.testing.assert_close(model.config.to_label_scale(output.logits), 1 + 6 * output.logits)
+
+
+@pytest.mark.parametrize("name", ALL_CONFIGS)
+def test_stored_features_take_the_place_of_speech(name):
+    model = student(ALL_CONFIGS[name], num_trainable_layers=1)
+    batch = padded(utterances(model), 2 * max(next(iter(item.values())).shape[-1] for item in utterances(model)))
+    with torch.no_grad():
+        features, mask = model.extract_speech_features(batch[model.config.speech_input_name], batch["attention_mask"])
+        torch.testing.assert_close(
+            model(speech_features=features, attention_mask=mask).logits, model(**batch).logits, atol=1e-6, rtol=0
+        )
+
+
+def test_num_trainable_layers_says_what_trains():
+    counts = {}
+    for layers in (0, 1, 3, -1):
+        model = student(WAVEFORM_CONFIGS["hubert"], num_trainable_layers=layers)
+        trained = {name for name, parameter in model.speech_encoder.encoder.named_parameters() if parameter.requires_grad}
+        counts[layers] = {name.split(".")[2] for name in trained if name.startswith("encoder.layers.")}
+        assert ("feature_extractor.conv_layers.0.conv.weight" in trained) == (layers == -1)
+        assert "masked_spec_embed" not in trained
+        model.train()
+        model(**padded(utterances(model), 40000)).logits.sum().backward()
+        got_gradient = {n for n, p in model.speech_encoder.encoder.named_parameters() if p.grad is not None}
+        assert got_gradient == trained
+    assert counts == {0: set(), 1: {"2"}, 3: {"0", "1", "2"}, -1: {"0", "1", "2"}}
+
+
+def test_frozen_parts_stay_deterministic_in_training():
+    config = HubertConfig(**SMALL, hidden_dropout=0.5, feat_proj_dropout=0.5, layerdrop=0.9)
+    model = student(config, num_trainable_layers=1)
+    waves = utterances(model)[0]["input_values"]
+    expected, _ = model.extract_speech_features(waves)
+    for part in (model, model.speech_encoder, model):
+        part.train()
+        torch.testing.assert_close(model.extract_speech_features(waves)[0], expected, atol=0, rtol=0)
+    assert not torch.equal(model(input_values=waves).logits, model(input_values=waves).logits)  # dropout above it
+    assert model.speech_encoder.layers[2].training and not model.speech_encoder.layers[1].training
+    assert not model.eval().speech_encoder.layers[2].training
+
+
+def teacher(speech=True, text=True, text_config=TEXT, **config) -> CMKDTeacherModel:
+    torch.manual_seed(0)
+    return CMKDTeacherModel(
+        CMKDTeacherConfig(
+            speech_config=WAVEFORM_CONFIGS["hubert"] if speech else None, text_config=text_config if text else None, **config
+        )
+    ).eval()
+
+
+def test_the_teacher_joins_both_modalities_and_does_not_see_padding():
+    model = teacher()
+    waves = padded(utterances(model), 30000)
+    ids = torch.tensor([[2, 7, 8, 9, 3], [2, 3, 0, 0, 0], [2, 5, 3, 11, 12]])  # the second has no words
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    with torch.no_grad():
+        batch = model(**waves, input_ids=ids, text_attention_mask=mask)
+        alone = [
+            model(**item, input_ids=row[None, :length])
+            for item, row, length in zip(utterances(model), ids, mask.sum(1), strict=True)
+        ]
+        speech, text = model.extract_speech_features(**{"inputs": waves["input_values"], "attention_mask": waves["attention_mask"]}), model.extract_text_features(ids, mask)
+        stored = model(
+            speech_features=speech[0], attention_mask=speech[1], text_features=text[0], text_attention_mask=text[1]
+        )
+    assert model.projection.in_features == 256
+    torch.testing.assert_close(batch.logits, torch.cat([output.logits for output in alone]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(stored.logits, batch.logits, atol=1e-6, rtol=0)
+
+
+def test_a_teacher_may_read_only_and_any_encoder_serves():
+    encoder_decoder = T5Config(vocab_size=40, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+    for config in (TEXT, encoder_decoder):
+        model = teacher(speech=False, text_config=config)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[2, 7, 3]])).logits
+        assert logits.isfinite().all() and logits.shape == (1, 3)
+        assert not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_a_folder_loads_elsewhere_without_this_package(kind, tmp_path):
+    model = student(WAVEFORM_CONFIGS["wavlm"], num_trainable_layers=1, label_scale=(1, 7)) if kind == "student" else teacher()
+    inputs = {"input_values": utterances(model)[0]["input_values"]}
+    if kind == "teacher":
+        inputs["input_ids"] = torch.tensor([[2, 7, 3]])
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".py", ".safetensors"}
+    with torch.no_grad():
+        expected = model(**inputs)
+    np.savez(tmp_path / "inputs.npz", **{name: value.numpy() for name, value in inputs.items()})
+    code = f"""
+import json, sys
+import numpy as np, torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+folder = {str(folder)!r}
+inputs = {{name: torch.from_numpy(value) for name, value in np.load({str(tmp_path / "inputs.npz")!r}).items()}}
+found = {{"config": AutoConfig.from_pretrained(folder, trust_remote_code=True).id2label}}
+for auto in (AutoModel, AutoModelForAudioClassification):
+    model = auto.from_pretrained(folder, trust_remote_code=True)
+    trainable = sum(parameter.requires_grad for parameter in model.speech_encoder.encoder.parameters())
+    again = folder + "-" + auto.__name__
+    model.save_pretrained(again)
+    with torch.no_grad():
+        logits = [auto.from_pretrained(path, trust_remote_code=True)(**inputs).logits for path in (folder, again)]
+    found[auto.__name__] = [value.tolist() for value in logits] + [trainable, model.training]
+found["extractor"] = type(AutoFeatureExtractor.from_pretrained(folder)).__name__
+found["leaked"] = [name for name in sys.modules if name.split(".")[0] in ("cmkd", "modeling_cmkd")]
+print(json.dumps(found))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert list(found["config"].values()) == list(EMOTION_DIMENSIONS)
+    assert found["extractor"] == "Wav2Vec2FeatureExtractor" and found["leaked"] == []
+    trainable = sum(parameter.requires_grad for parameter in model.speech_encoder.encoder.parameters())
+    for auto in ("AutoModel", "AutoModelForAudioClassification"):
+        first, second, still_trainable, training = found[auto]
+        assert first == [pytest.approx(row, abs=1e-6) for row in expected.logits.tolist()] and second == first
+        assert (still_trainable, training) == (trainable, False)
+
+
+def whisper_extractor() -> WhisperFeatureExtractor:
+    return WhisperFeatureExtractor(feature_size=80, return_attention_mask=True)
+
+
+@pytest.mark.parametrize("name", ["hubert", "whisper"])
+def test_the_stock_pipeline_gives_the_regression_values(name, tmp_path):
+    model = student(ALL_CONFIGS[name])
+    model.save_pretrained(tmp_path)
+    extractor = whisper_extractor() if name == "whisper" else Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    extractor.save_pretrained(tmp_path)
+    generator = np.random.default_rng(0)
+    waves = [generator.normal(size=samples).astype(np.float32) for samples in (20007, 9000)]
+    # The stock extractors on the speech alone; Whisper's, cut to the real frames: silence must not be scored.
+    with torch.no_grad():
+        expected = []
+        for wave in waves:
+            if name == "whisper":
+                mels = whisper_extractor()(wave, sampling_rate=16000, return_tensors="pt", return_attention_mask=False)
+                inputs = {"input_features": mels["input_features"][:, :, : -(-len(wave) // 160)]}
+            else:
+                inputs = {"input_values": torch.from_numpy((wave - wave.mean()) / np.sqrt(wave.var() + 1e-7))[None]}
+            expected.append(model(**inputs).logits[0])
+    for batch_size in (1, 2):
+        score = pipeline("audio-classification", model=str(tmp_path), trust_remote_code=True, batch_size=batch_size)
+        for wave, answer in zip(waves, expected, strict=True):
+            answers = score([{"array": wave, "sampling_rate": 16000} for wave in waves])
+        for found, answer in zip(answers, expected, strict=True):
+            found = {entry["label"]: entry["score"] for entry in found}
+            assert [found[dimension] for dimension in EMOTION_DIMENSIONS] == pytest.approx(answer.tolist(), abs=1e-5)
+
+
+def saved_student(folder: Path, damage) -> Path:
+    student(WAVEFORM_CONFIGS["hubert"]).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    damage(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForAudioClassification, CMKDStudentModel])
+@pytest.mark.parametrize("tensor", ["prediction.weight", "speech_summarizer.gru.weight_ih_l0", "speech_encoder.encoder.encoder.layers.0.final_layer_norm.bias"])
+def test_a_checkpoint_without_some_weight_is_refused(auto, tensor, tmp_path):
+    folder = saved_student(tmp_path, lambda weights: weights.pop(tensor))
+    with pytest.raises(ValueError, match=f"missing {tensor}.*from_pretrained_encoder"):
+        auto.from_pretrained(folder, **({} if auto is CMKDStudentModel else {"trust_remote_code": True}))
+
+
+def test_a_checkpoint_with_a_misshaped_head_is_refused(tmp_path):
+    def shrink(weights):
+        weights["prediction.weight"] = weights["prediction.weight"][:1].clone()
+
+    with pytest.raises(ValueError, match="of another shape prediction.weight"):
+        AutoModel.from_pretrained(saved_student(tmp_path, shrink), trust_remote_code=True)
+
+
+def test_weights_that_are_not_safetensors_are_refused(tmp_path):
+    model = student(WAVEFORM_CONFIGS["hubert"])
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises((OSError, ValueError), match="safetensors"):
+        CMKDStudentModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="safetensors only"):
+        CMKDStudentModel.from_pretrained(tmp_path, use_safetensors=False)
+
+
+@pytest.mark.parametrize("name", ["hubert", "whisper"])
+def test_encoders_load_from_a_folder(name, tmp_path):
+    torch.manual_seed(3)
+    stock = AutoModel.from_config(ALL_CONFIGS[name])
+    stock.half().save_pretrained(tmp_path / "speech")
+    AutoModel.from_config(TEXT).save_pretrained(tmp_path / "text")
+    encoder = stock.float().get_encoder() if name == "whisper" else stock.float()
+    model = CMKDTeacherModel.from_pretrained_encoders(
+        str(tmp_path / "speech"), str(tmp_path / "text"), label_scale=(1, 5), label_mean=(0.4, 0.5, 0.6)
+    )
+    loaded = model.speech_encoder.encoder.state_dict()
+    assert loaded.keys() == encoder.state_dict().keys()
+    assert all(torch.equal(loaded[key], value.float()) for key, value in encoder.state_dict().items())
+    assert model.dtype == torch.float32 and not model.training
+    assert (model.config.label_scale, model.config.label_mean) == ([1.0, 5.0], [0.4, 0.5, 0.6])
+    again = CMKDStudentModel.from_pretrained_encoder(str(tmp_path / "speech"), num_trainable_layers=1)
+    assert any(parameter.requires_grad for parameter in again.speech_encoder.encoder.parameters())
+
+
+def test_an_incomplete_encoder_is_refused(tmp_path):
+    stock = AutoModel.from_config(WAVEFORM_CONFIGS["hubert"])
+    stock.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("encoder.layers.1.attention.k_proj.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks encoder\.layers\.1\.attention\.k_proj\.weight"):
+        CMKDStudentModel.from_pretrained_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_loads_and_answers_in_fp32(dtype, tmp_path):
+    model = student(WAVEFORM_CONFIGS["hubert"])
+    model.save_pretrained(tmp_path)
+    item = utterances(model)[0]
+    half = CMKDStudentModel.from_pretrained(tmp_path, dtype=dtype)
+    with torch.no_grad():
+        logits = half(**item).logits
+        assert half.dtype == dtype and logits.dtype == torch.float32
+        torch.testing.assert_close(logits, model(**item).logits, atol=0.05, rtol=0.05)
+
+
+def test_initial_weights_survive_a_save_and_depend_on_the_seed_only():
+    first, second = student(WAVEFORM_CONFIGS["hubert"]), student(WAVEFORM_CONFIGS["hubert"])
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    for module, fan_in in ((first.projection, 128), (first.prediction, 128), (first.speech_summarizer.gru, 128)):
+        values = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+        assert values.abs().max() <= fan_in**-0.5
+        assert values.std() == pytest.approx(fan_in**-0.5 / 3**0.5, rel=0.1)  # uniform
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_trainable_layers": 4}, "num_trainable_layers=4: must be between 0 .* and 3"),
+        ({"num_trainable_layers": -2}, "num_trainable_layers=-2"),
+        ({"label_scale": (7, 1)}, r"label_scale=\[7.0, 1.0\]: must be \[minimum, maximum\]"),
+        ({"label_std": (1, 0, 1)}, "label_std=.*above 0"),
+        ({"label_mean": (1, 0)}, "label_mean=.*one value for each of activation, valence, dominance"),
+        ({"embedding_size": 0}, "embedding_size=0"),
+        ({"speech_config": TEXT}, "speech_config.model_type='bert': must be one of hubert"),
+        ({"speech_config": {"model_type": "hubertt"}}, r"speech_config\['model_type'\]='hubertt'"),
+        ({"speech_config": "facebook/hubert-base-ls960"}, "must be a configuration or a dict"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value_and_rule(fields, message):
+    with pytest.raises(ValueError, match=message):
+        CMKDStudentConfig(**{"speech_config": WAVEFORM_CONFIGS["hubert"]} | fields)
+
+
+def test_a_teacher_needs_an_encoder():
+    with pytest.raises(ValueError, match="at least one encoder"):
+        CMKDTeacherConfig()
+
+
+def test_wrong_inputs_are_refused():
+    model, both = student(WAVEFORM_CONFIGS["hubert"]), teacher()
+    wave = torch.randn(1, 16000)
+    with pytest.raises(ValueError, match="came as nothing: .* takes input_values"):
+        model()
+    with pytest.raises(ValueError, match="came as input_features: .*hubert.* takes input_values"):
+        model(input_features=torch.randn(1, 80, 100))
+    with pytest.raises(ValueError, match="pass input_ids"):
+        both(input_values=wave)
+    with pytest.raises(ValueError, match="attention_mask has padding before real positions"):
+        model(input_values=wave, attention_mask=torch.cat([torch.zeros(1, 10), torch.ones(1, 15990)], 1))
+    with pytest.raises(ValueError, match="text_attention_mask has padding before"):
+        both(input_values=wave, input_ids=torch.tensor([[2, 3]]), text_attention_mask=torch.tensor([[0, 1]]))
+    with pytest.raises(ValueError, match="Utterance 1 of the batch is shorter than one frame"):
+        mask = torch.ones(2, 16000, dtype=torch.long)
+        mask[1, 100:] = 0
+        model(input_values=wave.repeat(2, 1), attention_mask=mask)
+    with pytest.raises(ValueError, match="3002 frames: this Whisper encoder takes at most 3000 .30 s"):
+        student(WHISPER)(input_features=torch.randn(1, 80, 3002))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    gradients = []
+    for checkpointing in (False, True):
+        config = HubertConfig(**SMALL, hidden_dropout=0, attention_dropout=0, activation_dropout=0, feat_proj_dropout=0)
+        model = student(config, num_trainable_layers=2)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train()
+        model(**utterances(model)[0]).logits.sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_the_whisper_extractor_that_is_saved_masks_the_silence(tmp_path):
+    whisper_extractor().save_pretrained(tmp_path)
+    inputs = AutoFeatureExtractor.from_pretrained(tmp_path)(np.ones(1601, np.float32), sampling_rate=16000)
+    assert np.sum(inputs["attention_mask"][0]) == 1601  # over samples; the model takes every 160th
+
+
+def test_submodules_are_plain_torch():
+    assert isinstance(student(WAVEFORM_CONFIGS["hubert"]).speech_summarizer.gru, nn.GRU)

@@ -1,0 +1,210 @@
+"""Cross-modal conditional teacher-student training (arXiv 2112.00158), end to end.
+
+    python train_distill.py recipes/demo.yaml
+    accelerate launch train_distill.py recipes/demo.yaml --seed 1 --output_dir runs/demo_1 --stages teacher cts
+
+Stages, in order: `audio` (frozen speech encoder), `text`, `teacher` (both, frozen), `finetune` (audio-only, top layers
+trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (the same, but only where the teacher is judged
+good). A stage that is complete in the output folder is not repeated. See cmkd/recipe.py for the settings.
+"""
+
+import gc
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict
+from transformers import AutoFeatureExtractor, AutoTokenizer, set_seed
+
+from cmkd.collator import collate_utterances
+from cmkd.corpora import load_corpus
+from cmkd.corpora.schema import SPLITS
+from cmkd.evaluation import write_predictions
+from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset, frozen_features
+from cmkd.quality import fit_residuals, quality_weights
+from cmkd.recipe import Recipe, load_recipe
+from cmkd.report import systems_table, write_report
+from cmkd.run_folder import (
+    SYSTEMS,
+    mark_stage_complete,
+    read_conditioning,
+    stage_is_complete,
+    write_conditioning,
+    write_json,
+    write_results,
+)
+from cmkd.trainer import CMKDTrainer
+from cmkd.training_args import CMKDTrainingArguments, plateau_schedule
+from configuration_cmkd import EMOTION_DIMENSIONS
+from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
+
+
+def main(arguments: list[str]) -> None:
+    recipe = load_recipe(arguments[0], arguments[1:])
+    run = Path(recipe.output_dir)
+    with PartialState().main_process_first():
+        corpus = load_corpus(**recipe.corpus)
+    say(corpus.report)
+    for stage in SYSTEMS:
+        if stage not in recipe.stages:
+            continue
+        if not recipe.overwrite and stage_is_complete(run, stage, recipe):
+            say(f"\n{stage}: complete, not repeated")
+            continue
+        train_stage(stage, recipe, corpus, run)
+        PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        results = write_results(run, corpus.report.to_dict(), recipe)
+        report = write_report(run)
+        say(f"\n{systems_table(results)}\n\nReport: {report}")
+
+
+def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> None:
+    """Trains one system, evaluates it on every split, and saves its checkpoint and predictions."""
+    say(f"\n{stage}")
+    folder = run / stage
+    set_seed(recipe.seed)
+    labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS if split in corpus}
+    model, feature_extractor, tokenizer = build_model(stage, recipe, labels["train"], corpus["train"]["label_scale"][0])
+    model.to(PartialState().device)
+    datasets = {}
+    for split in labels:
+        columns = input_columns(model, corpus[split], feature_extractor, tokenizer, run / "cache")
+        datasets[split] = UtteranceDataset(columns | {"labels": labels[split]})
+    ids = {split: list(corpus[split]["id"]) for split in labels}
+    training = datasets["train"]
+    if stage in ("ts", "cts"):
+        embeddings, weights = read_conditioning(run, ids["train"])
+        weights = weights if stage == "cts" else np.ones_like(weights)
+        training = UtteranceDataset(training.columns | {"teacher_embeddings": embeddings, "quality_weights": weights})
+
+    trainer = CMKDTrainer(
+        model=model,
+        args=training_arguments(recipe, folder),
+        train_dataset=training,
+        eval_dataset=datasets["validation"],
+        data_collator=collate_utterances,
+    )
+    trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+
+    for split, dataset in datasets.items():
+        (logits, embeddings), _, _ = trainer.predict(dataset)
+        if trainer.is_world_process_zero():
+            write_predictions(run / "predictions" / f"{stage}_{split}.parquet", ids[split], logits, labels[split])
+            if stage == "teacher" and split == "train":
+                residuals = fit_residuals(torch.from_numpy(logits), torch.from_numpy(labels[split]))
+                weights = quality_weights(residuals, recipe.residual_threshold)
+                write_conditioning(run, ids[split], embeddings, residuals.numpy(), weights.numpy())
+    if trainer.is_world_process_zero():
+        model.save_pretrained(folder)
+        for processor in (feature_extractor, tokenizer):
+            if processor is not None:
+                processor.save_pretrained(folder)
+        write_json(folder / "training_log.json", training_log(trainer.state.log_history))
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        mark_stage_complete(run, stage, recipe)
+    del trainer, model
+    gc.collect()
+
+
+def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]):
+    """The model of a stage with pretrained encoders, its feature extractor and its tokenizer (None where it has none)."""
+    config: dict[str, Any] = {
+        "label_scale": label_scale,
+        "label_mean": np.nanmean(train_labels, axis=0).tolist(),
+        "label_std": np.nanstd(train_labels, axis=0).tolist(),
+        "use_weighted_layer_sum": recipe.use_weighted_layer_sum,
+    }
+    speech, text = None, None
+    if stage in ("text", "teacher"):
+        text = locate(recipe.text_encoder, recipe.models_dir)
+        speech = locate(recipe.teacher_speech_encoder, recipe.models_dir) if stage == "teacher" else None
+        model = CMKDTeacherModel.from_pretrained_encoders(speech, text, **config)
+    else:
+        speech = locate(recipe.student_speech_encoder, recipe.models_dir)
+        layers = 0 if stage == "audio" else recipe.num_trainable_layers
+        model = CMKDStudentModel.from_pretrained_encoder(speech, num_trainable_layers=layers, **config)
+    return (
+        model,
+        speech and AutoFeatureExtractor.from_pretrained(speech, return_attention_mask=True),
+        text and AutoTokenizer.from_pretrained(text),
+    )
+
+
+def input_columns(model, rows: Dataset, feature_extractor, tokenizer, cache: Path) -> dict[str, Any]:
+    """What the model is fed with: the stored output of its frozen parts, or their inputs where nothing is frozen."""
+    columns: dict[str, Any] = {}
+    with PartialState().main_process_first():
+        if feature_extractor is not None:
+            inputs, encoder = SpeechInputs(rows, feature_extractor), model.speech_encoder
+            if encoder.num_trainable_layers == -1:
+                columns[model.config.speech_input_name] = inputs
+            else:
+                settings = (encoder.num_frozen_layers, model.config.use_weighted_layer_sum, feature_extractor.to_dict())
+                columns["speech_features"] = frozen_features(
+                    cache, rows, inputs, encoder, model.extract_speech_features, settings, "speech"
+                )
+        if tokenizer is not None:
+            columns["text_features"] = frozen_features(
+                cache, rows, TextInputs(rows, tokenizer), model.text_encoder, model.extract_text_features, "", "text"
+            )
+    return columns
+
+
+def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
+    return CMKDTrainingArguments(
+        output_dir=str(folder),
+        seed=recipe.seed,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        num_train_epochs=recipe.num_epochs,
+        learning_rate=recipe.learning_rate,
+        encoder_learning_rate_factor=recipe.encoder_learning_rate_factor,
+        lr_scheduler_kwargs=plateau_schedule(recipe.plateau_factor, recipe.plateau_patience),
+        distillation_weight=recipe.distillation_weight,
+        embedding_distance=recipe.embedding_distance,
+        dataloader_num_workers=recipe.dataloader_workers,
+    )
+
+
+def unit_interval_labels(rows: Dataset) -> np.ndarray:
+    """Labels (n, 3) on the unit interval, NaN where not rated."""
+    minimum, maximum = rows["label_scale"][0]
+    values = np.stack([np.array(rows[name], dtype=np.float32) for name in EMOTION_DIMENSIONS], axis=1)
+    return (values - minimum) / (maximum - minimum)
+
+
+def locate(name: str, models_dir: str | None) -> str:
+    """The folder of an encoder in `models_dir`, if it is there; else its name as given."""
+    folder = Path(models_dir or "") / name
+    return str(folder) if models_dir is not None and folder.is_dir() else name
+
+
+def training_log(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """One entry an epoch from Trainer's history, which has one for training and one for validation."""
+    epochs: dict[float, dict[str, float]] = {}
+    for entry in history:
+        if "loss" in entry or "eval_ccc" in entry:
+            row = epochs.setdefault(entry["epoch"], {"epoch": entry["epoch"]})
+            row |= {"train_loss": entry["loss"], "learning_rate": entry["learning_rate"]} if "loss" in entry else {}
+            row |= {key: value for key, value in entry.items() if key == "eval_loss" or key.startswith("eval_ccc")}
+    return list(epochs.values())
+
+
+def say(text: Any) -> None:
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        sys.exit(__doc__)
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"train_distill: {error}")
