@@ -8,9 +8,9 @@ trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (th
 good). A stage that is complete in the output folder is not repeated. See cmkd/recipe.py for the settings.
 """
 
-import gc
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,22 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import AutoFeatureExtractor, AutoTokenizer, set_seed
+from transformers.utils import logging as transformers_logging
 
 from cmkd.collator import collate_utterances
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import write_predictions
 from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset, frozen_features
-from cmkd.quality import fit_residuals, quality_weights
 from cmkd.recipe import Recipe, load_recipe
-from cmkd.report import systems_table, write_report
+from cmkd.report import format_systems, write_report
 from cmkd.run_folder import (
     SYSTEMS,
-    mark_stage_complete,
+    mark_stage,
     read_conditioning,
     stage_is_complete,
     write_conditioning,
+    write_embeddings,
     write_json,
     write_results,
 )
@@ -46,27 +47,34 @@ from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 def main(arguments: list[str]) -> None:
     recipe = load_recipe(arguments[0], arguments[1:])
     run = Path(recipe.output_dir)
+    transformers_logging.disable_progress_bar()
     with PartialState().main_process_first():
         corpus = load_corpus(**recipe.corpus)
     say(corpus.report)
     for stage in SYSTEMS:
-        if stage not in recipe.stages:
-            continue
-        if not recipe.overwrite and stage_is_complete(run, stage, recipe):
-            say(f"\n{stage}: complete, not repeated")
-            continue
-        train_stage(stage, recipe, corpus, run)
+        if stage in recipe.stages:
+            if not recipe.overwrite and stage_is_complete(run, stage, recipe):
+                say(f"\n{stage}: complete, not repeated")
+            else:
+                train_stage(stage, recipe, corpus, run)
+        if stage == "teacher" and stage in recipe.stages and PartialState().is_main_process:
+            write_conditioning(run, recipe.residual_threshold)
         PartialState().wait_for_everyone()
     if PartialState().is_main_process:
         results = write_results(run, corpus.report.to_dict(), recipe)
         report = write_report(run)
-        say(f"\n{systems_table(results)}\n\nReport: {report}")
+        say(f"\n{format_systems(results)}\n\nReport: {report}")
 
 
 def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> None:
     """Trains one system, evaluates it on every split, and saves its checkpoint and predictions."""
     say(f"\n{stage}")
-    folder = run / stage
+    started, folder = time.monotonic(), run / stage
+    if PartialState().is_main_process:
+        if recipe.overwrite:
+            shutil.rmtree(folder, ignore_errors=True)
+        mark_stage(run, stage, recipe, complete=False)
+    PartialState().wait_for_everyone()
     set_seed(recipe.seed)
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS if split in corpus}
     model, feature_extractor, tokenizer = build_model(stage, recipe, labels["train"], corpus["train"]["label_scale"][0])
@@ -96,20 +104,15 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
         if trainer.is_world_process_zero():
             write_predictions(run / "predictions" / f"{stage}_{split}.parquet", ids[split], logits, labels[split])
             if stage == "teacher" and split == "train":
-                residuals = fit_residuals(torch.from_numpy(logits), torch.from_numpy(labels[split]))
-                weights = quality_weights(residuals, recipe.residual_threshold)
-                write_conditioning(run, ids[split], embeddings, residuals.numpy(), weights.numpy())
+                write_embeddings(run, ids[split], embeddings)
     if trainer.is_world_process_zero():
-        model.save_pretrained(folder)
-        for processor in (feature_extractor, tokenizer):
-            if processor is not None:
-                processor.save_pretrained(folder)
+        for part in (model, feature_extractor, tokenizer):
+            if part is not None:
+                part.save_pretrained(folder)
         write_json(folder / "training_log.json", training_log(trainer.state.log_history))
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        mark_stage_complete(run, stage, recipe)
-    del trainer, model
-    gc.collect()
+        mark_stage(run, stage, recipe, complete=True, seconds=time.monotonic() - started)
 
 
 def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]):
@@ -169,6 +172,8 @@ def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
         distillation_weight=recipe.distillation_weight,
         embedding_distance=recipe.embedding_distance,
         dataloader_num_workers=recipe.dataloader_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=not sys.stderr.isatty(),
     )
 
 

@@ -44,12 +44,12 @@ class AudioError(ValueError):
 def read_audio(audio: str | os.PathLike[str] | bytes | dict[str, Any], sampling_rate: int = 16000) -> np.ndarray:
     """Reads an utterance as one channel at a given rate.
 
-    The length of an MP3 file of variable bit rate is taken from its Xing header, which all usual encoders write; without
-    one libsndfile may stop early.
+    The length of an MP3 file of variable bit rate is taken from its Xing header, which all usual encoders write;
+    without one libsndfile may stop early.
 
     Args:
-        audio (`str`, path, `bytes` or `dict`): A file, the content of a file, or `{"bytes": ..., "path": ...}` as in the
-            column `audio` of a corpus, where the bytes come first unless they are None.
+        audio (`str`, path, `bytes` or `dict`): A file, the content of a file, or `{"bytes": ..., "path": ...}` as in
+            the column `audio` of a corpus, where the bytes come first unless they are None.
         sampling_rate (`int`, *optional*, defaults to 16000): Of the result, in Hz.
 
     Returns:
@@ -111,9 +111,10 @@ def _name_and_content(audio: str | os.PathLike[str] | bytes | dict[str, Any]) ->
 @contextmanager
 def _opened(name: str, content: str | bytes) -> Iterator[soundfile.SoundFile]:
     """Opens a sound file whose header keeps what it promises."""
-    if isinstance(content, str) and not os.path.isfile(content):
-        raise AudioError(name, "missing file", "no file is there")
-    size = len(content) if isinstance(content, bytes) else os.path.getsize(content)
+    try:
+        size = len(content) if isinstance(content, bytes) else Path(content).stat().st_size
+    except (OSError, ValueError) as error:
+        raise AudioError(name, "missing file", str(error)) from error
     if size == 0:
         raise AudioError(name, "empty audio", "the file has no bytes")
     try:

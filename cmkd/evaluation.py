@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+_PREDICTED = [f"predicted_{dimension}" for dimension in EMOTION_DIMENSIONS]
 
 
 def evaluate_predictions(predictions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    r"""Score one system on one split: CCC, Pearson correlation and mean absolute error, a dimension each.
+    r"""Scores one system on one split: CCC, Pearson correlation and mean absolute error, a dimension each.
 
     With population moments (denominator $n$, the utterances that are rated in the dimension), in fp64,
 
     $$\mathrm{CCC} = \frac{2\,\mathrm{cov}(p, y)}{\mathrm{var}(p) + \mathrm{var}(y) + (\bar p - \bar y)^2}.$$
 
-    Where the predictions or the labels of a dimension are constant, a single utterance included, there is no covariance:
-    CCC is 0, even if both are the same constant, and Pearson is undefined. `cmkd.concordance_cc` holds to the same rule.
+    Where the predictions or the labels of a dimension are constant, a single utterance included, there is no
+    covariance: CCC is 0, even if both are the same constant, as with `cmkd.concordance_cc`, and Pearson is undefined.
 
     Args:
         predictions: (n, 3), finite.
@@ -38,17 +44,13 @@ def evaluate_predictions(predictions: np.ndarray, labels: np.ndarray) -> dict[st
         ValueError: if the shapes differ or are not (n, 3) with n > 0, if a prediction is not finite, or if a label is
             infinite.
 
-    Example:
-        >>> import numpy as np
-        >>> labels = np.array([[0.0, 0.2, 0.5], [0.5, 0.4, 0.5], [1.0, np.nan, 0.5]])
-        >>> scores = evaluate_predictions(np.array([[0.0, 0.2, 0.1], [0.5, 0.4, 0.5], [1.0, 0.9, 0.9]]), labels)
-        >>> scores["n"], scores["ccc"]
-        (3, {'activation': 1.0, 'valence': 1.0, 'dominance': 0.0})
-        >>> scores["pearson"]["dominance"] is None
-        True
+    >>> labels = np.array([[0.0, 0.2, 0.5], [0.5, 0.4, 0.5], [1.0, np.nan, 0.5]])
+    >>> scores = evaluate_predictions(np.array([[0.0, 0.2, 0.1], [0.5, 0.4, 0.5], [1.0, 0.9, 0.9]]), labels)
+    >>> scores["n"], scores["ccc"]
+    (3, {'activation': 1.0, 'valence': 1.0, 'dominance': 0.0})
+    >>> scores["pearson"]
+    {'activation': 1.0, 'valence': 1.0, 'dominance': None}
     """
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
     predictions = np.asarray(predictions, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.float64)
     expected = len(EMOTION_DIMENSIONS)
@@ -87,7 +89,7 @@ def _agreement(prediction: np.ndarray, label: np.ndarray) -> tuple[float | None,
 
 
 def _require_none(bad: np.ndarray, values: np.ndarray, rule: str) -> None:
-    """Raise ValueError with the first offending value, if `bad` (n, 3) marks any."""
+    """Raises ValueError with the first offending value, if `bad` (n, 3) marks any."""
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(f"{rule}; got {values[row, column]} in row {row}, column {column} ({bad.sum()} such values)")
@@ -111,7 +113,7 @@ class Predictions:
 def write_predictions(
     path: str | os.PathLike[str], ids: Sequence[str], predictions: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Write a Parquet file with the columns id, predicted_activation, …, activation, … (float64).
+    """Writes a Parquet file with the columns id, predicted_activation, …, activation, … (float64).
 
     The file appears whole or not at all: it is written beside its place and renamed. Missing folders are made.
 
@@ -124,18 +126,14 @@ def write_predictions(
     Raises:
         ValueError: if the three do not describe the same n utterances in three dimensions.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
     expected = (len(ids), len(EMOTION_DIMENSIONS))
     if predictions.shape != expected or labels.shape != expected:
         raise ValueError(
-            f"{len(ids)} ids ask for predictions and labels of shape {expected}; got {predictions.shape} and {labels.shape}"
+            f"predictions and labels of {len(ids)} ids must have shape {expected}; "
+            f"got {predictions.shape} and {labels.shape}"
         )
     columns: dict[str, Any] = {"id": pa.array(list(ids), pa.string())}
-    for names, values in ((_predicted_columns(), predictions), (EMOTION_DIMENSIONS, labels)):
+    for names, values in ((_PREDICTED, predictions), (EMOTION_DIMENSIONS, labels)):
         columns.update((name, pa.array(column, pa.float64())) for name, column in zip(names, values.T, strict=True))
 
     path = Path(path)
@@ -149,7 +147,7 @@ def write_predictions(
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:
-    """Read a file that `write_predictions` wrote.
+    """Reads a file that `write_predictions` wrote.
 
     Args:
         path: the Parquet file.
@@ -161,26 +159,15 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
         FileNotFoundError: if there is no such file.
         ValueError: if a column is missing.
     """
-    import pyarrow.parquet as pq
-
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no predictions at {path}: evaluate the system again to write them")
     table = pq.read_table(path)
-    names = ["id", *_predicted_columns(), *EMOTION_DIMENSIONS]
+    names = ["id", *_PREDICTED, *EMOTION_DIMENSIONS]
     missing = [name for name in names if name not in table.column_names]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(table.column_names)}")
     predictions, labels = (
-        np.column_stack([table[name].to_numpy() for name in columns])
-        for columns in (_predicted_columns(), EMOTION_DIMENSIONS)
+        np.column_stack([table[name].to_numpy() for name in columns]) for columns in (_PREDICTED, EMOTION_DIMENSIONS)
     )
     return Predictions(ids=table["id"].to_pylist(), predictions=predictions, labels=labels)
-
-
-def _predicted_columns() -> list[str]:
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
-    return [f"predicted_{dimension}" for dimension in EMOTION_DIMENSIONS]

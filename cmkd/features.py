@@ -149,7 +149,7 @@ def frozen_features(
     device = next(encoder.parameters()).device
 
     def compute() -> Iterable[torch.Tensor]:
-        for index in tqdm(range(len(rows)), desc=f"  {name}", unit="utterance"):
+        for index in tqdm(range(len(rows)), desc=f"  {name}", unit=" utterances", disable=None):
             try:
                 with torch.no_grad():
                     yield run(inputs[index][None].to(device))[0][0]

@@ -1,23 +1,24 @@
 """The figures of the report, each a function from arrays to a matplotlib `Figure`.
 
-They use matplotlib's object interface only, so nothing global changes and no display is needed. Draw and save them inside
-`figure_style()`. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+They use matplotlib's object interface only, so nothing global changes and no display is needed. Draw and save them
+inside `figure_style()`. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullLocator, StrMethodFormatter
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from cmkd.evaluation import Predictions
+from configuration_cmkd import EMOTION_DIMENSIONS
 
-    from cmkd.evaluation import Predictions
-
-SYSTEMS = {
+SYSTEM_NAMES = {
     "audio": "audio only, frozen",
     "text": "text only, frozen",
     "teacher": "teacher: audio and text",
@@ -43,8 +44,6 @@ _KEPT, _LEFT_OUT = "#56B4E9", "#D55E00"
 
 def figure_style() -> AbstractContextManager[None]:
     """The fonts, lines and resolution of every figure, for the length of a `with` block."""
-    import matplotlib
-
     return matplotlib.rc_context(
         {
             "font.size": 10,
@@ -54,6 +53,8 @@ def figure_style() -> AbstractContextManager[None]:
             "axes.spines.right": False,
             "axes.grid": True,
             "axes.axisbelow": True,
+            "figure.constrained_layout.h_pad": 0.08,
+            "figure.constrained_layout.w_pad": 0.08,
             "grid.color": "#e6e6e6",
             "legend.frameon": False,
             "savefig.dpi": FIGURE_DPI,
@@ -69,10 +70,6 @@ def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, M
         predictions: what each system answered on the test split.
         ccc: the same systems' CCC a dimension, for the titles.
     """
-    from matplotlib.figure import Figure
-
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
     figure = Figure(figsize=(9.6, 3.1 * len(predictions)), layout="constrained")
     axes = figure.subplots(len(predictions), len(EMOTION_DIMENSIONS), squeeze=False)
     for column, dimension in enumerate(EMOTION_DIMENSIONS):
@@ -101,7 +98,7 @@ def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, M
             panel.locator_params(nbins=5)
             panel.set_title(f"{dimension}: CCC {format_number(ccc[system][dimension])}")
             if column == 0:
-                panel.set_ylabel(f"{SYSTEMS[system]}\nprediction")
+                panel.set_ylabel(f"{SYSTEM_NAMES[system]}\nprediction")
             if row == len(predictions) - 1:
                 panel.set_xlabel("label")
     return figure
@@ -116,15 +113,11 @@ def draw_residuals(residuals: np.ndarray, weights: np.ndarray, std: Sequence[flo
         std: the residuals' standard deviation, a dimension each.
         threshold: in standard deviations.
     """
-    from matplotlib.figure import Figure
-
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left_out = int((weights == 0).sum())
     figure.suptitle(f"{left_out:,} of {len(weights):,} training utterances left out ({left_out / len(weights):.1%})")
     axes = figure.subplots(1, len(EMOTION_DIMENSIONS), sharex=True, sharey=True)
-    scaled = residuals / np.asarray(std)
+    scaled = residuals / np.where(np.asarray(std) > 0, std, 1.0)  # where std is 0, so is every residual
     bins_to_threshold = 8
     reach = int(np.ceil(max(np.nanmax(np.abs(scaled)), 1.5 * threshold) / threshold * bins_to_threshold))
     edges = np.arange(-reach, reach + 1) * threshold / bins_to_threshold
@@ -136,6 +129,7 @@ def draw_residuals(residuals: np.ndarray, weights: np.ndarray, std: Sequence[flo
             panel.axvline(sign * threshold, color="#4d4d4d", linewidth=1.2, linestyle="--")
         panel.set_title(f"{dimension}: {over.mean():.1%} over ±{threshold:g} std")
         panel.set_xlabel("residual (standard deviations)")
+        panel.xaxis.set_major_locator(MultipleLocator(threshold))
         panel.grid(axis="x", visible=False)
     axes[0].set_ylabel("utterances")
     return figure
@@ -147,10 +141,6 @@ def draw_learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
     Args:
         logs: each system's `training_log.json`: one entry an epoch.
     """
-    from matplotlib.figure import Figure
-
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
     figure = Figure(figsize=(9.6, 7.2), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     curves = {"train_loss": "training loss (distillation included)"}
@@ -160,12 +150,17 @@ def draw_learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
             epochs, values = [entry["epoch"] for entry in log], [entry[key] for entry in log]
             best = max(range(len(log)), key=lambda index: log[index]["eval_ccc"])
             style = {"color": _COLOURS[system], "linestyle": _LINE_STYLES[system]}
-            panel.plot(epochs, values, linewidth=1.8, label=SYSTEMS[system], **style)
+            panel.plot(epochs, values, linewidth=1.8, label=SYSTEM_NAMES[system], **style)
             panel.plot(epochs[best], values[best], marker="o", markersize=6, color=_COLOURS[system])
         panel.set_title(title)
-    panels[0].set_yscale("log")
-    for panel in panels[2:]:
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panels[0].yaxis.set_minor_locator(NullLocator())
+    for panel in panels[2:]:
+        panel.sharey(panels[1])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
@@ -178,9 +173,6 @@ def draw_valence(scores: Mapping[str, Mapping[str, float | None]], kept: str | N
         scores: for each system that was run, its valence CCC by split.
         kept: the system that `student/` holds, if any.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MultipleLocator
-
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     panel = figure.subplots()
     known = [value for splits in scores.values() for value in splits.values() if value is not None]
@@ -188,23 +180,29 @@ def draw_valence(scores: Mapping[str, Mapping[str, float | None]], kept: str | N
     baseline, teacher = (scores.get(system, {}).get("test") for system in ("finetune", "teacher"))
     if baseline is not None and teacher is not None and teacher > baseline:
         panel.axvspan(baseline, teacher, color="#f0e442", alpha=0.35, linewidth=0, label="the gap on test")
-    for row, system in enumerate(SYSTEMS):
+    dot: dict[str, Any] = {"marker": "o", "markersize": 7, "linestyle": ""}
+    ring: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 12,
+        "markerfacecolor": "none",
+        "markeredgewidth": 1.5,
+        "linestyle": "",
+    }
+    beside = panel.get_yaxis_transform()
+    panel.text(1.01, -0.85, "test", transform=beside, va="center")
+    for row, system in enumerate(SYSTEM_NAMES):
         if system not in scores:
-            panel.text(0.01, row, "not run", color="#7f7f7f", va="center")
+            panel.text(0.01, row, "not run", color="#7f7f7f", va="center", backgroundcolor="white")
             continue
         validation, test = (scores[system].get(split) for split in ("validation", "test"))
-        colour = _COLOURS[system]
         if validation is not None:
-            panel.plot(validation, row, marker="o", markersize=9, markerfacecolor="white", color=colour, linestyle="")
+            panel.plot(validation, row, color=_COLOURS[system], **ring)
         if test is not None:
-            panel.plot(test, row, marker="o", markersize=9, color=colour)
-            panel.text(1.01, row, format_number(test), transform=panel.get_yaxis_transform(), va="center")
-    panel.text(1.01, -0.85, "test", transform=panel.get_yaxis_transform(), va="center")
-    panel.plot([], [], marker="o", markersize=9, color="#4d4d4d", linestyle="", label="test")
-    panel.plot(
-        [], [], marker="o", markersize=9, markerfacecolor="white", color="#4d4d4d", linestyle="", label="validation"
-    )
-    names = [f"{name} (kept)" if system == kept else name for system, name in SYSTEMS.items()]
+            panel.plot(test, row, color=_COLOURS[system], **dot)
+        panel.text(1.01, row, format_number(test), transform=beside, va="center")
+    panel.plot([], [], color="#4d4d4d", label="test", **dot)
+    panel.plot([], [], color="#4d4d4d", label="validation", **ring)
+    names = [f"{name} (kept)" if system == kept else name for system, name in SYSTEM_NAMES.items()]
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.xaxis.set_major_locator(MultipleLocator(0.1))

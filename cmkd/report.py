@@ -9,13 +9,15 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
 
-from cmkd.evaluation import read_predictions
+from cmkd.evaluation import Predictions, read_predictions
 from cmkd.figures import (
-    SYSTEMS,
+    SYSTEM_NAMES,
     draw_learning_curves,
     draw_predictions,
     draw_residuals,
@@ -23,21 +25,20 @@ from cmkd.figures import (
     figure_style,
     format_number,
 )
+from configuration_cmkd import EMOTION_DIMENSIONS
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_SPLITS = ("validation", "test")
+_SPLITS = {"validation": "val", "test": "test"}
+_INITIALS = [dimension[0].upper() for dimension in EMOTION_DIMENSIONS]
 
 
 def write_report(output_dir: str | os.PathLike[str]) -> Path:
-    """Write `report.md` and `figures/*.png` from what a run left in its output folder.
+    """Writes `report.md` and `figures/*.png` from what a run left in its output folder.
 
     Reads `results.json`; for the systems in it `predictions/<system>_test.parquet` and `<system>/training_log.json`;
     and, if it has an entry `conditioning`, `conditioning/train.parquet` with the columns id, residual_activation,
-    residual_valence, residual_dominance (unit interval, NaN where not rated) and weight (0 = left out). A stage that was
-    not run is shown as such. `results["corpus"]["caveat"]`, what to keep in mind about such speech or weights, goes to
-    the top.
+    residual_valence, residual_dominance (unit interval, NaN where not rated) and weight (0 = left out). A stage that
+    was not run is shown as such. `results["corpus"]["caveat"]`, what to keep in mind about such speech or weights, goes
+    to the top.
 
     Args:
         output_dir: the run's folder.
@@ -52,16 +53,29 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
     folder = Path(output_dir)
     results = _read_json(folder / "results.json")
     _require_fields(folder / "results.json", results, ("corpus", "seed", "versions", "systems"))
-    (folder / "figures").mkdir(exist_ok=True)
+    predictions = {
+        system: read_predictions(folder / "predictions" / f"{system}_test.parquet")
+        for system in ("teacher", "finetune", "ts", "cts")
+        if "test" in results["systems"].get(system, {})
+    }
+    logs = {
+        system: _read_log(folder / system / "training_log.json")
+        for system in SYSTEM_NAMES
+        if system in results["systems"]
+    }
+    conditioning = _read_conditioning(folder / "conditioning" / "train.parquet") if "conditioning" in results else None
+
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
     with figure_style():
         sections = [
             _run_section(results),
-            _systems_section(results, folder),
+            _systems_section(results, figures),
             _gap_section(results),
             _teacher_section(results),
-            _conditioning_section(results, folder),
-            _predictions_section(results, folder),
-            _learning_section(results, folder),
+            _conditioning_section(results, conditioning, figures),
+            _predictions_section(results, predictions, figures),
+            _learning_section(logs, figures),
         ]
     report = folder / "report.md"
     report.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -74,7 +88,7 @@ def format_systems(results: Mapping[str, Any]) -> str:
     Args:
         results: the content of `results.json`.
     """
-    header = ["CCC", *(f"{initial} {split}" for split in _SPLITS for initial in "AVD")]
+    header = ["CCC", *(f"{initial} {split}" for split in _SPLITS.values() for initial in _INITIALS)]
     rows = [header, *_system_rows(results, kept=" *")]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
@@ -109,7 +123,7 @@ def valence_gap_closed(results: Mapping[str, Any], student: str) -> float | None
 
 def _run_section(results: Mapping[str, Any]) -> str:
     corpus = results["corpus"]
-    parts = [f"# Report: {corpus['name']} {corpus['version']}, seed {results['seed']}"]
+    parts = [f"# {corpus['name']} {corpus['version']}, seed {results['seed']}"]
     if corpus.get("caveat"):
         parts.append(f"> **Note:** {corpus['caveat']}")
     sizes = [
@@ -121,28 +135,30 @@ def _run_section(results: Mapping[str, Any]) -> str:
     skipped = ", ".join(f"{count:,} ({reason})" for reason, count in corpus["skipped"].items())
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts.append(
-        f"Labels are rated from {low:g} to {high:g}; every number below is computed on the unit interval (0 = {low:g}, "
-        f"1 = {high:g}). Utterances skipped: {skipped or 'none'}. Versions: {versions}."
+        f"Labels are rated from {low:g} to {high:g}; every number below is computed on the unit interval (0 stands for "
+        f"{low:g}, 1 for {high:g}). Utterances skipped: {skipped or 'none'}. Versions: {versions}."
     )
     return "\n\n".join(parts)
 
 
-def _systems_section(results: Mapping[str, Any], folder: Path) -> str:
-    header = ["system", *(f"{initial} {split}" for split in _SPLITS for initial in "AVD")]
+def _systems_section(results: Mapping[str, Any], figures: Path) -> str:
+    header = ["system", *(f"{initial} {split}" for split in _SPLITS for initial in _INITIALS)]
     parts = [
         "## What each stage is worth",
-        "Concordance correlation coefficient (CCC; 1 is perfect) of activation (A), valence (V) and dominance (D) over the "
-        "whole split.",
+        "Concordance correlation coefficient (CCC; 1 is perfect) of activation (A), valence (V) and dominance (D), "
+        "each over the whole split.",
         _table(header, _system_rows(results, kept=" (kept)")),
     ]
     if "student" in results:
         student = results["student"]
-        parts.append(f"`student/` holds the {SYSTEMS[student['stage']]}: {student['reason']}.")
+        parts.append(f"`student/` holds the {SYSTEM_NAMES[student['stage']]}: {student['reason']}.")
     scores = {
         system: {split: _score(results, system, split, "valence") for split in _SPLITS} for system in results["systems"]
     }
     figure = draw_valence(scores, kept=_kept(results))
-    parts.append(_save(figure, folder, "valence", "Valence CCC of every system on validation and test."))
+    parts.append(
+        _save(figure, figures / "valence.png", "Valence CCC of every system: rings on validation, dots on test.")
+    )
     return "\n\n".join(parts)
 
 
@@ -150,17 +166,17 @@ def _gap_section(results: Mapping[str, Any]) -> str:
     heading = "## How much of the valence gap is closed (test)"
     teacher, baseline = (_score(results, system, "test", "valence") for system in ("teacher", "finetune"))
     if teacher is None or baseline is None:
-        return f"{heading}\n\nNot known: that takes both the teacher and the fine-tuned baseline, scored on the test split."
+        return f"{heading}\n\nNot known: it takes both the teacher and the fine-tuned baseline, scored on test."
     if teacher > baseline:
         verdict = (
-            f"The teacher, which also reads the words, is {teacher - baseline:.3f} above the same speech encoder fine-tuned "
-            f"without a teacher ({teacher:.3f} against {baseline:.3f}). Gap closed is (student - fine-tuned) / (teacher - "
-            "fine-tuned)."
+            f"The teacher, which also reads the words, is {teacher - baseline:.3f} above the same speech encoder "
+            f"fine-tuned without a teacher ({teacher:.3f} against {baseline:.3f}). A student closes "
+            "(student - fine-tuned) / (teacher - fine-tuned) of that gap."
         )
     else:
         verdict = (
-            f"There is no gap to close: the teacher ({teacher:.3f}) is not above the same speech encoder fine-tuned without "
-            f"a teacher ({baseline:.3f})."
+            f"There is no gap to close: the teacher ({teacher:.3f}) is not above the same speech encoder fine-tuned "
+            f"without a teacher ({baseline:.3f})."
         )
     rows = []
     for system in ("ts", "cts"):
@@ -177,41 +193,33 @@ def _gap_section(results: Mapping[str, Any]) -> str:
 
 
 def _teacher_section(results: Mapping[str, Any]) -> str:
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
     heading = "## How well the teacher fits its own training split"
     if "train" not in results["systems"].get("teacher", {}):
         return f"{heading}\n\nNot run."
+    scores = results["systems"]["teacher"]["train"]
     rows = [
-        [
-            name,
-            *(
-                format_number(_score(results, "teacher", "train", dimension, metric))
-                for dimension in EMOTION_DIMENSIONS
-            ),
-        ]
+        [name, *(format_number(scores[metric][dimension]) for dimension in EMOTION_DIMENSIONS)]
         for metric, name in (("ccc", "CCC"), ("pearson", "Pearson"))
     ]
     return "\n\n".join(
         [
             heading,
-            "As in Table 1 of the paper. CCC is Pearson's correlation times a factor of at most 1 for shifted or squeezed "
-            "predictions (Eq. 4): the closer the two rows, the less of the teacher's error a straight line could mend.",
+            "As in Table 1 of the paper. CCC is Pearson's correlation times a factor that falls below 1 the more the "
+            "predictions are shifted or squeezed (Eq. 4): where the two rows are close, they are neither.",
             _table(["teacher, train", *EMOTION_DIMENSIONS], rows),
         ]
     )
 
 
-def _conditioning_section(results: Mapping[str, Any], folder: Path) -> str:
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
+def _conditioning_section(
+    results: Mapping[str, Any], conditioning: tuple[np.ndarray, np.ndarray] | None, figures: Path
+) -> str:
     heading = "## Which utterances cT/S leaves out"
-    if "conditioning" not in results:
+    if conditioning is None:
         return f"{heading}\n\nNot run."
-    conditioning = results["conditioning"]
-    threshold = conditioning["residual_threshold"]
-    std = [conditioning["residual_std"][dimension] for dimension in EMOTION_DIMENSIONS]
-    residuals, weights = _read_residuals(folder / "conditioning" / "train.parquet")
+    residuals, weights = conditioning
+    threshold = results["conditioning"]["residual_threshold"]
+    std = [results["conditioning"]["residual_std"][dimension] for dimension in EMOTION_DIMENSIONS]
     left_out = int((weights == 0).sum())
     over = np.abs(residuals) > threshold * np.asarray(std)
     share = over.sum(axis=0) / np.maximum((~np.isnan(residuals)).sum(axis=0), 1)
@@ -222,69 +230,53 @@ def _conditioning_section(results: Mapping[str, Any], folder: Path) -> str:
     return "\n\n".join(
         [
             heading,
-            f"On {left_out:,} of {len(weights):,} training utterances ({left_out / len(weights):.1%}) the teacher is more than "
-            f"{threshold:g} standard deviations off in at least one dimension. They are left out of the distillation term "
-            "and stay in the emotion loss.",
+            f"On {left_out:,} of {len(weights):,} training utterances ({left_out / len(weights):.1%}) the teacher is "
+            f"more than {threshold:g} standard deviations off in at least one dimension. They are left out of the "
+            "distillation term and stay in the emotion loss.",
             _table(["training split", *EMOTION_DIMENSIONS], rows),
             _save(
                 draw_residuals(residuals, weights, std, threshold),
-                folder,
-                "residuals",
+                figures / "residuals.png",
                 "Residuals of the line from the teacher's predictions to the labels (Eq. 8); dashed: the threshold.",
             ),
         ]
     )
 
 
-def _predictions_section(results: Mapping[str, Any], folder: Path) -> str:
-    systems = [
-        system for system in ("teacher", "finetune", "ts", "cts") if "test" in results["systems"].get(system, {})
-    ]
+def _predictions_section(results: Mapping[str, Any], predictions: Mapping[str, Predictions], figures: Path) -> str:
     heading = "## Prediction against label (test)"
-    if not systems:
+    if not predictions:
         return f"{heading}\n\nNot run."
-    predictions = {system: read_predictions(folder / "predictions" / f"{system}_test.parquet") for system in systems}
-    ccc = {system: results["systems"][system]["test"]["ccc"] for system in systems}
+    ccc = {system: results["systems"][system]["test"]["ccc"] for system in predictions}
     caption = "Each dot is an utterance of the test split; on the dashed line prediction and label agree."
-    return f"{heading}\n\n{_save(draw_predictions(predictions, ccc), folder, 'predictions', caption)}"
+    return f"{heading}\n\n{_save(draw_predictions(predictions, ccc), figures / 'predictions.png', caption)}"
 
 
-def _learning_section(results: Mapping[str, Any], folder: Path) -> str:
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
+def _learning_section(logs: Mapping[str, list[dict[str, float]]], figures: Path) -> str:
     heading = "## Learning curves"
-    fields = ["epoch", "train_loss", "eval_ccc", *(f"eval_ccc_{dimension}" for dimension in EMOTION_DIMENSIONS)]
-    logs = {}
-    for system in SYSTEMS:
-        if system in results["systems"]:
-            path = folder / system / "training_log.json"
-            logs[system] = _read_json(path)
-            if not logs[system]:
-                raise ValueError(f"{path} holds no epoch: train the stage again")
-            for entry in logs[system]:
-                _require_fields(path, entry, fields)
     if not logs:
         return f"{heading}\n\nNot run."
-    caption = "Dots mark the epoch with the best mean validation CCC. The loss of T/S and cT/S includes the distillation term."
-    return f"{heading}\n\n{_save(draw_learning_curves(logs), folder, 'learning_curves', caption)}"
+    caption = (
+        "Dots mark the epoch with the best mean validation CCC. "
+        "The training loss of T/S and cT/S includes the distillation term."
+    )
+    return f"{heading}\n\n{_save(draw_learning_curves(logs), figures / 'learning_curves.png', caption)}"
 
 
 def _system_rows(results: Mapping[str, Any], kept: str) -> list[list[str]]:
     """A row for each system, run or not: its name, CCC of A, V, D on validation, and on test."""
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
     rows = []
-    for system in SYSTEMS:
+    for system in SYSTEM_NAMES:
         scores = [_score(results, system, split, dimension) for split in _SPLITS for dimension in EMOTION_DIMENSIONS]
         cells = [_absent(results, system) if score is None else format_number(score) for score in scores]
         rows.append([_label(results, system, kept), *cells])
     return rows
 
 
-def _score(results: Mapping[str, Any], system: str, split: str, dimension: str, metric: str = "ccc") -> float | None:
-    """One number out of `results.json`; None where the system was not run, not scored on the split, or has no value."""
+def _score(results: Mapping[str, Any], system: str, split: str, dimension: str) -> float | None:
+    """A CCC out of `results.json`; None where the system was not run, was not scored on the split, or has no CCC."""
     splits = results["systems"].get(system, {})
-    return splits[split][metric][dimension] if split in splits else None
+    return splits[split]["ccc"][dimension] if split in splits else None
 
 
 def _absent(results: Mapping[str, Any], system: str) -> str:
@@ -298,7 +290,7 @@ def _kept(results: Mapping[str, Any]) -> str | None:
 
 def _label(results: Mapping[str, Any], system: str, kept: str) -> str:
     """The name of a system, followed by `kept` if it is the student to keep."""
-    return SYSTEMS[system] + (kept if system == _kept(results) else "")
+    return SYSTEM_NAMES[system] + (kept if system == _kept(results) else "")
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -307,19 +299,19 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _save(figure: Figure, folder: Path, name: str, caption: str) -> str:
-    """Write a figure into the run's folder and return the Markdown that shows it."""
-    figure.savefig(folder / "figures" / f"{name}.png")
-    return f"![{caption}](figures/{name}.png)\n\n{caption}"
+def _save(figure: Figure, path: Path, caption: str) -> str:
+    """Writes a figure and returns the Markdown that shows it in the report, which stands a folder higher."""
+    figure.savefig(path)
+    return f"![{path.stem.replace('_', ' ')}]({path.parent.name}/{path.name})\n\n{caption}"
 
 
 def _read_json(path: Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: run the stage that writes it, then the report")
+        raise FileNotFoundError(f"no file {path}: repeat the stage that writes it")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): run the stage that writes it again") from error
+        raise ValueError(f"{path} is not valid JSON ({error}): repeat the stage that writes it") from error
 
 
 def _require_fields(path: Path, entry: Mapping[str, Any], fields: Iterable[str]) -> None:
@@ -328,15 +320,23 @@ def _require_fields(path: Path, entry: Mapping[str, Any], fields: Iterable[str])
         raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(entry)}")
 
 
-def _read_residuals(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_log(path: Path) -> list[dict[str, float]]:
+    """The training log of a stage: an entry an epoch."""
+    log = _read_json(path)
+    if not log:
+        raise ValueError(f"{path} holds no epoch: repeat the stage, which writes it")
+    for entry in log:
+        _require_fields(
+            path, entry, ["epoch", "train_loss", "eval_ccc", *(f"eval_ccc_{d}" for d in EMOTION_DIMENSIONS)]
+        )
+    return log
+
+
+def _read_conditioning(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The residuals (n, 3), NaN where not rated, and the quality weights (n,)."""
-    import pyarrow.parquet as pq
-
-    from configuration_cmkd import EMOTION_DIMENSIONS
-
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: run the stage cts, which writes it, then the report")
+        raise FileNotFoundError(f"no file {path}: repeat the stage teacher, which writes it")
     table = pq.read_table(path)
     names = [f"residual_{dimension}" for dimension in EMOTION_DIMENSIONS]
-    _require_fields(path, {name: None for name in table.column_names}, [*names, "weight"])
+    _require_fields(path, dict.fromkeys(table.column_names), [*names, "weight"])
     return np.column_stack([table[name].to_numpy() for name in names]), table["weight"].to_numpy()

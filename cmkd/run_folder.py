@@ -1,7 +1,7 @@
 """The folder of a run: which stages are complete, and results.json.
 
 ```
-<run>/<stage>/                 a checkpoint that AutoModel loads, with training_log.json and stage.json (written last)
+<run>/<stage>/                 a checkpoint that AutoModel loads, with training_log.json and stage.json
 <run>/student/                 the student to keep
 <run>/predictions/<stage>_<split>.parquet
 <run>/conditioning/train.parquet  what the students take from the teacher, by utterance id
@@ -12,6 +12,7 @@
 import json
 import os
 import platform
+import resource
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,15 +25,28 @@ import torch
 
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import evaluate_predictions, read_predictions
-from cmkd.quality import residual_std
+from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.recipe import Recipe
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 SYSTEMS = ("audio", "text", "teacher", "finetune", "ts", "cts")
 """The stages, in the order in which they run and are shown."""
 
-_FREE = {"output_dir", "stages", "overwrite", "models_dir", "kept_student", "dataloader_workers"}
-"""Settings that do not change what a stage learns."""
+_TRAINING = {"corpus", "seed", "batch_size", "num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
+_AUDIO = _TRAINING | {"student_speech_encoder", "use_weighted_layer_sum"}
+_TEXT = _TRAINING | {"text_encoder"}
+_TEACHER = _TEXT | {"teacher_speech_encoder", "use_weighted_layer_sum"}
+_FINETUNE = _AUDIO | {"num_trainable_layers", "encoder_learning_rate_factor"}
+_TS = _FINETUNE | _TEACHER | {"distillation_weight", "embedding_distance"}
+_SETTINGS = {
+    "audio": _AUDIO,
+    "text": _TEXT,
+    "teacher": _TEACHER,
+    "finetune": _FINETUNE,
+    "ts": _TS,
+    "cts": _TS | {"residual_threshold"},
+}
+"""The settings that change what a stage learns."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -44,41 +58,52 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def stage_is_complete(run: Path, stage: str, recipe: Recipe) -> bool:
-    """Whether a stage need not be repeated.
+    """Whether a stage need not be repeated; False if it never started or was interrupted.
 
     Raises:
-        ValueError: it is complete, but was made with other settings.
+        ValueError: it was made, or begun, with other settings.
     """
     marker = run / stage / "stage.json"
     if not marker.is_file():
         return False
-    made_with = json.loads(marker.read_text(encoding="utf-8"))["recipe"]
-    wanted = recipe.model_dump(mode="json")
-    changed = [key for key in wanted if key not in _FREE and made_with.get(key) != wanted[key]]
-    if changed:
-        lines = [f"  {key}: {made_with.get(key)!r} then, {wanted[key]!r} now" for key in changed]
+    state = _read_json(marker)
+    wanted = _stage_settings(stage, recipe)
+    lines = [f"  {key}: {state['settings'].get(key)!r} then, {value!r} now" for key, value in wanted.items()
+             if state["settings"].get(key) != value]  # fmt: skip
+    if lines:
         raise ValueError(
             f"Stage {stage!r} in {str(run)!r} was made with other settings:\n"
             + "\n".join(lines)
             + "\nChoose another --output_dir, or repeat its stages with --overwrite."
         )
-    return True
+    return state["complete"]
 
 
-def mark_stage_complete(run: Path, stage: str, recipe: Recipe) -> None:
-    write_json(run / stage / "stage.json", {"stage": stage, "recipe": recipe.model_dump(mode="json")})
+def mark_stage(run: Path, stage: str, recipe: Recipe, complete: bool, seconds: float = 0.0) -> None:
+    """Writes down that a stage has begun or is complete, with its settings and, at the end, what it took."""
+    state = {"stage": stage, "complete": complete, "seconds": round(seconds, 1)}
+    write_json(run / stage / "stage.json", state | {"settings": _stage_settings(stage, recipe)})
 
 
-def write_conditioning(run: Path, ids: list[str], embeddings: np.ndarray, residuals: np.ndarray, weights: np.ndarray):
-    """Stores what the students take from the teacher: embeddings (n, size), residuals (n, dims), weights (n,)."""
+def write_embeddings(run: Path, ids: list[str], embeddings: np.ndarray) -> None:
+    """Stores the teacher's embeddings (n, size) of the training split with the utterances' ids."""
     columns = {"id": pa.array(ids), "embedding": pa.array(list(embeddings.astype(np.float32)))}
-    columns |= {f"residual_{name}": residuals[:, index] for index, name in enumerate(EMOTION_DIMENSIONS)}
-    columns["weight"] = weights
-    path = run / "conditioning" / "train.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(pa.table(columns), unfinished)
-    unfinished.replace(path)
+    _write_parquet(run / "teacher" / "train_embeddings.parquet", columns)
+
+
+def write_conditioning(run: Path, threshold: float) -> None:
+    """Judges the teacher on every training utterance (Eq. 8), and stores what the students take from it.
+
+    Raises:
+        FileNotFoundError: the teacher has not run.
+    """
+    found = read_predictions(run / "predictions" / "teacher_train.parquet")
+    residuals = fit_residuals(torch.from_numpy(found.predictions), torch.from_numpy(found.labels))
+    embeddings = pq.read_table(run / "teacher" / "train_embeddings.parquet")
+    columns = {"id": embeddings["id"], "embedding": embeddings["embedding"]}
+    columns |= {f"residual_{name}": residuals[:, index].numpy() for index, name in enumerate(EMOTION_DIMENSIONS)}
+    columns["weight"] = quality_weights(residuals, threshold).numpy()
+    _write_parquet(run / "conditioning" / "train.parquet", columns)
 
 
 def read_conditioning(run: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +123,7 @@ def read_conditioning(run: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray
         raise ValueError(f"{path} lacks {len(missing)} utterances, such as {missing[0]!r}: repeat the stage teacher.")
     order = np.array([rows[identifier] for identifier in ids])
     embeddings = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
-    return embeddings[order], table["weight"].to_numpy()[order].astype(np.float32)
+    return embeddings[order], table["weight"].to_numpy()[order]
 
 
 def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -110,10 +135,14 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
             if (run / "predictions" / f"{system}_{split}.parquet").is_file()
         }
         for system in SYSTEMS
-        if (run / system / "stage.json").is_file()
+        if _is_complete(run, system)
     }
     results: dict[str, Any] = {"corpus": corpus, "seed": recipe.seed, "versions": versions(), "systems": systems}
-    results["recipe"] = recipe.model_dump(mode="json")
+    results["recipe"] = recipe.model_dump(mode="json", exclude={"output_dir", "models_dir"})
+    results["cost"] = {
+        "seconds": {system: _read_json(run / system / "stage.json")["seconds"] for system in systems},
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
     if "teacher" in systems:
         results["conditioning"] = _conditioning(run, recipe.residual_threshold)
     stage, reason = choose_student(systems, recipe.kept_student)
@@ -146,6 +175,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _stage_settings(stage: str, recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", include=_SETTINGS[stage])
+
+
+def _is_complete(run: Path, stage: str) -> bool:
+    marker = run / stage / "stage.json"
+    return marker.is_file() and _read_json(marker)["complete"]
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
+    """Writes a Parquet file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(pa.table(columns), unfinished)
+    unfinished.replace(path)
+
+
 def _scores(path: Path) -> dict[str, Any]:
     found = read_predictions(path)
     return evaluate_predictions(found.predictions, found.labels)
@@ -170,6 +220,6 @@ def _conditioning(run: Path, threshold: float) -> dict[str, Any]:
 def _keep_student(run: Path, stage: str) -> None:
     unfinished = run / f".student.{os.getpid()}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(run / stage, unfinished, ignore=shutil.ignore_patterns("stage.json", "training_log.json", "checkpoint*"))
+    shutil.copytree(run / stage, unfinished, ignore=shutil.ignore_patterns("stage.json", "training_log.json"))
     shutil.rmtree(run / "student", ignore_errors=True)
     unfinished.replace(run / "student")

@@ -1,7 +1,8 @@
 """The trainer of teacher and student."""
 
 import torch
-from transformers import EvalPrediction, ProgressCallback, Trainer
+from tqdm.auto import tqdm
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from cmkd.evaluation import evaluate_predictions
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
@@ -21,9 +22,8 @@ class CMKDTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("compute_metrics", split_metrics)
         super().__init__(*args, **kwargs)
-        if not self.args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(EpochProgress)
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
+        self.add_callback(EpochLines if self.args.disable_tqdm else EpochProgress)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept."""
@@ -61,16 +61,26 @@ def split_metrics(evaluation: EvalPrediction) -> dict[str, float]:
     return {"loss": 1 - mean, "ccc": mean} | {f"ccc_{name}": value for name, value in ccc.items()}
 
 
-class EpochProgress(ProgressCallback):
-    """Trainer's progress bar, with one readable line an epoch."""
+class EpochLines(TrainerCallback):
+    """One readable line an epoch, where Trainer prints dictionaries."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and logs and "eval_ccc" in logs:
-            loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), float("nan"))
-            scores = "  ".join(
-                f"{name.removeprefix('eval_ccc_')} {value:.3f}"
-                for name, value in logs.items()
-                if name.startswith("eval_ccc_")
-            )
-            epoch = f"epoch {state.epoch:3.0f}/{args.num_train_epochs:.0f}"
-            self.training_bar.write(f"  {epoch}  training loss {loss:7.4f}  validation CCC  {scores}")
+        if state.is_world_process_zero and logs is not None and "eval_ccc" in logs:
+            tqdm.write(epoch_line(args, state, logs))
+
+
+class EpochProgress(ProgressCallback):
+    """Trainer's progress bar, with the same line an epoch above it."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        EpochLines.on_log(self, args, state, control, logs)  # type: ignore[arg-type]
+
+
+def epoch_line(args, state, logs: dict[str, float]) -> str:
+    """What a person wants to see of an epoch."""
+    loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), float("nan"))
+    scores = (f"{key.removeprefix('eval_ccc_')} {value:.3f}" for key, value in logs.items() if "eval_ccc_" in key)
+    return (
+        f"  epoch {state.epoch:3.0f}/{args.num_train_epochs:.0f}  training loss {loss:8.4f}  "
+        f"validation CCC  {'  '.join(scores)}"
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# pytest reads this file before anything imports a Hugging Face library: a test that would download fails at once instead.
+# Set before anything imports a Hugging Face library: a test that would download fails at once instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 

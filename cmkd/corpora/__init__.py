@@ -38,8 +38,9 @@ def load_corpus(
         name (`str`): One of "manifest" (your own data), "spoken-emobank", "spoken-demo".
         data_dir (`str` or path, *optional*): The folder of the corpus.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do about rows that would corrupt results (missing,
-            unreadable, truncated or empty audio, labels outside the scale, duplicate ids, a speaker in two splits, ...).
-            `"raise"` raises an error that lists them all, `"skip"` leaves them out and counts them in the report.
+            unreadable, truncated or empty audio, labels outside the scale, duplicate ids, a speaker in two splits and
+            the like). `"raise"` raises an error that lists them all, `"skip"` leaves them out and counts them in the
+            report; see `cmkd.corpora.checks` for what goes when rows clash.
         **config: The settings of that corpus, which are the keyword parameters of its module's `build`.
 
     Returns:
@@ -47,7 +48,8 @@ def load_corpus(
 
     Raises:
         CorpusError: A `ValueError`: there are such rows, or nothing usable was found. `.report` has all cases.
-        ValueError: There is no such corpus, setting or `on_error`, or a setting is missing.
+        FileNotFoundError: There is no such folder or file.
+        ValueError: There is no such corpus, setting or `on_error`, or a setting is missing or not valid.
 
     Example:
 

@@ -1,31 +1,35 @@
 """Acted speech: activation and dominance in the voice, valence only in the words.
 
-The two spoken corpora (`spoken-emobank`, `spoken-demo`) share what is here: how levels of activation and dominance
-become prosody, how a level becomes a rating, and how many utterances are spoken in parallel and kept.
+What the spoken corpora (`spoken-emobank`, `spoken-demo`) share: how levels of activation and dominance become prosody,
+how a level becomes a rating, and how many utterances are spoken in parallel and kept on the disk.
 
 An utterance is acted at two levels between -1 and 1, activation a and dominance d, drawn uniformly and independently
 of one another, of the words and of the speaker:
 
-| espeak-ng's parameter  | value                            | for a, d = -1 .. 1, without the noise                  |
-|------------------------|----------------------------------|--------------------------------------------------------|
-| speaking rate          | 175 x 1.3^a words a minute       | 135 .. 228                                             |
-| pitch                  | 50 + 12 a - 12 d + noise of 5    | 26 .. 74 of 0 .. 100; 12 units are about 1.6 semitones |
-| pitch range            | 50 + 25 a                        | 25 .. 75 of 0 .. 100                                   |
-| volume                 | 50, + 3 a + 3 d decibels + noise | 25 .. 100 of 0 .. 200; the noise is of 1 decibel       |
+| espeak-ng's parameter | value                                        | for a, d = -1 .. 1, without the noise |
+|-----------------------|----------------------------------------------|---------------------------------------|
+| speaking rate         | 175 x 1.3^a words a minute                   | 135 .. 228                            |
+| pitch                 | 50 + 8 a - 20 d, and noise of 3              | 22 .. 78 of 0 .. 100                  |
+| pitch range           | 50 + 18 a - 22 d                             | 10 .. 90 of 0 .. 100                  |
+| volume                | 50, 1.5 a + 4.5 d decibels and noise of 1 on | 25 .. 100 of 0 .. 200                 |
 
-Activation has four cues, and two of them, rate and range, are its own. Dominance has a lower and louder voice only:
-against activation, which makes the voice higher and louder, and against the pitch and loudness of the speaker. So the
-two can be told apart, but dominance is the harder one. The noise (Gaussian, its standard deviation in the table) is
-the actor's: it is in the audio and in no label.
+Activation is a faster, livelier, slightly higher and louder voice; it has the rate to itself. Dominance is a lower,
+steadier and louder voice, to be told from the pitch and loudness that each speaker has anyway: it can be heard, but it
+is harder. The noise (Gaussian, its standard deviation in the table) is the actor's: in the audio and in no label.
 
 A rating is the middle of the corpus' scale, plus the level times a third of the scale's width, plus Gaussian noise of
 the rater with a standard deviation of `label_noise` x that of the noise-free ratings of a uniform level. A rating
 beyond an end of the scale becomes that end.
+
+Measured on EmoBank's sentences by ridge regression on the mean and standard deviation over time of the last layer of
+whisper-tiny.en (2,500 utterances in training, new voices in test, label noise 0.35): CCC .82 for activation and .47 for
+dominance, correlation of a prediction with the other dimension's level below .1.
 """
+
+from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import os
 import pickle
 import queue
@@ -38,13 +42,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from cmkd.corpora import speech_synthesis
 from cmkd.corpora.speech_synthesis import HELD_OUT_VOICES, SAMPLING_RATE, VOICES, Voice, speak
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from cmkd.corpora.checks import CorpusReport
+    from cmkd.corpora.schema import Corpus
 
 SPLIT_VOICES: dict[str, tuple[Voice, ...]] = {
     "train": tuple(voice for voice in VOICES if voice not in HELD_OUT_VOICES),
@@ -67,7 +72,7 @@ class Prosody:
 
 
 @dataclass(frozen=True)
-class Utterance:
+class ActedUtterance:
     """A row of a spoken corpus before it is spoken; the ratings are on the corpus' scale."""
 
     id: str
@@ -96,12 +101,11 @@ def act(activation: float, dominance: float, rng: random.Random) -> Prosody:
         dominance (`float`): -1 (submissive) to 1 (in control).
         rng (`random.Random`): The source of the actor's noise.
     """
-    pitch = 50 + 12 * activation - 12 * dominance + rng.gauss(0, 5)
-    decibels = 3 * activation + 3 * dominance + rng.gauss(0, 1)
+    decibels = 1.5 * activation + 4.5 * dominance + rng.gauss(0, 1)
     return Prosody(
         rate=round(175 * 1.3**activation),
-        pitch=min(max(round(pitch), 0), 100),
-        pitch_range=round(50 + 25 * activation),
+        pitch=round(50 + 8 * activation - 20 * dominance + rng.gauss(0, 3)),
+        pitch_range=round(50 + 18 * activation - 22 * dominance),
         volume=round(50 * 10 ** (decibels / 20)),
     )
 
@@ -126,101 +130,132 @@ def rating(level: float, label_scale: tuple[float, float], label_noise: float, r
     return min(max((minimum + maximum) / 2 + (maximum - minimum) / 3 * (level + noise), minimum), maximum)
 
 
-def spoken_splits(
-    name: str, splits: Mapping[str, Sequence[Utterance]], label_scale: tuple[float, float], num_proc: int
-) -> dict[str, "Dataset"]:
+def perform(
+    id: str,
+    transcript: str,
+    valence: float,
+    split: str,
+    *,
+    label_scale: tuple[float, float],
+    label_noise: float,
+    rng: random.Random,
+) -> ActedUtterance:
+    """Gives a sentence to a speaker: draws the voice, the levels of activation and dominance, and all noise.
+
+    Args:
+        id (`str`): Of the utterance.
+        transcript (`str`): What is said.
+        valence (`float`): The rating of the words, on the corpus' scale.
+        split (`str`): "train", "validation" or "test".
+        label_scale (`tuple[float, float]`): Minimum and maximum of the corpus' scale.
+        label_noise (`float`): See `rating`.
+        rng (`random.Random`): The source of all that is drawn.
+    """
+    voice = rng.choice(SPLIT_VOICES[split])
+    activation, dominance = rng.uniform(-1, 1), rng.uniform(-1, 1)
+    return ActedUtterance(
+        id=id,
+        transcript=transcript,
+        voice=voice,
+        prosody=act(activation, dominance, rng),
+        activation=rating(activation, label_scale, label_noise, rng),
+        valence=valence,
+        dominance=rating(dominance, label_scale, label_noise, rng),
+    )
+
+
+def spoken_corpus(splits: Mapping[str, Sequence[ActedUtterance]], report: CorpusReport, num_proc: int) -> Corpus:
     """Speaks a corpus, or takes it from the disk if the very same one was spoken before.
 
     It is kept in the folder `cmkd` of the cache of datasets (`HF_DATASETS_CACHE`), under a key made of all utterances
-    with their labels and prosody and of the code that speaks them; it appears there complete or not at all. The rows
-    are read from that file as they are needed, so neither speaking nor loading takes memory.
+    with their labels and prosody, and of the code that speaks them. It appears there complete or not at all. Rows are
+    read from there as they are needed, so neither speaking nor loading takes memory.
 
     Args:
-        name (`str`): The name of the corpus.
-        splits (`dict[str, list[Utterance]]`): The utterances by split; a split without any is left out.
-        label_scale (`tuple[float, float]`): Minimum and maximum of the scale of all ratings.
+        splits (`dict[str, list[ActedUtterance]]`): The utterances by split; a split without any is left out.
+        report (`CorpusReport`): Gets the key as version, and the counts.
         num_proc (`int`): The number of processes that speak. It has no influence on what is spoken.
 
-    Returns:
-        `dict[str, Dataset]`: The splits, with the columns of `cmkd.corpora.schema.FEATURES`.
-
     Raises:
+        ValueError: `num_proc` is less than 1.
         ImportError: espeak-ng is not installed.
     """
     import datasets
 
+    from cmkd.corpora.schema import Corpus
+
     if num_proc < 1:
         raise ValueError(f"num_proc is {num_proc}, but must be at least 1.")
     splits = {split: utterances for split, utterances in splits.items() if utterances}
+    report.version = _key(splits, report.label_scale)
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "cmkd"
-    folder = cache / f"{name}-{_key(splits, label_scale)}"
+    folder = cache / f"{report.name}-{report.version}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as unfinished:
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{report.name}-") as unfinished:
             spoken = Path(unfinished) / "spoken"
             spoken.mkdir()
-            _write(spoken, name, splits, label_scale, num_proc)
+            _write(spoken, splits, report, num_proc)
             try:
                 spoken.rename(folder)
             except OSError:  # another process was faster
                 if not folder.exists():
                     raise
-    return {split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits}
+    corpus = Corpus({split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits}, report)
+    report.count(row for dataset in corpus.values() for row in dataset.select_columns(["split", "speaker", "duration"]))
+    return corpus
 
 
-def _key(splits: Mapping[str, Sequence[Utterance]], label_scale: tuple[float, float]) -> str:
+def _key(splits: Mapping[str, Sequence[ActedUtterance]], label_scale: tuple[float, float]) -> str:
     try:
-        version = metadata.version("espeakng-loader")
+        synthesiser = metadata.version("espeakng-loader")
     except metadata.PackageNotFoundError as error:
         raise ImportError('Synthetic speech needs espeakng_loader: pip install "cmkd[demo]"') from error
-    key = hashlib.sha256(repr((version, label_scale, splits)).encode())
+    key = hashlib.sha256(repr((synthesiser, label_scale, splits)).encode())
     for module in (__file__, speech_synthesis.__file__):
         key.update(Path(module).read_bytes())
-    return key.hexdigest()[:16]
+    return key.hexdigest()[:12]
 
 
-def _write(
-    folder: Path,
-    name: str,
-    splits: Mapping[str, Sequence[Utterance]],
-    label_scale: tuple[float, float],
-    num_proc: int,
-) -> None:
-    """Writes one Arrow file a split."""
+def _write(folder: Path, splits: Mapping[str, Sequence[ActedUtterance]], report: CorpusReport, num_proc: int) -> None:
+    """Speaks into one Arrow file a split."""
     import pyarrow
     from datasets.utils import tqdm
 
     from cmkd.corpora.schema import FEATURES
 
     schema = FEATURES.arrow_schema
-    audio = speak_utterances([utterance for utterances in splits.values() for utterance in utterances], num_proc)
-    with tqdm(total=sum(map(len, splits.values())), desc=f"Speaking {name}", unit=" utterances") as progress:
+    spoken = speak_utterances([utterance for utterances in splits.values() for utterance in utterances], num_proc)
+    total = sum(len(utterances) for utterances in splits.values())
+    with tqdm(total=total, desc=f"speaking {report.name}", unit=" utterances", disable=None) as progress:
         for split, utterances in splits.items():
             with pyarrow.ipc.new_stream(str(folder / f"{split}.arrow"), schema) as writer:
                 for start in range(0, len(utterances), _ROWS_A_BATCH):
-                    rows = [
-                        {
-                            "id": utterance.id,
-                            "audio": {"bytes": flac, "path": None},
-                            "transcript": utterance.transcript,
-                            "activation": utterance.activation,
-                            "valence": utterance.valence,
-                            "dominance": utterance.dominance,
-                            "speaker": utterance.voice.name,
-                            "gender": utterance.voice.gender,
-                            "split": split,
-                            "duration": duration,
-                            "label_scale": label_scale,
-                        }
-                        for utterance, (flac, duration) in zip(
-                            utterances[start : start + _ROWS_A_BATCH], audio, strict=False
-                        )
-                    ]
+                    batch = utterances[start : start + _ROWS_A_BATCH]
+                    rows = [_row(utterance, split, *next(spoken), report.label_scale) for utterance in batch]
                     writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
                     progress.update(len(rows))
 
 
-def speak_utterances(utterances: Sequence[Utterance], num_proc: int) -> Iterator[tuple[bytes, float]]:
+def _row(
+    utterance: ActedUtterance, split: str, flac: bytes, duration: float, label_scale: tuple[float, float]
+) -> dict[str, Any]:
+    return {
+        "id": utterance.id,
+        "audio": {"bytes": flac, "path": None},
+        "transcript": utterance.transcript,
+        "activation": utterance.activation,
+        "valence": utterance.valence,
+        "dominance": utterance.dominance,
+        "speaker": utterance.voice.name,
+        "gender": utterance.voice.gender,
+        "split": split,
+        "duration": duration,
+        "label_scale": label_scale,
+    }
+
+
+def speak_utterances(utterances: Sequence[ActedUtterance], num_proc: int) -> Iterator[tuple[bytes, float]]:
     """Speaks utterances in `num_proc` processes and yields a FLAC file and its seconds for each, in their order.
 
     The processes are fresh interpreters, neither forks of this one nor runs of its main module: threads and a GPU here
@@ -234,7 +269,7 @@ def speak_utterances(utterances: Sequence[Utterance], num_proc: int) -> Iterator
     for worker in workers:
         idle.put(worker)
 
-    def speak_one(utterance: Utterance) -> tuple[bytes, float]:
+    def speak_one(utterance: ActedUtterance) -> tuple[bytes, float]:
         worker = idle.get()
         try:
             return worker.speak(utterance)
@@ -260,16 +295,18 @@ class _Worker:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
+        self._requests = cast(IO[bytes], self._process.stdin)
+        self._replies = cast(IO[bytes], self._process.stdout)
 
-    def speak(self, utterance: Utterance) -> tuple[bytes, float]:
+    def speak(self, utterance: ActedUtterance) -> tuple[bytes, float]:
         try:
-            pickle.dump(utterance, self._process.stdin)
-            self._process.stdin.flush()
-            reply = pickle.load(self._process.stdout)
+            pickle.dump(utterance, self._requests)
+            self._requests.flush()
+            reply = pickle.load(self._replies)
         except (EOFError, BrokenPipeError):
             raise RuntimeError(
                 f"A process that speaks ended with exit code {self._process.wait()} at utterance {utterance.id!r}; "
-                "its own message is above."
+                "what it said itself is above."
             ) from None
         if isinstance(reply, Exception):
             raise reply
@@ -280,7 +317,7 @@ class _Worker:
 
 
 def _serve() -> None:
-    """The loop of a worker: utterances come in, what `Utterance.speak` returns or raises goes out."""
+    """The loop of a worker: utterances come in, what `ActedUtterance.speak` returns or raises goes out."""
     while True:
         try:
             utterance = pickle.load(sys.stdin.buffer)

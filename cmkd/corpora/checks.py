@@ -1,18 +1,18 @@
 """The checks that every corpus passes through, and the report of what they found.
 
-A builder reads its files into `Utterance`s, values as they stand there, and hands them to `check_utterances`:
+A builder reads its files into `SourceRow`s, values as they stand there, and hands them to `check_rows`:
 
 ```py
 report = CorpusReport(name="my-corpus", version="1.0", label_scale=(1, 7), config={})
-rows = check_utterances(read_my_corpus(data_dir), report, on_error, audio_folder=data_dir)
+rows = check_rows(read_my_corpus(data_dir), report, on_error, audio_folder=data_dir)
 return Corpus.from_rows(rows, report)
 ```
 
-With `on_error="skip"` every row that has a problem is left out. Where rows clash with each other (an id or an audio file
-used twice, a speaker or an audio file in two splits) evaluation stays whole: rows of test, and of splits with names of
-their own, stay before those of validation, and these before those of train; of the rows of one split the first stays.
-A speaker in two splits with names of their own ("test1" and "test2", say) is no clash, since nothing is learned or
-chosen on either.
+With `on_error="skip"` every row that has a problem is left out. Where rows clash with each other (an id or an audio
+file used twice, a speaker or an audio file in two splits) evaluation stays whole: rows of test, and of splits with
+names of their own, stay before those of validation, and these before those of train; of the rows of one split the first
+stays. A speaker in two splits neither of which is train or validation ("test1" and "test2", say) is no clash, since
+nothing is learned or chosen on either.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import math
 import os
 import re
+import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +32,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tqdm.auto import tqdm
+from datasets.utils import tqdm
 
 from cmkd.audio import AudioError, measure_audio
-from cmkd.corpora.schema import SPLITS, normalise_split
+from cmkd.corpora.schema import SPLITS, normalise_split, rows_by_split
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 ADVICE = {
@@ -65,7 +66,7 @@ _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")  # the names that datasets allows
 
 
 @dataclass
-class Utterance:
+class SourceRow:
     """A row of a corpus as it stands in the corpus' files, not yet checked.
 
     Attributes:
@@ -127,7 +128,7 @@ class CorpusReport:
 
     Attributes:
         name (`str`): The name of the corpus, as in `load_corpus`.
-        version (`str`): Of its data: two corpora of the same name, version and config are equal.
+        version (`str`): Of its data or their table, so that a change can be told.
         label_scale (`tuple[float, float]`): Minimum and maximum of its labels.
         config (`dict`): The settings that it was built with.
         problems (`list[CorpusProblem]`): Every case found.
@@ -151,10 +152,7 @@ class CorpusReport:
 
     def count(self, rows: Iterable[dict[str, Any]]) -> None:
         """Sets `utterances`, `hours` and `speakers` from rows with the columns of `FEATURES`."""
-        by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-        for row in rows:
-            by_split.setdefault(row["split"], []).append(row)
-        by_split = {split: rows for split, rows in by_split.items() if rows}
+        by_split = rows_by_split(rows)
         self.utterances = {split: len(rows) for split, rows in by_split.items()}
         self.hours = {split: sum(row["duration"] for row in rows) / 3600 for split, rows in by_split.items()}
         self.speakers = {split: len({row["speaker"] for row in rows} - {""}) for split, rows in by_split.items()}
@@ -180,7 +178,7 @@ class CorpusReport:
         """Writes everything as JSON: `to_dict()` and config, notes, problems."""
         problems = [asdict(problem) for problem in self.problems]
         content = {**self.to_dict(), "config": self.config, "notes": self.notes, "problems": problems}
-        Path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
         minimum, maximum = self.label_scale
@@ -189,7 +187,7 @@ class CorpusReport:
         for split, utterances in self.utterances.items():
             lines += [f"{split:12} {utterances:10,} {self.hours[split]:8.2f} {self.speakers[split]:8,}"]
         if self.skipped:
-            lines += [f"left out: {sum(self.skipped.values()):,} rows ({_counted(self.skipped)})"]
+            lines += [f"left out: {_number(sum(self.skipped.values()), 'row')}: {_counted(self.skipped)}"]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -217,8 +215,8 @@ class CorpusError(ValueError):
         return "\n".join([*lines, self.fix])
 
 
-def check_utterances(
-    utterances: Iterable[Utterance],
+def check_rows(
+    source_rows: Iterable[SourceRow],
     report: CorpusReport,
     on_error: str,
     audio_folder: str | os.PathLike[str] | None = None,
@@ -228,7 +226,7 @@ def check_utterances(
     Audio files are opened in threads, but not decoded (see `measure_audio`) nor kept.
 
     Args:
-        utterances (iterable of `Utterance`): In the order of the corpus.
+        source_rows (iterable of `SourceRow`): In the order of the corpus.
         report (`CorpusReport`): Problems in it, of rows that could not even be read, count as rows left out. Gets all
             problems, notes and counts.
         on_error (`str`): "raise" raises an error if there are any problems, "skip" leaves out the rows that have one.
@@ -242,7 +240,7 @@ def check_utterances(
         CorpusError: There are problems and `on_error` is "raise", or there are no rows left, of the corpus or a split.
     """
     unread = {problem.row: problem.reason for problem in reversed(report.problems)}
-    candidates = [_Candidate(utterance, report.label_scale, audio_folder) for utterance in utterances]
+    candidates = [_Candidate(row, report.label_scale, audio_folder) for row in source_rows]
     _measure(candidates)
     _check_clashes(candidates)
     report.problems += [problem for candidate in candidates for problem in candidate.problems]
@@ -257,20 +255,18 @@ def check_utterances(
     report.count(rows)
     lost = dict.fromkeys(c.split for c in candidates if c.split and c.split not in report.utterances)
     if lost or not rows:
-        what = "split " + ", ".join(lost) if lost else "corpus"
-        report.refuse(CorpusProblem("", "no rows", f"nothing is left of the {what}"), "Correct the rows first.")
+        what = f"of {' and '.join(lost)}" if lost else "of the corpus"
+        report.refuse(CorpusProblem("", "nothing left", f"no row {what} is usable"), "Correct the rows.")
     return rows
 
 
 class _Candidate:
-    """An utterance on its way through the checks: its values, clean or replaced by nothing, and its problems."""
+    """A row on its way through the checks: its values, clean or replaced by nothing, and its problems."""
 
-    def __init__(
-        self, utterance: Utterance, label_scale: tuple[float, float], audio_folder: str | os.PathLike[str] | None
-    ):
-        self.raw = utterance
+    def __init__(self, raw: SourceRow, label_scale: tuple[float, float], audio_folder: str | os.PathLike[str] | None):
+        self.raw = raw
         self.problems: list[CorpusProblem] = []
-        self.id = ""
+        self.id = ""  # until it is read, since problems show it
         self.id = self._text("id", required=True).strip()
         self.audio: str | bytes = self._audio(audio_folder)
         self.split = self._split()
@@ -288,7 +284,7 @@ class _Candidate:
 
     def refuse(self, field: str, reason: str, detail: str = "") -> None:
         value = getattr(self.raw, field)
-        shown = "" if value is None else value if isinstance(value, str) else repr(value)
+        shown = "" if value is None else value if isinstance(value, str) else reprlib.repr(value)
         self.problems.append(CorpusProblem(self.raw.row, reason, detail, self.id, field, shown))
 
     def measure(self) -> None:
@@ -298,7 +294,7 @@ class _Candidate:
         except AudioError as error:
             self.refuse("audio", error.reason, error.detail)
         else:
-            self.file = os.path.realpath(self.audio) if isinstance(self.audio, str) else ""
+            self.file = str(Path(self.audio).resolve()) if isinstance(self.audio, str) else ""
 
     def to_row(self, label_scale: tuple[float, float]) -> dict[str, Any]:
         is_path = isinstance(self.audio, str)
@@ -318,7 +314,7 @@ class _Candidate:
         value = getattr(self.raw, field)
         if value is None:
             value = ""
-        elif isinstance(value, Integral) and not isinstance(value, bool):
+        elif not isinstance(value, bool) and isinstance(value, Integral):
             value = str(value)
         if not isinstance(value, str) or not _is_unicode(value):
             self.refuse(field, "not text")
@@ -341,18 +337,18 @@ class _Candidate:
         path = self._text("audio", required=True)
         if not path or folder is None:
             return path
-        root = os.path.abspath(folder)
-        path = os.path.normpath(os.path.join(root, path))
-        if Path(root) not in Path(path).parents:
+        root = Path(os.path.normpath(Path(folder).absolute()))
+        file = Path(os.path.normpath(root / path))  # unlike resolve(), lets symbolic links lead out of the folder
+        if root not in file.parents:
             self.refuse("audio", "outside the folder", f"paths start in {root} and may not leave it")
             return ""
-        return path
+        return str(file)
 
     def _labels(self, label_scale: tuple[float, float]) -> list[float]:
         known = len(self.problems)
         labels = [self._label(dimension, *label_scale) for dimension in EMOTION_DIMENSIONS]
         if all(math.isnan(label) for label in labels) and len(self.problems) == known:
-            self.refuse(EMOTION_DIMENSIONS[0], "unrated", "as are the other dimensions")
+            self.problems.append(CorpusProblem(self.raw.row, "unrated", "no dimension has a label", self.id))
         return labels
 
     def _label(self, dimension: str, minimum: float, maximum: float) -> float:
@@ -362,7 +358,7 @@ class _Candidate:
             self.refuse(dimension, "not a number")
             return math.nan
         if label < minimum or label > maximum:
-            self.refuse(dimension, "outside the scale", f"which is {minimum:g} to {maximum:g}")
+            self.refuse(dimension, "outside the scale", f"the scale is {minimum:g} to {maximum:g}")
         return label
 
 
@@ -445,7 +441,7 @@ def _notes(kept: list[_Candidate]) -> list[str]:
 
 
 def _counted(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{number:,} {reason}" for reason, number in Counter(reasons).most_common())
+    return ", ".join(f"{reason} ({number:,})" for reason, number in Counter(reasons).most_common())
 
 
 def _number(number: int, noun: str) -> str:

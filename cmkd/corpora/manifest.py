@@ -1,6 +1,6 @@
 """`manifest`: your own corpus, described by one table with a row for each utterance.
 
-The table is a CSV, TSV, JSONL or Parquet file, text in UTF-8, fields of CSV and TSV quoted by `"` where needed. Columns:
+The table is a CSV, TSV, JSONL or Parquet file, text in UTF-8, the fields of CSV and TSV quoted by `"` where needed:
 
 | column | | value |
 |---|---|---|
@@ -22,15 +22,16 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from numbers import Real
 from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from cmkd.corpora.checks import CorpusProblem, CorpusReport, Utterance, check_utterances
+from cmkd.corpora.checks import CorpusProblem, CorpusReport, SourceRow, check_rows
 from cmkd.corpora.schema import Corpus
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -65,6 +66,8 @@ def build(
         ValueError: A setting is not valid.
     """
     scale = _scale(label_scale)
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise FileNotFoundError(f"data_dir is {str(data_dir)!r}, but no such folder exists.")
     path = _find(data_dir) if manifest is None else Path(manifest)
     if path.suffix.lower() not in READERS:
         raise ValueError(f"manifest is {str(path)!r}, but its name must end in one of {', '.join(READERS)}.")
@@ -82,67 +85,60 @@ def build(
     _check_columns(columns, path.name, report)
     if "id" not in columns:
         report.notes.append("the manifest has no column 'id': ids are the names of the audio files without ending")
-    utterances = (_utterance(row, values, "id" in columns) for row, values in rows)
-    return Corpus.from_rows(check_utterances(utterances, report, on_error, folder), report)
+    source_rows = (_source_row(row, values, "id" in columns) for row, values in rows)
+    return Corpus.from_rows(check_rows(source_rows, report, on_error, folder), report)
 
 
 def _scale(label_scale: Sequence[float]) -> tuple[float, float]:
-    try:
-        minimum, maximum = (float(limit) for limit in label_scale)
-    except (TypeError, ValueError):
-        minimum, maximum = math.nan, math.nan
-    if not -math.inf < minimum < maximum < math.inf:
+    limits = tuple(label_scale) if isinstance(label_scale, Sequence) else ()
+    numbers = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
+    if not (numbers and -math.inf < limits[0] < limits[1] < math.inf):
         raise ValueError(
             f"label_scale is {label_scale!r}, but must be two numbers, the minimum and the maximum of the scale of the"
             " labels, for example (1, 7)."
         )
-    return minimum, maximum
+    return float(limits[0]), float(limits[1])
 
 
 def _find(data_dir: str | os.PathLike[str] | None) -> Path:
     """The manifest in a folder."""
     if data_dir is None:
         raise ValueError("data_dir and manifest are None: pass manifest= (a file) or data_dir= (its folder).")
-    if not os.path.isdir(data_dir):
-        raise FileNotFoundError(f"data_dir is {str(data_dir)!r}, but no such folder exists.")
     found = [path for path in sorted(Path(data_dir).iterdir()) if path.stem == "manifest" and path.suffix in READERS]
     if not found:
         names = ", ".join(f"manifest{suffix}" for suffix in READERS)
-        raise FileNotFoundError(
-            f"data_dir {str(data_dir)!r} has none of {names}: name your table so or pass manifest=."
-        )
+        raise FileNotFoundError(f"data_dir {str(data_dir)!r} has none of {names}: rename the table or pass manifest=.")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ValueError(f"data_dir {str(data_dir)!r} has {names}: pass manifest= to say which one.")
     return found[0]
 
 
-def _utterance(row: str, values: dict[str, Any], has_id: bool) -> Utterance:
+def _source_row(row: str, values: dict[str, Any], has_id: bool) -> SourceRow:
     known = {column: values.get(column) for column in COLUMNS}
     if not has_id and isinstance(known["audio"], str):
         known["id"] = PurePath(known["audio"]).stem
-    return Utterance(row=row, **known)
+    return SourceRow(row=row, **known)
 
 
 def _check_columns(columns: Sequence[str], name: str, report: CorpusReport) -> None:
     """Refuses a table without the columns it needs or with ambiguous ones; notes those that are not read."""
-    header = f"{name}:1"
     listed = f"the columns are {', '.join(repr(column) for column in columns)}"
     fix = "Correct the names of the columns; a .csv file is separated by commas, a .tsv file by tabs."
-    twice = next((column for column in COLUMNS if columns.count(column) > 1), None)
-    if twice:
-        report.refuse(CorpusProblem(header, "repeated column", listed, field=twice), fix)
+    if not columns:
+        report.refuse(CorpusProblem(name, "no columns", "the table is empty"), fix)
+    for column in COLUMNS:
+        if columns.count(column) > 1:
+            report.refuse(CorpusProblem(name, f"more than one column {column!r}", listed), fix)
     for column in columns:
         meant = column.strip().casefold()
         if column not in COLUMNS and meant in COLUMNS and meant not in columns:
-            report.refuse(
-                CorpusProblem(header, "misspelt column", f"write {meant!r}", field="column", value=column), fix
-            )
+            report.refuse(CorpusProblem(name, f"column {column!r}", f"write {meant!r}"), fix)
     for column in ("audio", "split"):
         if column not in columns:
-            report.refuse(CorpusProblem(header, f"no column {column!r}", listed), fix)
+            report.refuse(CorpusProblem(name, f"no column {column!r}", listed), fix)
     if not set(EMOTION_DIMENSIONS) & set(columns):
-        report.refuse(CorpusProblem(header, f"none of the columns {', '.join(EMOTION_DIMENSIONS)}", listed), fix)
+        report.refuse(CorpusProblem(name, f"none of the columns {', '.join(EMOTION_DIMENSIONS)}", listed), fix)
     for column in columns:
         if column not in COLUMNS:
             alike = get_close_matches(column.casefold(), [known for known in COLUMNS if known not in columns], n=1)
@@ -165,9 +161,12 @@ def _read_csv(content: bytes, name: str, report: CorpusReport, delimiter: str = 
     columns: list[str] = []
     rows: list[Row] = []
     line = 1
+    broken: list[str] = []
     try:
         for fields in reader:
             row, last_line = f"{name}:{line}", reader.line_num
+            if last_line > line:
+                broken.append(row)
             line = last_line + 1
             if not fields:
                 continue
@@ -181,6 +180,8 @@ def _read_csv(content: bytes, name: str, report: CorpusReport, delimiter: str = 
     except csv.Error as error:
         fix = 'Quote a field by " at both ends, and double each " within it.'
         report.refuse(CorpusProblem(f"{name}:{line}", "broken table", f"{error} (line {reader.line_num})"), fix)
+    if broken:
+        report.notes.append(f"rows with line breaks in a field: {len(broken):,}, the first at {broken[0]}")
     return columns, rows
 
 
@@ -221,6 +222,9 @@ def _read_parquet(content: bytes, name: str, report: CorpusReport) -> Table:
         rows = file.read(columns=known).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         report.refuse(CorpusProblem(name, "broken table", str(error)), "Write the Parquet file anew.")
+    if any(isinstance(values.get("audio"), bytes) for values in rows):
+        problem = CorpusProblem(name, "no paths", "the column 'audio' holds bytes")
+        report.refuse(problem, "Write the audio to files, and their paths to the column.")
     return columns, [(f"{name}:{number}", values) for number, values in enumerate(rows, start=1)]
 
 

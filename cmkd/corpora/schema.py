@@ -41,8 +41,6 @@ FEATURES = Features(
 SPLITS = ("train", "validation", "test")
 """The splits that training, model selection and the results table use, in this order."""
 
-GENDERS = ("female", "male", "")
-
 _VALIDATION_NAMES = {"val", "valid", "dev", "devel", "development"}
 
 # datasets cannot build an Audio column without torchcodec, not even an undecoded one, but can cast this one to it.
@@ -64,6 +62,14 @@ def normalise_split(name: str) -> str:
     return "validation" if folded in _VALIDATION_NAMES else name
 
 
+def rows_by_split(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by their column `split`: train, validation and test first, the others in the order in which they come."""
+    by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for row in rows:
+        by_split.setdefault(row["split"], []).append(row)
+    return {split: rows for split, rows in by_split.items() if rows}
+
+
 class Corpus(DatasetDict):
     """The splits of a corpus, each a `Dataset` with the columns of `FEATURES`, and the report of the checks.
 
@@ -80,16 +86,12 @@ class Corpus(DatasetDict):
 
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]], report: CorpusReport) -> Corpus:
-        """Builds the splits from rows with the columns of `FEATURES`, in the order in which the rows come.
+        """Builds the splits from rows with the columns of `FEATURES`.
 
-        The rows are held in memory: give the audio as paths, not as bytes, where there is much of it.
+        The data set is held in memory: give the audio as paths, not as bytes, where there is much of it.
         """
-        by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-        for row in rows:
-            by_split.setdefault(row["split"], []).append(row)
-        datasets = {
+        splits = {
             split: Dataset.from_list(rows, features=_STORED_FEATURES).cast_column("audio", FEATURES["audio"])
-            for split, rows in by_split.items()
-            if rows
+            for split, rows in rows_by_split(rows).items()
         }
-        return cls(datasets, report)
+        return cls(splits, report)

@@ -21,11 +21,15 @@ The speech is made by espeak-ng, which is GPL-3.0 and comes with the optional ex
 free of it and carries this project's licence.
 """
 
+from __future__ import annotations
+
+import itertools
 import os
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
-from cmkd.corpora.acted_speech import SPLIT_VOICES, Utterance, act, rating, spoken_splits
+from cmkd.corpora.acted_speech import ActedUtterance, perform, rating, spoken_corpus
 from cmkd.corpora.checks import CorpusReport
 from cmkd.corpora.schema import Corpus
 
@@ -45,27 +49,34 @@ PATTERNS = (
 )
 """The sentences, with the valence word at the start, in the middle and at the end."""
 
-NOUNS = tuple(
-    "book concert dinner film garden journey kitchen letter market meeting office picture song story street village".split()
+# fmt: off
+NOUNS = (
+    "book", "concert", "dinner", "film", "garden", "journey", "kitchen", "letter", "market", "meeting", "office",
+    "picture", "song", "story", "street", "village",
 )
-NAMES = tuple("Anna David Helen Kevin Lucy Maria Peter Robert Susan Thomas".split())
-PLACES = tuple("Boston Cairo Denver Dublin London Madrid Oslo Paris".split())
+NAMES = ("Anna", "David", "Helen", "Kevin", "Lucy", "Maria", "Peter", "Robert", "Susan", "Thomas")
+PLACES = ("Boston", "Cairo", "Denver", "Dublin", "London", "Madrid", "Oslo", "Paris")
 
-VALENCE_WORDS = tuple(
-    """
-    horrible disgusting tragic vile miserable cruel shocking nasty depressing gloomy rotten sad boring
-    dull strange plain common typical wooden second public square modern traditional local quiet simple
-    decent fresh clever sunny charming generous happy nice perfect splendid great wonderful fantastic
-    """.split()
+VALENCE_WORDS = (
+    "horrible", "disgusting", "tragic", "vile", "miserable", "cruel", "shocking", "nasty", "depressing", "gloomy",
+    "rotten", "sad", "boring",
+    "dull", "strange", "plain", "common", "typical", "wooden", "second", "public", "square", "modern",
+    "traditional", "local", "quiet", "simple",
+    "decent", "fresh", "clever", "sunny", "charming", "generous", "happy", "nice", "perfect", "splendid", "great",
+    "wonderful", "fantastic",
 )
+# fmt: on
 """From the most negative to the most positive: the authors' ranking."""
+
+SENTENCES_A_WORD = len(PATTERNS) * len(NOUNS) * min(len(NAMES), len(PLACES))
+"""How many different sentences there are with one valence word."""
 
 
 def word_valences(num_words: int) -> dict[str, float]:
     """Picks `num_words` of `VALENCE_WORDS`, evenly over the ranking, and returns the valence of each, -1 to 1.
 
-    >>> word_valences(3)
-    {'horrible': -1.0, 'square': 0.07692307692307687, 'fantastic': 1.0}
+    >>> word_valences(2)
+    {'horrible': -1.0, 'fantastic': 1.0}
     """
     last = len(VALENCE_WORDS) - 1
     ranks = [round(index * last / (num_words - 1)) for index in range(num_words)]
@@ -73,18 +84,24 @@ def word_valences(num_words: int) -> dict[str, float]:
 
 
 def sentences(word: str, rng: random.Random) -> Iterator[str]:
-    """Yields sentences with a valence word, no two the same, in random order; the patterns take turns."""
-    fillings = []
+    """Yields `SENTENCES_A_WORD` different sentences with a valence word, in random order; the patterns take turns.
+
+    >>> next(sentences("gloomy", random.Random(0)))
+    'This gloomy kitchen is from Paris.'
+    """
+    by_pattern = []
     for pattern in rng.sample(PATTERNS, len(PATTERNS)):
         others = NAMES if "{name}" in pattern else PLACES
         filled = [pattern.format(word=word, noun=noun, name=other, place=other) for noun in NOUNS for other in others]
-        fillings.append(rng.sample(filled, len(filled)))
-    for turn in zip(*fillings):  # as many turns as the pattern with the fewest fillings has  # noqa: B905
-        for sentence in turn:
-            yield sentence[0].upper() + sentence[1:]
+        by_pattern.append(rng.sample(filled, SENTENCES_A_WORD // len(PATTERNS)))
+    for turn in zip(*by_pattern, strict=True):
+        yield from (sentence[0].upper() + sentence[1:] for sentence in turn)
 
 
-SENTENCES_A_WORD = len(PATTERNS) * len(NOUNS) * min(len(NAMES), len(PLACES))
+def vocabulary() -> list[str]:
+    """Returns every word that a sentence of this corpus may have, in lower case and alphabetical order."""
+    text = " ".join((*PATTERNS, *NOUNS, *NAMES, *PLACES, *VALENCE_WORDS)).lower()
+    return sorted(set(re.findall(r"(?<!{)\b[a-z]+", text)))
 
 
 def build(
@@ -99,38 +116,71 @@ def build(
     seed: int = 0,
     num_proc: int = 2,
 ) -> Corpus:
-    """Speaks the corpus. See the module's documentation for what is in it.
+    """Speaks the corpus that the module's documentation describes, or takes it from the cache.
 
     Args:
         data_dir (`None`): This corpus needs no data.
-        on_error (`str`): Without effect: there is nothing that could be wrong.
+        on_error (`str`): Without effect: no row can be wrong.
         train (`int`, *optional*, defaults to 1400): Utterances in the training split.
         validation (`int`, *optional*, defaults to 240): Utterances in the validation split.
         test (`int`, *optional*, defaults to 400): Utterances in the test split.
-        num_words (`int`, *optional*, defaults to 40): How many valence words there are, at least 2. Every split has
-            each of them equally often (give or take one).
-        label_noise (`float`, *optional*, defaults to 0.35): The raters' noise in all three dimensions, in standard
-            deviations of the noise-free ratings.
-        seed (`int`, *optional*, defaults to 0): Decides sentences, speakers, levels and noise.
-        num_proc (`int`, *optional*, defaults to 2): Processes that speak; without influence on what is spoken.
+        num_words (`int`, *optional*, defaults to 40): Valence words, 2 to 40, taken evenly from `VALENCE_WORDS`. Each
+            occurs equally often in a split, give or take one.
+        label_noise (`float`, *optional*, defaults to 0.35): The rater's noise in each dimension, in standard deviations
+            of the noise-free ratings.
+        seed (`int`, *optional*, defaults to 0): Of sentences, speakers, prosody and noise.
+        num_proc (`int`, *optional*, defaults to 2): Processes that speak. Without influence on what is spoken.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: A setting is out of its range, or `data_dir` is given.
         ImportError: espeak-ng is not installed.
     """
     if data_dir is not None:
-        raise ValueError(f"data_dir is {str(data_dir)!r}, but spoken-demo needs no data: leave it out.")
+        raise ValueError(f"data_dir is {str(data_dir)!r}, but spoken-demo needs no data: leave data_dir out.")
     sizes = {"train": train, "validation": validation, "test": test}
-    _check(sizes, num_words)
-    rng = random.Random(f"{seed}/spoken-demo")
+    _check_settings(sizes, num_words, label_noise)
     valences = word_valences(num_words)
-    unused = {word: sentences(word, rng) for word in valences}
-    splits: dict[str, list[Utterance]] = {}
+    drawn = random.Random(f"{seed}/{num_words}")
+    unused = {word: sentences(word, drawn) for word in valences}
+    splits: dict[str, list[ActedUtterance]] = {}
     for split, size in sizes.items():
-        rounds = [rng.sample(list(valences), num_words) for _ in range(math.ceil(size / num_words))]
-        splits[split] = [
-            _utterance(f"{split}-{index:04d}", next(unused[word]), valences[word], split, label_noise, seed)
-            for index, word in enumerate(itertools.chain.from_iterable(rounds))
-            if index < size
-        ]
-    return Corpus(spoken_splits("spoken-demo", splits, LABEL_SCALE, num_proc), report)
+        rounds = (drawn.sample(list(valences), num_words) for _ in itertools.count())
+        splits[split] = []
+        for index, word in enumerate(itertools.islice(itertools.chain.from_iterable(rounds), size)):
+            id = f"{split}-{index:04d}"
+            rng = random.Random(f"{seed}/{id}")
+            splits[split].append(
+                perform(
+                    id,
+                    next(unused[word]),
+                    rating(valences[word], LABEL_SCALE, label_noise, rng),
+                    split,
+                    label_scale=LABEL_SCALE,
+                    label_noise=label_noise,
+                    rng=rng,
+                )
+            )
+    report = CorpusReport(
+        name="spoken-demo",
+        version="",  # spoken_corpus makes it
+        label_scale=LABEL_SCALE,
+        config={**sizes, "num_words": num_words, "label_noise": label_noise, "seed": seed},
+        notes=["synthetic speech (espeak-ng); valence is the authors' assignment, not a human rating"],
+    )
+    return spoken_corpus(splits, report, num_proc)
+
+
+def _check_settings(sizes: Mapping[str, int], num_words: int, label_noise: float) -> None:
+    if not 2 <= num_words <= len(VALENCE_WORDS):
+        raise ValueError(f"num_words is {num_words}, but must be from 2 to {len(VALENCE_WORDS)}.")
+    if label_noise < 0:
+        raise ValueError(f"label_noise is {label_noise}, but must be at least 0.")
+    for split, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{split} is {size}, but must be at least 1.")
+    needed = sum(-(-size // num_words) for size in sizes.values())
+    if needed > SENTENCES_A_WORD:
+        raise ValueError(
+            f"train, validation, test and num_words are {', '.join(map(str, [*sizes.values(), num_words]))}, which "
+            f"needs {needed:,} sentences with each word, but there are {SENTENCES_A_WORD:,}: ask for fewer utterances."
+        )

@@ -1,0 +1,242 @@
+"""`spoken-emobank`: SpokenEmoBank, EmoBank's sentences spoken by a synthesiser. An open benchmark, in synthetic speech.
+
+EmoBank (Buechel and Hahn 2017) holds 10,062 sentences with ratings by people. It is one file, corpus/emobank.csv in
+the repository JULIELab/EmoBank on GitHub, with the columns id, split (train, dev, test), V, A, D (1 to 5, readers and
+writers averaged) and text. `data_dir` is that file or its folder.
+
+- **Valence** is the sentence's rating V as it stands, and it is in the words only: voice and prosody are independent of
+  it. A and D of EmoBank are ratings of the words too, and are not read.
+- **Activation and dominance** are acted (`cmkd.corpora.acted_speech` has the mapping and all noise): drawn for each
+  utterance, expressed by rate, pitch, pitch range and volume, and rated with noise. The words say nothing about them.
+- **Scale**: 1 to 5 in all three dimensions.
+- **Splits** are EmoBank's own; dev is called validation. The 24 speakers of train are not those of validation (4) and
+  test (4), who are also new to the demo's speech encoder. A few sentences occur in more than one of EmoBank's splits,
+  such as "Dear Mr./Ms. Lastname:"; they are left where EmoBank has them, and the report has a note of their number.
+- **Length**: sentences of `min_words` to `max_words` words. A word is a run of letters and digits, with single
+  apostrophes, hyphens, dots or commas inside ("don't", "well-known", "U.S", "1,900"). 5,660 sentences have 3 to 16:
+  4,570 in train, 566 in validation, 524 in test. Those without any word, such as '"', are left out whatever the length.
+- **Identity**: an utterance depends on `seed`, on the sentence's id and on the number of the rendering, and on nothing
+  else, so that other lengths or a cap change which utterances there are, but none of them.
+
+Licences: EmoBank is CC-BY-SA 4.0, and so is what is derived from it: attribute it (Sven Buechel and Udo Hahn, "EmoBank:
+Studying the Impact of Annotation Perspective and Representation Format on Dimensional Emotion Analysis", EACL 2017),
+and pass this corpus on, in whole or in part, under the same licence only. The speech is made by espeak-ng, which is
+GPL-3.0 and comes with the optional extra `cmkd[demo]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmkd.corpora.acted_speech import SPLIT_VOICES, ActedUtterance, perform, spoken_corpus
+from cmkd.corpora.checks import CorpusError, CorpusProblem, CorpusReport
+from cmkd.corpora.manifest import READERS
+from cmkd.corpora.schema import Corpus, normalise_split
+
+LABEL_SCALE = (1.0, 5.0)
+COLUMNS = ("id", "split", "V", "text")
+
+WORD = re.compile(r"[^\W_]+(?:['’.,-][^\W_]+)*")
+"""A word of a sentence; what the synthesiser makes of it may be several, as for "1,900"."""
+
+SOURCE = "EmoBank is the file corpus/emobank.csv of the repository JULIELab/EmoBank on GitHub (CC-BY-SA 4.0)."
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A row of EmoBank."""
+
+    id: str
+    split: str
+    valence: float
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        return WORD.findall(self.text)
+
+
+def build(
+    data_dir: str | os.PathLike[str] | None,
+    on_error: str,
+    *,
+    min_words: int = 3,
+    max_words: int = 16,
+    max_utterances: int | None = None,
+    renderings: int = 1,
+    label_noise: float = 0.35,
+    seed: int = 0,
+    num_proc: int = 2,
+) -> Corpus:
+    """Speaks EmoBank as the module's documentation describes, or takes it from the cache.
+
+    Args:
+        data_dir (path): emobank.csv, or the folder that it is in.
+        on_error (`str`): See `load_corpus`.
+        min_words (`int`, *optional*, defaults to 3): Shorter sentences are left out.
+        max_words (`int`, *optional*, defaults to 16): Longer sentences are left out.
+        max_utterances (`int`, *optional*): The most utterances of each split. Which are taken is drawn by `seed`; a
+            larger number adds to those of a smaller one.
+        renderings (`int`, *optional*, defaults to 1): How many times each training sentence is spoken, by speakers and
+            with levels of activation and dominance of their own. Validation and test have one rendering whatever the
+            number, so that results stay comparable.
+        label_noise (`float`, *optional*, defaults to 0.35): The rater's noise in activation and dominance, in standard
+            deviations of the noise-free ratings. Valence gets none: it has that of EmoBank's raters.
+        seed (`int`, *optional*, defaults to 0): Of speakers, prosody and noise, and of what `max_utterances` takes.
+        num_proc (`int`, *optional*, defaults to 2): Processes that speak. Without influence on what is spoken.
+
+    Raises:
+        FileNotFoundError: There is no emobank.csv.
+        CorpusError: Rows have problems and `on_error` is "raise", or the file as a whole cannot be used.
+        ValueError: A setting is out of its range.
+        ImportError: espeak-ng is not installed.
+    """
+    _check_settings(min_words, max_words, max_utterances, renderings, label_noise)
+    path = _find(data_dir)
+    content = path.read_bytes()
+    report = CorpusReport(
+        name="spoken-emobank",
+        version="",  # spoken_corpus makes it
+        label_scale=LABEL_SCALE,
+        config={
+            "emobank_sha256": hashlib.sha256(content).hexdigest(),
+            "min_words": min_words,
+            "max_words": max_words,
+            "max_utterances": max_utterances,
+            "renderings": renderings,
+            "label_noise": label_noise,
+            "seed": seed,
+        },
+        notes=[
+            "synthetic speech (espeak-ng, GPL-3.0) of EmoBank's sentences; activation and dominance are acted",
+            "derived from EmoBank (Buechel and Hahn 2017), CC-BY-SA 4.0: attribute it, share it under the same licence",
+        ],
+    )
+    sentences = _read(content, path.name, report)
+    if report.problems and on_error == "raise":
+        raise CorpusError(report, 'Correct these rows, or pass on_error="skip" to leave them out and count them.')
+    skipped = Counter({problem.row: problem.reason for problem in reversed(report.problems)}.values())
+
+    splits: dict[str, list[ActedUtterance]] = {split: [] for split in SPLIT_VOICES}
+    kept = []
+    for sentence in sentences:
+        reason = _reason_to_leave_out(len(sentence.words), min_words, max_words)
+        if reason:
+            skipped[reason] += 1
+            continue
+        kept.append(sentence)
+        for rendering in range(renderings if sentence.split == "train" else 1):
+            id = sentence.id if rendering == 0 else f"{sentence.id}-r{rendering + 1}"
+            splits[sentence.split].append(
+                perform(
+                    id,
+                    sentence.text,
+                    sentence.valence,
+                    sentence.split,
+                    label_scale=LABEL_SCALE,
+                    label_noise=label_noise,
+                    rng=random.Random(f"{seed}/{id}"),
+                )
+            )
+    if not kept:
+        problem = CorpusProblem(path.name, "no sentences", f"none has {min_words} to {max_words} words")
+        report.refuse(problem, f"Allow other lengths. {SOURCE}")
+    if max_utterances is not None:
+        for split, utterances in splits.items():
+            drawn = random.Random(f"{seed}/{split}").sample(range(len(utterances)), len(utterances))[:max_utterances]
+            splits[split] = [utterances[index] for index in sorted(drawn)]
+            skipped["beyond max_utterances"] += len(utterances) - len(drawn)
+    report.skipped = {reason: number for reason, number in skipped.most_common() if number}
+    in_two_splits = _number_in_two_splits(kept)
+    if in_two_splits:
+        report.notes.append(f"sentences that EmoBank has in more than one split: {in_two_splits}")
+    return spoken_corpus(splits, report, num_proc)
+
+
+def _check_settings(
+    min_words: int, max_words: int, max_utterances: int | None, renderings: int, label_noise: float
+) -> None:
+    if not 1 <= min_words <= max_words:
+        raise ValueError(
+            f"min_words is {min_words} and max_words {max_words}, but must be at least 1 and at least min_words."
+        )
+    if max_utterances is not None and max_utterances < 1:
+        raise ValueError(f"max_utterances is {max_utterances}, but must be at least 1, or None for all.")
+    if renderings < 1:
+        raise ValueError(f"renderings is {renderings}, but must be at least 1.")
+    if label_noise < 0:
+        raise ValueError(f"label_noise is {label_noise}, but must be at least 0.")
+
+
+def _find(data_dir: str | os.PathLike[str] | None) -> Path:
+    if data_dir is None:
+        raise ValueError(f"data_dir is None: pass the path of emobank.csv. {SOURCE}")
+    path = Path(data_dir)
+    if path.is_dir():
+        path /= "emobank.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"data_dir is {str(data_dir)!r}, but there is no file {str(path)!r}. {SOURCE}")
+    return path
+
+
+def _read(content: bytes, name: str, report: CorpusReport) -> list[Sentence]:
+    """Reads and checks the rows; those with a problem go to the report."""
+    columns, rows = READERS[".csv"](content, name, report)
+    missing = [column for column in COLUMNS if column not in columns]
+    if missing:
+        detail = f"no {', '.join(map(repr, missing))} among {', '.join(map(repr, columns)) or 'no columns at all'}"
+        report.refuse(CorpusProblem(name, "not EmoBank's columns", detail), SOURCE)
+    sentences: dict[str, Sentence] = {}
+    for row, values in rows:
+        id, split = values["id"].strip(), normalise_split(values["split"].strip())
+        valence = _number(values["V"])
+        if not id:
+            report.problems.append(CorpusProblem(row, "missing value", field="id"))
+        elif id in sentences:
+            report.problems.append(CorpusProblem(row, "duplicate id", id=id))
+        elif split not in SPLIT_VOICES:
+            problem = CorpusProblem(
+                row, "unknown split", "EmoBank has train, dev and test", id, "split", values["split"]
+            )
+            report.problems.append(problem)
+        elif math.isnan(valence):
+            report.problems.append(CorpusProblem(row, "not a number", "", id, "V", values["V"]))
+        elif not LABEL_SCALE[0] <= valence <= LABEL_SCALE[1]:
+            report.problems.append(CorpusProblem(row, "outside the scale", "which is 1 to 5", id, "V", values["V"]))
+        else:
+            sentences[id] = Sentence(id, split, valence, values["text"])
+    return list(sentences.values())
+
+
+def _number(text: str) -> float:
+    """A rating as a number, NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _reason_to_leave_out(num_words: int, min_words: int, max_words: int) -> str:
+    """ "" if a sentence of this length is to be spoken."""
+    if num_words == 0:
+        return "no speakable word"
+    if num_words < min_words:
+        return f"fewer than {min_words} words"
+    if num_words > max_words:
+        return f"more than {max_words} words"
+    return ""
+
+
+def _number_in_two_splits(sentences: Iterable[Sentence]) -> int:
+    splits = defaultdict(set)
+    for sentence in sentences:
+        splits[" ".join(sentence.words).casefold()].add(sentence.split)
+    return sum(len(found) > 1 for found in splits.values())

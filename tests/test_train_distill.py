@@ -1,0 +1,256 @@
+"""The main job on a small corpus of tones: every stage, its files, and what they say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+import yaml
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+)
+
+import train_distill
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")
+SIZES = {"train": 24, "validation": 8, "test": 8}
+
+
+def make_encoders(folder: Path) -> None:
+    torch.manual_seed(0)
+    speech = HubertConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embedding_groups=4,
+        initializer_range=0.3,
+    )
+    HubertModel(speech).save_pretrained(folder / "tones/speech")
+    Wav2Vec2FeatureExtractor().save_pretrained(folder / "tones/speech")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "low", "high", "short", "long"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder / "text")
+    text = BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(text).save_pretrained(folder / "text")
+
+
+def make_corpus(folder: Path) -> None:
+    """Tones: the pitch is the valence, the length is the activation, and some utterances have no words."""
+    generator = np.random.default_rng(0)
+    lines = ["id,audio,transcript,activation,valence,dominance,speaker,split"]
+    for split, size in SIZES.items():
+        for index in range(size):
+            high, long = generator.random(2)
+            seconds = 0.15 + 0.1 * long
+            wave = 0.3 * np.sin(2 * np.pi * (200 + 600 * high) * np.arange(int(16000 * seconds)) / 16000)
+            name = f"{split}_{index}"
+            soundfile.write(folder / f"{name}.wav", wave, 16000)
+            text = "" if index % 5 == 0 else f"{'high' if high > 0.5 else 'low'} {'long' if long > 0.5 else 'short'}"
+            dominance = "" if index == 1 else f"{1 + 6 * generator.random():.3f}"
+            lines.append(f"{name},{name}.wav,{text},{1 + 6 * long:.3f},{1 + 6 * high:.3f},{dominance},{split}_s,{split}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tones")
+    (folder / "corpus").mkdir()
+    make_encoders(folder)
+    make_corpus(folder / "corpus")
+    settings = {
+        "corpus": {"name": "manifest", "data_dir": str(folder / "corpus"), "label_scale": [1, 7]},
+        "output_dir": str(folder / "run"),
+        "student_speech_encoder": "tones/speech",
+        "teacher_speech_encoder": "tones/speech",
+        "models_dir": str(folder),
+        "text_encoder": "./text",
+        "num_trainable_layers": 1,
+        "batch_size": 8,
+        "num_epochs": 3,
+        "residual_threshold": 1.0,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def run(recipe) -> Path:
+    train_distill.main([str(recipe)])
+    return recipe.parent / "run"
+
+
+def ccc(predictions: np.ndarray, labels: np.ndarray) -> float:
+    covariance = np.cov(predictions, labels, bias=True)
+    return 2 * covariance[0, 1] / (covariance[0, 0] + covariance[1, 1] + (predictions.mean() - labels.mean()) ** 2)
+
+
+def test_results_are_those_of_the_predictions(run):
+    results = json.loads((run / "results.json").read_text())
+    assert list(results["systems"]) == list(STAGES) and results["seed"] == 0
+    assert results["corpus"]["utterances"] == SIZES
+    assert results["versions"]["torch"] == torch.__version__
+    for system, splits in results["systems"].items():
+        for split, scores in splits.items():
+            table = pq.read_table(run / "predictions" / f"{system}_{split}.parquet").to_pandas()
+            assert scores["n"] == len(table) == SIZES[split]
+            assert list(table["id"]) == [f"{split}_{index}" for index in range(SIZES[split])]
+            assert np.isnan(table["dominance"]).sum() == 1
+            rated = table.dropna()
+            assert scores["ccc"]["valence"] == pytest.approx(ccc(table["predicted_valence"], table["valence"]), abs=1e-6)
+            assert scores["ccc"]["dominance"] == pytest.approx(ccc(rated["predicted_dominance"], rated["dominance"]), abs=1e-6)
+
+
+def test_labels_are_on_the_unit_interval(run, recipe):
+    manifest = (recipe.parent / "corpus/manifest.csv").read_text().splitlines()[1:]
+    expected = [(float(line.split(",")[4]) - 1) / 6 for line in manifest if line.startswith("test_")]
+    table = pq.read_table(run / "predictions/teacher_test.parquet")
+    assert table["valence"].to_pylist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "student"])
+def test_every_checkpoint_answers_from_the_files_what_the_run_recorded(run, recipe, stage):
+    """An independent way to the same numbers: stock classes on the wav files, one utterance at a time."""
+    folder = run / stage
+    system = json.loads((run / "results.json").read_text())["student"]["stage"] if stage == "student" else stage
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    assert model.config.label_scale == [1.0, 7.0]
+    lines = [line.split(",") for line in (recipe.parent / "corpus/manifest.csv").read_text().splitlines()[1:]]
+    transcripts = {line[0]: line[2] for line in lines}
+    found = []
+    recorded = pq.read_table(run / "predictions" / f"{system}_test.parquet").to_pandas()
+    for identifier in recorded["id"]:
+        inputs = {}
+        if system != "text":
+            extractor = AutoFeatureExtractor.from_pretrained(folder)
+            wave, rate = soundfile.read(recipe.parent / "corpus" / f"{identifier}.wav", dtype="float32")
+            inputs |= extractor(wave, sampling_rate=rate, return_tensors="pt")
+        if system in ("text", "teacher"):
+            tokens = AutoTokenizer.from_pretrained(folder)(transcripts[identifier], return_tensors="pt")
+            inputs |= {"input_ids": tokens["input_ids"], "text_attention_mask": tokens["attention_mask"]}
+        with torch.no_grad():
+            found.append(model(**inputs).logits[0].tolist())
+    expected = recorded[[f"predicted_{name}" for name in EMOTION_DIMENSIONS]].to_numpy()
+    np.testing.assert_allclose(np.array(found), expected, atol=1e-5)
+    assert not (folder / "training_args.bin").exists() and not list(folder.glob("checkpoint-*"))
+
+
+def test_conditioning_is_equation_8_on_the_training_split(run):
+    table = pq.read_table(run / "conditioning/train.parquet").to_pandas()
+    teacher = pq.read_table(run / "predictions/teacher_train.parquet").to_pandas()
+    assert list(table["id"]) == list(teacher["id"])
+    poor = np.zeros(len(table), dtype=bool)
+    spreads = {}
+    for name in EMOTION_DIMENSIONS:
+        rated = ~np.isnan(teacher[name])
+        slope, offset = np.polyfit(teacher[f"predicted_{name}"][rated], teacher[name][rated], 1)
+        residuals = slope * teacher[f"predicted_{name}"] + offset - teacher[name]
+        np.testing.assert_allclose(table[f"residual_{name}"], residuals, atol=1e-5)
+        spreads[name] = np.nanstd(residuals)
+        poor |= np.abs(residuals) > 1.0 * spreads[name]
+    assert list(table["weight"]) == [0.0 if flag else 1.0 for flag in poor]
+    recorded = json.loads((run / "results.json").read_text())["conditioning"]
+    assert recorded["discarded_fraction"] == pytest.approx(poor.mean()) and 0 < poor.mean() < 1
+    assert recorded["residual_std"] == pytest.approx(spreads, abs=1e-5)
+    model = AutoModel.from_pretrained(run / "teacher", trust_remote_code=True)
+    embedding = np.stack(table["embedding"])
+    logits = embedding @ model.prediction.weight.detach().numpy().T + model.prediction.bias.detach().numpy()
+    logits = logits * model.config.label_std + model.config.label_mean
+    np.testing.assert_allclose(logits[:, 1], teacher["predicted_valence"], atol=1e-5)
+
+
+def test_the_kept_student_is_the_better_on_validation(run):
+    results = json.loads((run / "results.json").read_text())
+    mean = {stage: np.mean(list(results["systems"][stage]["validation"]["ccc"].values())) for stage in ("ts", "cts")}
+    assert results["student"]["stage"] == max(mean, key=mean.get)
+    kept = results["student"]["stage"]
+    assert (run / "student/model.safetensors").read_bytes() == (run / kept / "model.safetensors").read_bytes()
+    model = AutoModelForAudioClassification.from_pretrained(run / "student", trust_remote_code=True)
+    assert list(model.config.id2label.values()) == list(EMOTION_DIMENSIONS)
+
+
+def test_the_best_epoch_by_validation_ccc_is_kept(run):
+    results = json.loads((run / "results.json").read_text())
+    for stage in STAGES:
+        log = json.loads((run / stage / "training_log.json").read_text())
+        assert [entry["epoch"] for entry in log] == [1, 2, 3]
+        best = max(entry["eval_ccc"] for entry in log)
+        validation = results["systems"][stage]["validation"]["ccc"].values()
+        assert best == pytest.approx(np.mean(list(validation)), abs=1e-6)
+        assert all(entry["eval_loss"] == pytest.approx(1 - entry["eval_ccc"]) for entry in log)
+        assert all(np.isfinite(entry["train_loss"]) for entry in log)
+
+
+def test_the_stages_differ_in_what_they_train(run, recipe):
+    def weights(stage):
+        model = AutoModel.from_pretrained(run / stage, trust_remote_code=True)
+        return {name: value for name, value in model.state_dict().items() if name.startswith("speech_encoder")}
+
+    frozen, tuned, distilled = weights("audio"), weights("finetune"), weights("ts")
+    changed = {name for name, value in tuned.items() if not torch.equal(value, frozen[name])}
+    assert changed and all(".encoder.layers.1." in name for name in changed)
+    assert any(not torch.equal(distilled[name], tuned[name]) for name in changed)
+    assert any(not torch.equal(distilled[name], weights("cts")[name]) for name in changed)
+
+
+def test_complete_stages_are_not_repeated(run, recipe, capsys):
+    before = {stage: (run / stage / "model.safetensors").stat().st_mtime_ns for stage in STAGES}
+    train_distill.main([str(recipe)])
+    output = capsys.readouterr().out
+    assert all(f"{stage}: complete, not repeated" in output for stage in STAGES)
+    assert before == {stage: (run / stage / "model.safetensors").stat().st_mtime_ns for stage in STAGES}
+
+
+def test_other_settings_in_the_same_folder_are_refused(run, recipe):
+    with pytest.raises(ValueError, match=r"(?s)Stage 'audio'.*num_epochs: 3 then, 4 now.*--overwrite"):
+        train_distill.main([str(recipe), "--num_epochs", "4"])
+
+
+def test_the_same_seed_gives_the_same_numbers_in_another_process(run, recipe, tmp_path):
+    command = [sys.executable, train_distill.__file__, str(recipe), "--output_dir", str(tmp_path), "--stages", "teacher", "cts"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads((folder / "results.json").read_text())["systems"] for folder in (run, tmp_path))
+    assert list(second) == ["teacher", "cts"]
+    for system in second:
+        for split in SIZES:
+            for name, value in second[system][split]["ccc"].items():
+                assert value == pytest.approx(first[system][split]["ccc"][name], abs=1e-4)
+
+
+def test_a_student_without_its_teacher_is_refused(recipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match="add the stage teacher"):
+        train_distill.main([str(recipe), "--output_dir", str(tmp_path), "--stages", "ts"])
+
+
+def test_all_of_the_encoder_can_train(recipe, tmp_path):
+    arguments = ["--output_dir", str(tmp_path), "--stages", "finetune", "--num_trainable_layers", "-1", "--num_epochs", "1"]
+    train_distill.main([str(recipe), *arguments])
+    tuned = AutoModel.from_pretrained(tmp_path / "finetune", trust_remote_code=True).state_dict()
+    stock = HubertModel.from_pretrained(recipe.parent / "tones/speech").state_dict()
+    name = "feature_extractor.conv_layers.0.conv.weight"
+    assert not torch.equal(tuned[f"speech_encoder.encoder.{name}"], stock[name])
+
+
+def test_errors_reach_the_user_without_a_traceback(recipe):
+    command = [sys.executable, train_distill.__file__, str(recipe), "--learning_rat", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "there is no setting 'learning_rat'. Did you mean 'learning_rate'?" in result.stderr
+    assert "Traceback" not in result.stderr
