@@ -117,10 +117,11 @@ class CMKDTeacherConfig(_CMKDConfig):
         embedding_size (`int`, *optional*, defaults to 128):
             Size of the utterance embedding e (Eq. 1 and 2). Teacher and student must agree in it.
         num_trainable_layers (`int`, *optional*, defaults to 0):
-            How many of the speech encoder's top layers train: 0 is a frozen encoder, 6 the paper's fine-tuning, -1 all of
-            the encoder, convolutions included. The text encoder is always frozen.
+            How many of the speech encoder's top layers train: 0 is a frozen encoder, 6 the paper's fine-tuning, -1
+            all of the encoder, convolutions included. The text encoder is always frozen.
         use_weighted_layer_sum (`bool`, *optional*, defaults to `False`):
-            Feed the GRU a learnt softmax-weighted sum of the encoder's input and all of its layers, instead of the last.
+            Feed the GRU a learnt softmax-weighted sum of the encoder's input and all of its layers, instead of the
+            last.
         label_scale (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
             Minimum and maximum of the corpus's rating scale, used by [`~_CMKDConfig.to_label_scale`].
         label_mean (`tuple[float, float, float]`, *optional*, defaults to `(0.0, 0.0, 0.0)`):

@@ -1,8 +1,8 @@
 """The CMKD teacher, which hears and reads, and the student, which only hears (Figure 1 of arXiv 2112.00158).
 
-This file travels to the Hub with every checkpoint, beside `configuration_cmkd.py`. It imports torch and transformers and
-nothing else. What a model answers for an utterance does not depend on what else is in its batch, nor on the padding: see
-[`SpeechEncoder`].
+This file travels to the Hub with every checkpoint, beside `configuration_cmkd.py`. It imports torch and transformers
+and nothing else. What a model answers for an utterance does not depend on what else is in its batch, nor on the
+padding: see [`SpeechEncoder`].
 """
 
 import os
@@ -67,9 +67,10 @@ class SpeechEncoder(nn.Module):
     """A stock speech encoder, run part by part so that padding never reaches a real frame.
 
     The stock `forward` lets the padding leak in: through the group norm of HuBERT Base and its kin, through the stacked
-    positional convolutions of data2vec-audio, and Whisper's insists on 30 s. Here each part sees the real frames only, or
-    zeros where the unpadded utterance would see zeros. The frozen part, everything below the trainable layers, is kept in
-    eval mode and runs without gradient; its output depends on nothing but the utterance, so that it can be stored.
+    positional convolutions of data2vec-audio, and Whisper's insists on 30 s. Here each part sees the real frames
+    only, or zeros where the unpadded utterance would see zeros. The frozen part, everything below the trainable
+    layers, is kept in eval mode and runs without gradient; its output depends on nothing but the utterance, so that
+    it can be stored.
 
     Args:
         config: the configuration of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper encoder.
@@ -176,7 +177,11 @@ class SpeechEncoder(nn.Module):
 
     def _embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
         """The input of the first layer (batch, frames, hidden size) and the number of real frames of each row."""
-        return self._embed_spectrogram(inputs, attention_mask) if self.is_whisper else self._embed_wave(inputs, attention_mask)
+        return (
+            self._embed_spectrogram(inputs, attention_mask)
+            if self.is_whisper
+            else self._embed_wave(inputs, attention_mask)
+        )
 
     def _embed_wave(self, wave: torch.Tensor, attention_mask: torch.Tensor | None):
         if attention_mask is None:
@@ -220,8 +225,8 @@ class SpeechEncoder(nn.Module):
         limit = self.encoder.config.max_source_positions
         if longest > 2 * limit:
             raise ValueError(
-                f"input_features has {longest} frames: this Whisper encoder takes at most {2 * limit} ({limit // 50} s). "
-                "Cut the audio into shorter utterances."
+                f"input_features has {longest} frames: this Whisper encoder takes at most {2 * limit} "
+                f"({limit // 50} s). Cut the audio into shorter utterances."
             )
         keep = _mask(lengths, longest)[:, None]
         hidden = features[:, :, :longest].masked_fill(~keep, 0.0)
@@ -362,7 +367,12 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return self.speech_encoder.run_frozen(inputs, attention_mask)
 
     def extract_text_features(self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None = None):
-        """Token features (batch, tokens, hidden size) and mask that `forward` takes as `text_features`, `text_attention_mask`."""
+        """The output of the text encoder.
+
+        Returns:
+            Token features (batch, tokens, hidden size) and mask that `forward` takes as `text_features` and
+            `text_attention_mask`.
+        """
         return self.text_encoder(input_ids, text_attention_mask)
 
     def _summarize_speech(self, input_values, input_features, speech_features, attention_mask) -> torch.Tensor:
@@ -371,8 +381,9 @@ class CMKDPreTrainedModel(PreTrainedModel):
         expected = self.config.speech_input_name
         if len(given) != 1 or not given.keys() <= {expected, "speech_features"}:
             raise ValueError(
-                f"Speech came as {' and '.join(given) or 'nothing'}: this model's {self.config.speech_config.model_type} "
-                f"encoder takes {expected}, or its frozen part's output as speech_features, and exactly one of the two."
+                f"Speech came as {' and '.join(given) or 'nothing'}: this model's "
+                f"{self.config.speech_config.model_type} encoder takes {expected}, or its frozen "
+                "part's output as speech_features, and exactly one of the two."
             )
         if speech_features is None:
             states, mask = self.speech_encoder(given[expected], attention_mask)
@@ -384,7 +395,9 @@ class CMKDPreTrainedModel(PreTrainedModel):
 
     def _summarize_text(self, input_ids, text_features, text_attention_mask) -> torch.Tensor:
         if (input_ids is None) == (text_features is None):
-            raise ValueError("This model reads: pass input_ids, or the text encoder's output as text_features, not both.")
+            raise ValueError(
+                "This model reads: pass input_ids, or the text encoder's output as text_features, not both."
+            )
         if text_features is None:
             text_features, text_attention_mask = self.text_encoder(input_ids, text_attention_mask)
         elif text_attention_mask is None:
@@ -426,8 +439,10 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
-        """Saves safetensors, configuration and the two code files, so that any `AutoModel` with
-        `trust_remote_code=True` loads the folder. Takes what [`~transformers.PreTrainedModel.save_pretrained`] takes."""
+        """Saves safetensors, configuration and the two code files, so that any `AutoModel` loads the folder.
+
+        Takes what [`~transformers.PreTrainedModel.save_pretrained`] takes.
+        """
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
         auto_map = dict(getattr(self.config, "auto_map", None) or {})
         self.config.auto_map = auto_map | {"AutoModel": reference, "AutoModelForAudioClassification": reference}
@@ -488,7 +503,9 @@ class CMKDTeacherModel(CMKDPreTrainedModel):
         Raises:
             ValueError: both are None, or an encoder's weights are incomplete.
         """
-        encoders = {name: _load_encoder(path) for name, path in (("speech", speech), ("text", text)) if path is not None}
+        encoders = {
+            name: _load_encoder(path) for name, path in (("speech", speech), ("text", text)) if path is not None
+        }
         configs = {f"{name}_config": encoder.config for name, encoder in encoders.items()}
         return cls(CMKDTeacherConfig(**configs, **config))._adopt(encoders)
 
@@ -537,7 +554,9 @@ def _load_encoder(name_or_path: str) -> nn.Module:
     unused = ("masked_spec_embed", "pooler.dense.weight", "pooler.dense.bias")
     missing = sorted(key for key in info["missing_keys"] if not key.endswith(unused))
     if missing:
-        raise ValueError(f"The encoder {name_or_path!r} lacks {_shorten(missing)}: they would be random. Choose another.")
+        raise ValueError(
+            f"The encoder {name_or_path!r} lacks {_shorten(missing)}: they would be random. Choose another."
+        )
     return model.get_encoder() if model.config.is_encoder_decoder else model
 
 

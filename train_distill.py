@@ -4,8 +4,8 @@
     accelerate launch train_distill.py recipes/demo.yaml --seed 1 --output_dir runs/demo_1 --stages teacher cts
 
 Stages, in order: `audio` (frozen speech encoder), `text`, `teacher` (both, frozen), `finetune` (audio-only, top layers
-trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (the same, but only where the teacher is judged
-good). A stage that is complete in the output folder is not repeated. See cmkd/recipe.py for the settings.
+trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (the same, but only where the teacher is
+judged good). A stage that is complete in the output folder is not repeated. See cmkd/recipe.py for the settings.
 """
 
 import shutil
@@ -52,14 +52,15 @@ def main(arguments: list[str]) -> None:
         corpus = load_corpus(**recipe.corpus)
     say(corpus.report)
     for stage in SYSTEMS:
-        if stage in recipe.stages:
-            if not recipe.overwrite and stage_is_complete(run, stage, recipe):
-                say(f"\n{stage}: complete, not repeated")
-            else:
-                train_stage(stage, recipe, corpus, run)
-        if stage == "teacher" and stage in recipe.stages and PartialState().is_main_process:
+        if stage not in recipe.stages:
+            continue
+        if not recipe.overwrite and stage_is_complete(run, stage, recipe):
+            say(f"\n{stage}: complete, not repeated")
+            continue
+        if stage in ("ts", "cts") and PartialState().is_main_process:
             write_conditioning(run, recipe.residual_threshold)
         PartialState().wait_for_everyone()
+        train_stage(stage, recipe, corpus, run)
     if PartialState().is_main_process:
         results = write_results(run, corpus.report.to_dict(), recipe)
         report = write_report(run)
@@ -116,7 +117,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
 
 
 def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]):
-    """The model of a stage with pretrained encoders, its feature extractor and its tokenizer (None where it has none)."""
+    """The model of a stage with pretrained encoders, its feature extractor and tokenizer; None where it has none."""
     config: dict[str, Any] = {
         "label_scale": label_scale,
         "label_mean": np.nanmean(train_labels, axis=0).tolist(),

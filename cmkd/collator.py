@@ -21,8 +21,8 @@ def collate_utterances(utterances: list[Mapping[str, Any]]) -> dict[str, torch.T
 
     Args:
         utterances: each with some of `input_values` (samples,), `input_features` (mel bins, frames), `speech_features`
-            (frames, ...), `input_ids` (tokens,), `text_features` (tokens, size), and any values of one fixed shape, such
-            as `labels` (3,), `teacher_embeddings` (size,) and `quality_weights` ().
+            (frames, ...), `input_ids` (tokens,), `text_features` (tokens, size), and any values of one fixed shape,
+            such as `labels` (3,), `teacher_embeddings` (size,) and `quality_weights` ().
 
     Returns:
         Tensors with a leading batch axis, padded with zeros on the right to the longest utterance, and for each of the

@@ -1,7 +1,7 @@
 """What a network is fed with: the inputs of an utterance, and the stored output of its frozen parts.
 
-A frozen part gives the same output for an utterance in every epoch and every stage, so it runs once an utterance, on that
-utterance alone, and its output lies in a memory-mapped file.
+A frozen part gives the same output for an utterance in every epoch and every stage, so it runs once an utterance, on
+that utterance alone, and its output lies in a memory-mapped file.
 """
 
 import hashlib
@@ -111,8 +111,9 @@ def store_features(folder: Path, features: Iterable[torch.Tensor]) -> StoredFeat
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    offsets, tail = [0], ()
-    with open(unfinished / "values.f32", "wb") as file:
+    offsets: list[int] = [0]
+    tail: tuple[int, ...] = ()
+    with (unfinished / "values.f32").open("wb") as file:
         for array in features:
             file.write(array.contiguous().float().cpu().numpy().tobytes())
             offsets.append(offsets[-1] + len(array))
@@ -140,7 +141,7 @@ def frozen_features(
     digest = hashlib.sha256(repr(settings).encode())
     for key, tensor in sorted(encoder.state_dict().items()):
         digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     for row in rows.select_columns(["id", "audio", "transcript"]):
         digest.update(repr((row["id"], row["transcript"], _audio_identity(row["audio"]))).encode())
     folder = cache_dir / f"{name}-{digest.hexdigest()[:16]}"
@@ -162,5 +163,5 @@ def frozen_features(
 def _audio_identity(audio: Mapping[str, Any]) -> Any:
     if audio["bytes"] is not None:
         return hashlib.sha256(audio["bytes"]).hexdigest()
-    status = os.stat(audio["path"])
+    status = Path(audio["path"]).stat()
     return audio["path"], status.st_size, status.st_mtime_ns

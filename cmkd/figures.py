@@ -147,6 +147,8 @@ def draw_learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
     curves.update((f"eval_ccc_{dimension}", f"validation CCC, {dimension}") for dimension in EMOTION_DIMENSIONS)
     for panel, (key, title) in zip(panels, curves.items(), strict=True):
         for system, log in logs.items():
+            if key not in log[0]:  # nobody rated this dimension
+                continue
             epochs, values = [entry["epoch"] for entry in log], [entry[key] for entry in log]
             best = max(range(len(log)), key=lambda index: log[index]["eval_ccc"])
             style = {"color": _COLOURS[system], "linestyle": _LINE_STYLES[system]}

@@ -14,7 +14,8 @@ def concordance_cc(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     """Lin's concordance correlation coefficient of each dimension (Eq. 3).
 
     `2 cov(p, y) / (var p + var y + (mean p - mean y)^2)` with population moments (division by n), computed on centred
-    values in fp32, or fp64 if the input is. It does not change if predictions and labels are put on another scale together.
+    values in fp32, or fp64 if the input is. It does not change if predictions and labels are put on another scale
+    together.
 
     Args:
         predictions: (n, dims), or (n,) for one dimension.
@@ -32,7 +33,7 @@ def concordance_cc(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     """
     if predictions.shape != labels.shape or predictions.ndim not in (1, 2):
         raise ValueError(
-            f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must have the same shape, (n, dims)."
+            f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must both be (n, dims)."
         )
     dtype = torch.promote_types(torch.promote_types(predictions.dtype, labels.dtype), torch.float32)
     predictions, labels = (values.to(dtype).reshape(len(values), -1) for values in (predictions, labels))

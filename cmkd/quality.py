@@ -6,22 +6,23 @@ import torch
 def fit_residuals(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Residuals of a least-squares line from the teacher's predictions to the labels (Eq. 8).
 
-    In each dimension, w and b minimise the squares of r_i = w p_i + b - y_i over the rated utterances. They are meant to
-    be fitted, and taken, on the training split.
+    In each dimension, w and b minimise the squares of r_i = w p_i + b - y_i over the rated utterances. They are
+    meant to be fitted, and taken, on the training split.
 
     Args:
         predictions: (n, dims) of the teacher.
         labels: (n, dims); NaN means "not rated".
 
     Returns:
-        (n, dims) in fp64; NaN where the label is. Where all predictions are the same, the line is flat at the mean label.
+        (n, dims) in fp64; NaN where the label is. Where all predictions are the same, the line is flat at the mean
+        label.
 
     Raises:
         ValueError: the shapes differ, a prediction is not finite, or a dimension has fewer than two rated utterances.
     """
     if predictions.shape != labels.shape or predictions.ndim != 2:
         raise ValueError(
-            f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must have the same shape, (n, dims)."
+            f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must both be (n, dims)."
         )
     if not predictions.isfinite().all():
         row = int((~predictions.isfinite()).any(1).nonzero()[0])
@@ -43,7 +44,7 @@ def fit_residuals(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 
 
 def residual_std(residuals: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of the residuals of each dimension about 0, their mean by construction: (n, dims) -> (dims,)."""
+    """Standard deviation of each dimension's residuals about 0, their mean by construction: (n, dims) -> (dims,)."""
     return residuals.square().nanmean(0).sqrt()
 
 
@@ -51,8 +52,8 @@ def quality_weights(residuals: torch.Tensor, threshold: float = 2.0) -> torch.Te
     """The paper's hard rule for which utterances the student learns from the teacher.
 
     Args:
-        residuals: (n, dims) of `fit_residuals`; NaN where an utterance is not rated, which then does not count against it.
-        threshold: in standard deviations of each dimension's residuals.
+        residuals: (n, dims) of `fit_residuals`; NaN where an utterance is not rated, which then does not count
+        against it. threshold: in standard deviations of each dimension's residuals.
 
     Returns:
         (n,): 0 where |r| exceeds the threshold in any dimension, 1 elsewhere.

@@ -321,14 +321,12 @@ def _require_fields(path: Path, entry: Mapping[str, Any], fields: Iterable[str])
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:
-    """The training log of a stage: an entry an epoch."""
+    """The training log of a stage, an entry an epoch; `eval_ccc_valence` and the like are absent if nobody rated it."""
     log = _read_json(path)
     if not log:
         raise ValueError(f"{path} holds no epoch: repeat the stage, which writes it")
     for entry in log:
-        _require_fields(
-            path, entry, ["epoch", "train_loss", "eval_ccc", *(f"eval_ccc_{d}" for d in EMOTION_DIMENSIONS)]
-        )
+        _require_fields(path, entry, ("epoch", "train_loss", "eval_ccc"))
     return log
 
 

@@ -25,11 +25,12 @@ import torch
 
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import evaluate_predictions, read_predictions
+from cmkd.figures import SYSTEM_NAMES
 from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.recipe import Recipe
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-SYSTEMS = ("audio", "text", "teacher", "finetune", "ts", "cts")
+SYSTEMS = tuple(SYSTEM_NAMES)
 """The stages, in the order in which they run and are shown."""
 
 _TRAINING = {"corpus", "seed", "batch_size", "num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
@@ -97,6 +98,10 @@ def write_conditioning(run: Path, threshold: float) -> None:
     Raises:
         FileNotFoundError: the teacher has not run.
     """
+    if not _is_complete(run, "teacher"):
+        raise FileNotFoundError(
+            f"The stages ts and cts need the teacher, which is not in {run}: add the stage teacher."
+        )
     found = read_predictions(run / "predictions" / "teacher_train.parquet")
     residuals = fit_residuals(torch.from_numpy(found.predictions), torch.from_numpy(found.labels))
     embeddings = pq.read_table(run / "teacher" / "train_embeddings.parquet")
@@ -110,12 +115,9 @@ def read_conditioning(run: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray
     """The teacher's embeddings (n, size) and the quality weights (n,) of these utterances.
 
     Raises:
-        FileNotFoundError: the teacher has not run.
         ValueError: an utterance was not seen by the teacher.
     """
     path = run / "conditioning" / "train.parquet"
-    if not path.is_file():
-        raise FileNotFoundError(f"The stages ts and cts need the teacher, and {path} is not there: add the stage teacher.")
     table = pq.read_table(path)
     rows = {identifier: row for row, identifier in enumerate(table["id"].to_pylist())}
     missing = [identifier for identifier in ids if identifier not in rows]
@@ -144,6 +146,7 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
     if "teacher" in systems:
+        write_conditioning(run, recipe.residual_threshold)
         results["conditioning"] = _conditioning(run, recipe.residual_threshold)
     stage, reason = choose_student(systems, recipe.kept_student)
     if stage is not None:

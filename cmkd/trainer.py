@@ -13,11 +13,13 @@ class CMKDTrainer(Trainer):
     """A `Trainer` whose loss is Eq. 7 and whose metrics are those of the whole split.
 
     It trains any model that returns `logits` (batch, dims) and `embeddings` (batch, size). A batch holds the model's
-    inputs, `labels` (batch, dims) with NaN where not rated, and for a student also `teacher_embeddings` (batch, size) and
+    inputs, `labels` (batch, dims) with NaN where not rated, and for a student also `teacher_embeddings` (batch,
+    size) and
     `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone.
     """
 
     args: CMKDTrainingArguments
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("compute_metrics", split_metrics)
@@ -28,7 +30,9 @@ class CMKDTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept."""
         inputs = dict(inputs)
-        labels, teacher, weights = (inputs.pop(name, None) for name in ("labels", "teacher_embeddings", "quality_weights"))
+        labels, teacher, weights = (
+            inputs.pop(name, None) for name in ("labels", "teacher_embeddings", "quality_weights")
+        )
         outputs = model(**inputs)
         loss = ccc_loss(outputs["logits"], labels)
         if teacher is not None:
@@ -73,7 +77,7 @@ class EpochProgress(ProgressCallback):
     """Trainer's progress bar, with the same line an epoch above it."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        EpochLines.on_log(self, args, state, control, logs)  # type: ignore[arg-type]
+        EpochLines.on_log(self, args, state, control, logs)
 
 
 def epoch_line(args, state, logs: dict[str, float]) -> str:

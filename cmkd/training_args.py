@@ -9,7 +9,7 @@ from cmkd.losses import Distance
 
 
 def plateau_schedule(factor: float = 0.75, patience: int = 2) -> dict[str, Any]:
-    """`lr_scheduler_kwargs` that multiply the rate by `factor` after more than `patience` epochs without a better CCC."""
+    """`lr_scheduler_kwargs`: multiply the rate by `factor` after more than `patience` epochs without a better CCC."""
     return {"mode": "max", "factor": factor, "patience": patience}
 
 
@@ -26,13 +26,13 @@ class CMKDTrainingArguments(TrainingArguments):
             Learning rate of the speech encoder's trainable layers, as a share of `learning_rate`.
 
     Defaults that differ from `TrainingArguments`: batch 32, 50 epochs, Adam at 5e-4 without weight decay or gradient
-    clipping, times 0.75 when the validation CCC has not improved for more than two epochs (over a whole split the mean CCC
-    is 1 - L_EMO, so this is the paper's validation loss); evaluation and checkpoint every epoch, the best by mean CCC kept;
-    columns are left to the collator; a NaN loss is shown as NaN; no reports to outside services.
+    clipping, times 0.75 when the validation CCC has not improved for more than two epochs (over a whole split the
+    mean CCC is 1 - L_EMO, so this is the paper's validation loss); evaluation and checkpoint every epoch, the best
+    by mean CCC kept; columns are left to the collator; a NaN loss is shown as NaN; no reports to outside services.
     """
 
     distillation_weight: float = 30.0
-    embedding_distance: str = "norm"
+    embedding_distance: Distance = "norm"
     encoder_learning_rate_factor: float = 0.25
 
     per_device_train_batch_size: int = 32

@@ -35,27 +35,27 @@ MIDDLE_LAYER = 2  # of whisper-tiny.en's four; the second target beside the fina
 BATCH_SECONDS = 32
 NUM_PROBE_WORDS = 40
 
-ENCODER = dict(
-    hidden_size=192,
-    num_hidden_layers=5,
-    num_attention_heads=4,
-    intermediate_size=768,
-    conv_dim=(64, 64, 96, 128, 128, 160, 192, 192),
-    conv_kernel=(10, 3, 3, 3, 3, 2, 2, 2),
-    conv_stride=(5, 2, 2, 2, 2, 2, 2, 2),
-    num_feat_extract_layers=8,
-    num_conv_pos_embeddings=32,
-    num_conv_pos_embedding_groups=8,
-    feat_extract_norm="group",
-    do_stable_layer_norm=True,
-    layerdrop=0.0,
-    mask_time_prob=0.0,
-    apply_spec_augment=False,
-    feat_proj_dropout=0.0,
-    activation_dropout=0.0,
-)
-NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0)
-FINE_TUNING_DROPOUT = dict(hidden_dropout=0.1, attention_dropout=0.1)  # stored for whoever fine-tunes the result
+ENCODER = {
+    "hidden_size": 192,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "intermediate_size": 768,
+    "conv_dim": (64, 64, 96, 128, 128, 160, 192, 192),
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2, 2),
+    "num_feat_extract_layers": 8,
+    "num_conv_pos_embeddings": 32,
+    "num_conv_pos_embedding_groups": 8,
+    "feat_extract_norm": "group",
+    "do_stable_layer_norm": True,
+    "layerdrop": 0.0,
+    "mask_time_prob": 0.0,
+    "apply_spec_augment": False,
+    "feat_proj_dropout": 0.0,
+    "activation_dropout": 0.0,
+}
+NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+FINE_TUNING_DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}  # stored for whoever fine-tunes the result
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,12 @@ class Standardization:
             total[: group.targets.shape[1]] += group.targets.float().sum(0)
             count[: group.targets.shape[1]] += len(group.targets)
         self.mean = total / count
-        squares = sum(
-            (group.targets.float() - self.mean[: group.targets.shape[1]]).square().sum((0, 1)) for group in groups
-        )
-        self.scale = (squares / sum(group.targets.shape[:2].numel() for group in groups)).sqrt()
+        squares, frames = torch.zeros(total.shape[1]), 0
+        for group in groups:
+            deviations = group.targets.float() - self.mean[: group.targets.shape[1]]
+            squares += deviations.square().sum((0, 1))
+            frames += deviations.shape[:2].numel()
+        self.scale = (squares / frames).sqrt()
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         return (features.float() - self.mean[: features.shape[1]]) / self.scale
@@ -352,8 +354,8 @@ On {eval_clips} clips of new sentences, explained variance of whisper's features
 | held-out voices | {ev_held_out[middle_layer]:.3f} | {ev_held_out[final_output]:.3f} |
 | voices it heard | {ev_heard[middle_layer]:.3f} | {ev_heard[final_output]:.3f} |
 
-Which of {probe_words} words a clip of four to six words contains: accuracy on {probe_test_clips} clips in the held-out voices of a
-small GRU trained on the frozen features of {probe_train_clips} clips in the heard voices (chance
+Which of {probe_words} words a clip of four to six words contains: accuracy on {probe_test_clips} clips in the held-out
+voices of a small GRU trained on the frozen features of {probe_train_clips} clips in the heard voices (chance
 {chance:.3f}):
 
 | features | accuracy |

@@ -73,7 +73,7 @@ def write_run(folder, valence, epochs=3, count=40):
                 "eval_ccc": 0.2,
                 "learning_rate": 5e-4,
             }
-            | {f"eval_ccc_{dimension}": 0.1 * epoch for dimension in DIMENSIONS}
+            | {f"eval_ccc_{dimension}": 0.1 * epoch for dimension in ("activation", "valence")}
             for epoch in range(epochs)
         ]
         (folder / system).mkdir()

@@ -1,6 +1,7 @@
 """The main job on a small corpus of tones: every stage, its files, and what they say."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,9 @@ def make_corpus(folder: Path) -> None:
             soundfile.write(folder / f"{name}.wav", wave, 16000)
             text = "" if index % 5 == 0 else f"{'high' if high > 0.5 else 'low'} {'long' if long > 0.5 else 'short'}"
             dominance = "" if index == 1 else f"{1 + 6 * generator.random():.3f}"
-            lines.append(f"{name},{name}.wav,{text},{1 + 6 * long:.3f},{1 + 6 * high:.3f},{dominance},{split}_s,{split}")
+            lines.append(
+                f"{name},{name}.wav,{text},{1 + 6 * long:.3f},{1 + 6 * high:.3f},{dominance},{split}_s,{split}"
+            )
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -113,8 +116,12 @@ def test_results_are_those_of_the_predictions(run):
             assert list(table["id"]) == [f"{split}_{index}" for index in range(SIZES[split])]
             assert np.isnan(table["dominance"]).sum() == 1
             rated = table.dropna()
-            assert scores["ccc"]["valence"] == pytest.approx(ccc(table["predicted_valence"], table["valence"]), abs=1e-6)
-            assert scores["ccc"]["dominance"] == pytest.approx(ccc(rated["predicted_dominance"], rated["dominance"]), abs=1e-6)
+            assert scores["ccc"]["valence"] == pytest.approx(
+                ccc(table["predicted_valence"], table["valence"]), abs=1e-6
+            )
+            assert scores["ccc"]["dominance"] == pytest.approx(
+                ccc(rated["predicted_dominance"], rated["dominance"]), abs=1e-6
+            )
 
 
 def test_labels_are_on_the_unit_interval(run, recipe):
@@ -223,7 +230,16 @@ def test_other_settings_in_the_same_folder_are_refused(run, recipe):
 
 
 def test_the_same_seed_gives_the_same_numbers_in_another_process(run, recipe, tmp_path):
-    command = [sys.executable, train_distill.__file__, str(recipe), "--output_dir", str(tmp_path), "--stages", "teacher", "cts"]
+    command = [
+        sys.executable,
+        train_distill.__file__,
+        str(recipe),
+        "--output_dir",
+        str(tmp_path),
+        "--stages",
+        "teacher",
+        "cts",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     first, second = (json.loads((folder / "results.json").read_text())["systems"] for folder in (run, tmp_path))
@@ -234,13 +250,60 @@ def test_the_same_seed_gives_the_same_numbers_in_another_process(run, recipe, tm
                 assert value == pytest.approx(first[system][split]["ccc"][name], abs=1e-4)
 
 
+def test_an_interrupted_stage_goes_on_where_it_stopped(run, recipe, tmp_path, monkeypatch, capsys):
+    """Interrupted in the third of three epochs; the result is that of a run without interruption."""
+    arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "audio"]
+    step = train_distill.CMKDTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 7:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(train_distill.CMKDTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_distill.main(arguments)
+    monkeypatch.setattr(train_distill.CMKDTrainer, "training_step", step)
+    with pytest.raises(ValueError, match="learning_rate: 0.0005 then, 0.1 now"):
+        train_distill.main([*arguments, "--learning_rate", "0.1"])
+    capsys.readouterr()
+    train_distill.main(arguments)
+    output = capsys.readouterr().out
+    assert "epoch   3/3" in output and "epoch   2/3" not in output
+    found, expected = (
+        json.loads((f / "results.json").read_text())["systems"]["audio"]["test"] for f in (tmp_path, run)
+    )
+    for name in EMOTION_DIMENSIONS:
+        assert found["ccc"][name] == pytest.approx(expected["ccc"][name], abs=1e-5)
+
+
+def test_settings_of_the_students_leave_the_teacher_alone(run, recipe, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    arguments = [str(recipe), "--output_dir", str(tmp_path / "run"), "--stages", "teacher", "ts"]
+    with pytest.raises(ValueError, match="(?s)Stage 'ts'.*distillation_weight: 30.0 then, 3.0 now"):
+        train_distill.main([*arguments, "--distillation_weight", "3"])
+    assert "teacher: complete, not repeated" in capsys.readouterr().out
+    train_distill.main([*arguments[:-2], "cts", "--overwrite", "--residual_threshold", "0.2"])
+    weights = pq.read_table(tmp_path / "run/conditioning/train.parquet")["weight"].to_numpy()
+    assert weights.sum() < pq.read_table(run / "conditioning/train.parquet")["weight"].to_numpy().sum()
+
+
 def test_a_student_without_its_teacher_is_refused(recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match="add the stage teacher"):
         train_distill.main([str(recipe), "--output_dir", str(tmp_path), "--stages", "ts"])
 
 
 def test_all_of_the_encoder_can_train(recipe, tmp_path):
-    arguments = ["--output_dir", str(tmp_path), "--stages", "finetune", "--num_trainable_layers", "-1", "--num_epochs", "1"]
+    arguments = [
+        "--output_dir",
+        str(tmp_path),
+        "--stages",
+        "finetune",
+        "--num_trainable_layers",
+        "-1",
+        "--num_epochs",
+        "1",
+    ]
     train_distill.main([str(recipe), *arguments])
     tuned = AutoModel.from_pretrained(tmp_path / "finetune", trust_remote_code=True).state_dict()
     stock = HubertModel.from_pretrained(recipe.parent / "tones/speech").state_dict()

@@ -74,7 +74,7 @@ VOICES: tuple[Voice, ...] = (
 """The speakers. Eight accents of English; half of the voices are female, half male."""
 
 HELD_OUT_VOICES: tuple[Voice, ...] = VOICES[-8:]
-"""Voices that the demo's speech encoder never heard: four female, four male, none of whose variants is in the others."""
+"""Voices that the demo's speech encoder never heard: four female, four male, of variants of their own."""
 
 # espeak-ng's speak_lib.h
 _AUDIO_OUTPUT_SYNCHRONOUS = 2

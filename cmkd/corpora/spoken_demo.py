@@ -5,10 +5,10 @@ speech or human judgement. Every utterance is synthetic, and the valence of the 
 rating by people.
 
 - **Words.** A sentence is one of ten patterns with a noun, a name or a place and exactly one of `VALENCE_WORDS`, all in
-  the same grammatical role (an adjective), for example "The letter from Boston was gloomy.". The words are ranked by
-  the authors from the most negative to the most positive and spaced evenly: word k of n has valence -1 + 2 k / (n - 1).
-  About a third are negative, a third neutral, a third positive; they differ from one another by at least half of their
-  sounds, and neither their number of syllables nor of sounds goes with their rank.
+  the same grammatical role (an adjective), for example "The letter in Boston was gloomy.". The authors ranked the words
+  from the most negative to the most positive and spaced them evenly: of 40 words, word k has valence -1 + 2 k / 39.
+  About a third are negative, a third neutral, a third positive. Any two differ in more than half of their sounds, and
+  the number of sounds and of syllables does not go with the rank (correlations .02 and -.06).
 - **Prosody.** Activation and dominance are acted (`cmkd.corpora.acted_speech`), independently of one another, of the
   words and of the speaker. Valence is therefore in the words and nowhere else; activation and dominance are in the
   voice and nowhere else.
@@ -17,8 +17,8 @@ rating by people.
   the known words in new sentences and new voices. Their voices are also new to the demo's own speech encoder
   (`cmkd.corpora.speech_synthesis.HELD_OUT_VOICES`).
 
-The speech is made by espeak-ng, which is GPL-3.0 and comes with the optional extra `cmkd[demo]`; the corpus itself is
-free of it and carries this project's licence.
+The sentences carry this project's licence. The speech is made by espeak-ng, which is GPL-3.0 and comes with the
+optional extra `cmkd[demo]`.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def build(
         num_words (`int`, *optional*, defaults to 40): Valence words, 2 to 40, taken evenly from `VALENCE_WORDS`. Each
             occurs equally often in a split, give or take one.
         label_noise (`float`, *optional*, defaults to 0.35): The rater's noise in each dimension, in standard deviations
-            of the noise-free ratings.
+            of the noise-free ratings (see `cmkd.corpora.acted_speech.rating`).
         seed (`int`, *optional*, defaults to 0): Of sentences, speakers, prosody and noise.
         num_proc (`int`, *optional*, defaults to 2): Processes that speak. Without influence on what is spoken.
 
@@ -165,7 +165,7 @@ def build(
         version="",  # spoken_corpus makes it
         label_scale=LABEL_SCALE,
         config={**sizes, "num_words": num_words, "label_noise": label_noise, "seed": seed},
-        notes=["synthetic speech (espeak-ng); valence is the authors' assignment, not a human rating"],
+        notes=["synthetic speech (espeak-ng, GPL-3.0); valence is the authors' assignment, not a human rating"],
     )
     return spoken_corpus(splits, report, num_proc)
 

@@ -1,0 +1,111 @@
+"""Recipes: what they accept, what they refuse and what they say."""
+
+import pytest
+import yaml
+
+from cmkd.recipe import Recipe, load_recipe, parse_arguments
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(**settings):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({"corpus": {"name": "manifest"}, "output_dir": "runs/x"} | settings))
+        return path
+
+    return write
+
+
+def test_the_command_line_comes_after_the_file(recipe):
+    path = recipe(seed=1, learning_rate=1e-3, stages=["teacher"])
+    found = load_recipe(path, ["--seed", "2", "--corpus.data_dir=my data", "--corpus.label_scale", "1", "7"])
+    assert (found.seed, found.learning_rate, found.stages) == (2, 1e-3, ["teacher"])
+    assert found.corpus == {"name": "manifest", "data_dir": "my data", "label_scale": [1, 7]}
+
+
+def test_the_defaults_are_the_papers(recipe):
+    found = load_recipe(recipe())
+    assert (found.batch_size, found.num_epochs, found.learning_rate, found.encoder_learning_rate_factor) == (
+        32,
+        50,
+        5e-4,
+        0.25,
+    )
+    assert (found.distillation_weight, found.residual_threshold, found.num_trainable_layers) == (30, 2, 6)
+    assert (found.plateau_factor, found.plateau_patience) == (0.75, 2)
+    assert found.student_speech_encoder == "facebook/hubert-base-ls960"
+    assert (found.teacher_speech_encoder, found.text_encoder) == ("facebook/hubert-large-ll60k", "bert-base-uncased")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--seed", "3", "--overwrite"], {"seed": 3, "overwrite": True}),
+        (["--stages", "ts", "cts", "--seed=3"], {"stages": ["ts", "cts"], "seed": 3}),
+        (["--num_trainable_layers", "-1"], {"num_trainable_layers": -1}),
+        (["--num-epochs", "3"], {"num_epochs": 3}),
+        (["--models_dir", "null"], {"models_dir": None}),
+        ([], {}),
+    ],
+)
+def test_arguments_are_read_as_yaml(arguments, expected):
+    assert parse_arguments(arguments) == expected
+
+
+def test_numbers_may_be_written_as_people_write_them(recipe):
+    assert load_recipe(recipe(learning_rate="5e-4"), ["--distillation_weight", "3"]).distillation_weight == 3.0
+    assert load_recipe(recipe(), ["--learning_rate", "5e-4"]).learning_rate == 5e-4
+    assert load_recipe(recipe(), ["--stages", "cts"]).stages == ["cts"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rat", "1"], "no setting 'learning_rat'. Did you mean 'learning_rate'"),
+        (["--xyz", "1"], "no setting 'xyz'.$"),
+        (["--learning_rate", "fast"], "learning_rate = 'fast': .*number"),
+        (["--num_epochs", "2.5"], "num_epochs = 2.5: .*integer"),
+        (["--stages", "teachr"], "stages.0 = 'teachr': .*'teacher'"),
+        (["--embedding_distance", "l2"], "embedding_distance = 'l2': .*'squared_norm'"),
+        (["--batch_size", "0"], "batch_size = 0"),
+        (["teacher"], "'teacher': expected --key value"),
+    ],
+)
+def test_a_wrong_setting_is_named(recipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe(), arguments)
+
+
+def test_a_missing_setting_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("output_dir: runs/x\n")
+    with pytest.raises(ValueError, match="corpus is missing"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "corpus: manifest\n", "a: [1\n"])
+def test_what_is_no_recipe_is_refused(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"recipe\.yaml"):
+        load_recipe(path)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no recipe .*nothing\.yaml"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_encoders_beside_the_recipe(recipe, tmp_path):
+    found = load_recipe(recipe(text_encoder="../text", student_speech_encoder="openai/whisper-tiny.en"))
+    assert found.text_encoder == str(tmp_path.parent / "text")
+    assert found.student_speech_encoder == "openai/whisper-tiny.en"
+
+
+def test_every_setting_is_described():
+    undescribed = {
+        "num_epochs",
+        "learning_rate",
+        "encoder_learning_rate_factor",
+        "dataloader_workers",
+    }  # say all by name
+    assert {name for name, field in Recipe.model_fields.items() if not field.description} == undescribed
