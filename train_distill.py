@@ -51,6 +51,9 @@ def main(arguments: list[str]) -> None:
     with PartialState().main_process_first():
         corpus = load_corpus(**recipe.corpus)
     say(corpus.report)
+    missing = [split for split in SPLITS if split not in corpus]
+    if missing:
+        raise ValueError(f"The corpus has no split {' and no '.join(missing)}: training needs {', '.join(SPLITS)}.")
     for stage in SYSTEMS:
         if stage not in recipe.stages:
             continue
@@ -77,14 +80,14 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
         mark_stage(run, stage, recipe, complete=False)
     PartialState().wait_for_everyone()
     set_seed(recipe.seed)
-    labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS if split in corpus}
+    labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
     model, feature_extractor, tokenizer = build_model(stage, recipe, labels["train"], corpus["train"]["label_scale"][0])
     model.to(PartialState().device)
     datasets = {}
-    for split in labels:
+    for split in SPLITS:
         columns = input_columns(model, corpus[split], feature_extractor, tokenizer, run / "cache")
         datasets[split] = UtteranceDataset(columns | {"labels": labels[split]})
-    ids = {split: list(corpus[split]["id"]) for split in labels}
+    ids = {split: list(corpus[split]["id"]) for split in SPLITS}
     training = datasets["train"]
     if stage in ("ts", "cts"):
         embeddings, weights = read_conditioning(run, ids["train"])

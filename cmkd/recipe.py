@@ -1,7 +1,6 @@
 """Recipes: YAML files that name every setting of a training run."""
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cmkd.losses import Distance
+from cmkd.spelling import did_you_mean
 
 Stage = Literal["audio", "text", "teacher", "finetune", "ts", "cts"]
 
@@ -83,7 +83,7 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
             settings[key] = value
     for key in settings:
         if key not in Recipe.model_fields:
-            raise ValueError(f"{path}: there is no setting {key!r}.{_nearest(key, Recipe.model_fields)}")
+            raise ValueError(f"{path}: there is no setting {key!r}.{did_you_mean(key, Recipe.model_fields)}")
     if isinstance(settings.get("stages"), str):
         settings["stages"] = [settings["stages"]]
     try:
@@ -116,8 +116,3 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         else:
             collected[key].append(yaml.safe_load(argument))
     return {key: True if not values else values[0] if len(values) == 1 else values for key, values in collected.items()}
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""

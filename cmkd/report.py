@@ -37,8 +37,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
     Reads `results.json`; for the systems in it `predictions/<system>_test.parquet` and `<system>/training_log.json`;
     and, if it has an entry `conditioning`, `conditioning/train.parquet` with the columns id, residual_activation,
     residual_valence, residual_dominance (unit interval, NaN where not rated) and weight (0 = left out). A stage that
-    was not run is shown as such. `results["corpus"]["caveat"]`, what to keep in mind about such speech or weights, goes
-    to the top.
+    was not run is shown as such. `results["corpus"]["notes"]`, what to keep in mind about the corpus, goes to the top.
 
     Args:
         output_dir: the run's folder.
@@ -124,8 +123,8 @@ def valence_gap_closed(results: Mapping[str, Any], student: str) -> float | None
 def _run_section(results: Mapping[str, Any]) -> str:
     corpus = results["corpus"]
     parts = [f"# {corpus['name']} {corpus['version']}, seed {results['seed']}"]
-    if corpus.get("caveat"):
-        parts.append(f"> **Note:** {corpus['caveat']}")
+    if corpus["notes"]:
+        parts.append("\n>\n".join(f"> **Note:** {note}" for note in corpus["notes"]))
     sizes = [
         [split, f"{utterances:,}", f"{corpus['hours'][split]:.2f}", f"{corpus['speakers'][split]:,}"]
         for split, utterances in corpus["utterances"].items()

@@ -37,7 +37,7 @@ def make_results(valence, student="ts"):
             "hours": {"train": 1.234, "validation": 0.1, "test": 0.1},
             "speakers": {"train": 8, "validation": 2, "test": 2},
             "skipped": {"empty audio": 3},
-            "caveat": "The speech is synthetic.",
+            "notes": ["The speech is synthetic."],
         },
         "seed": 7,
         "versions": {"cmkd": "0.1.0", "torch": "2.13.0"},

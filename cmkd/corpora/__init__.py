@@ -6,12 +6,13 @@ the corpus' settings, and a line in `CORPORA`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from cmkd.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from cmkd.corpora.schema import Corpus
@@ -60,7 +61,7 @@ def load_corpus(
     ```
     """
     if name not in CORPORA:
-        raise ValueError(f"name is {name!r}, but must be one of {_listed(CORPORA)}.{_nearest(name, CORPORA)}")
+        raise ValueError(f"name is {name!r}, but must be one of {_listed(CORPORA)}.{did_you_mean(name, CORPORA)}")
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error is {on_error!r}, but must be one of {_listed(ON_ERROR)}.")
     build = importlib.import_module(CORPORA[name]).build
@@ -72,7 +73,7 @@ def load_corpus(
     for key in config:
         if key not in settings:
             raise ValueError(
-                f"the corpus {name!r} has no setting {key!r}; it has {_listed(settings)}.{_nearest(key, settings)}"
+                f"the corpus {name!r} has no setting {key!r}; it has {_listed(settings)}.{did_you_mean(key, settings)}"
             )
     missing = [key for key, required in settings.items() if required and key not in config]
     if missing:
@@ -82,8 +83,3 @@ def load_corpus(
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""

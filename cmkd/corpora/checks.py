@@ -172,12 +172,13 @@ class CorpusReport:
             "hours": self.hours,
             "speakers": self.speakers,
             "skipped": self.skipped,
+            "notes": self.notes,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything as JSON: `to_dict()` and config, notes, problems."""
+        """Writes everything as JSON: `to_dict()` and config, problems."""
         problems = [asdict(problem) for problem in self.problems]
-        content = {**self.to_dict(), "config": self.config, "notes": self.notes, "problems": problems}
+        content = {**self.to_dict(), "config": self.config, "problems": problems}
         Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
