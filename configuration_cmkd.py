@@ -63,8 +63,8 @@ class _CMKDConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)}: must hold one value for each of {', '.join(EMOTION_DIMENSIONS)}."
                 )
-        if min(self.label_std) <= 0:
-            raise ValueError(f"label_std={self.label_std}: every value must be above 0.")
+        if not all(0 < value < float("inf") for value in self.label_std):
+            raise ValueError(f"label_std={self.label_std}: every value must be finite and above 0.")
         if self.speech_config is None:
             return
         known = WAVEFORM_ENCODERS + SPECTROGRAM_ENCODERS
@@ -72,8 +72,9 @@ class _CMKDConfig(PreTrainedConfig):
             raise ValueError(
                 f"speech_config.model_type={self.speech_config.model_type!r}: must be one of {', '.join(known)}."
             )
-        if getattr(self.speech_config, "add_adapter", False):
-            raise ValueError("speech_config.add_adapter=True is not supported: pass add_adapter=False.")
+        for name in ("add_adapter", "conv_pos_batch_norm"):
+            if getattr(self.speech_config, name, False):
+                raise ValueError(f"speech_config.{name}=True is not supported: choose an encoder without it.")
         layers = self.speech_config.num_hidden_layers
         if not isinstance(self.num_trainable_layers, int) or not -1 <= self.num_trainable_layers <= layers:
             raise ValueError(

@@ -22,6 +22,10 @@ except ImportError:
     from configuration_cmkd import EMOTION_DIMENSIONS, SPECTROGRAM_ENCODERS, CMKDStudentConfig, CMKDTeacherConfig
 
 
+WHISPER_HOP = 160
+"""Samples from one log-mel frame to the next, in all Whisper models."""
+
+
 @dataclass
 class CMKDOutput(ModelOutput):
     """What teacher and student return.
@@ -147,14 +151,14 @@ class SpeechEncoder(nn.Module):
             their mask (batch, frames).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.num_trainable_layers == -1):
-            hidden, lengths = self._embed(inputs.to(self.encoder.dtype), attention_mask)
+            hidden, lengths = self._embed(inputs.to(self.final_norm.weight.dtype), attention_mask)
             mask = _mask(lengths, hidden.shape[1])
             states = self._run_layers([hidden], mask, 0, self.num_frozen_layers)
             return states[-1] if self.layer_weights is None else torch.stack(states, dim=2), mask
 
     def run_trainable(self, features: torch.Tensor, mask: torch.Tensor):
         """Runs the trainable layers on what `run_frozen` returned; the same output as `forward`."""
-        features = features.to(self.encoder.dtype)
+        features = features.to(self.final_norm.weight.dtype)
         states = [features] if self.layer_weights is None else list(features.unbind(2))
         states = self._run_layers(states, mask, self.num_frozen_layers, len(self.layers))
         if self.normalizes_last:
@@ -217,8 +221,8 @@ class SpeechEncoder(nn.Module):
     def _embed_spectrogram(self, features: torch.Tensor, attention_mask: torch.Tensor | None):
         if attention_mask is None:
             attention_mask = torch.ones_like(features[:, 0], dtype=torch.long)
-        # The stock feature extractor, set to return a mask, gives one over samples: every hop-th is a frame.
-        attention_mask = attention_mask[:, :: attention_mask.shape[1] // features.shape[2]]
+        if attention_mask.shape[1] > features.shape[2]:  # over samples, as the stock feature extractor gives it
+            attention_mask = attention_mask[:, ::WHISPER_HOP][:, : features.shape[2]]
         lengths = _lengths(attention_mask, "attention_mask")
         _check_not_empty(lengths)
         longest = int(lengths.max())
@@ -402,7 +406,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
             text_features, text_attention_mask = self.text_encoder(input_ids, text_attention_mask)
         elif text_attention_mask is None:
             text_attention_mask = torch.ones(text_features.shape[:2], device=text_features.device)
-        return self.text_summarizer(text_features.to(self.dtype), text_attention_mask)
+        return self.text_summarizer(text_features.to(self.projection.weight.dtype), text_attention_mask)
 
     def _predict(self, summaries: list[torch.Tensor]) -> CMKDOutput:
         embeddings = self.projection(torch.cat(summaries, dim=-1))

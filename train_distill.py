@@ -8,9 +8,9 @@ trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (th
 judged good). A stage that is complete in the output folder is not repeated. See cmkd/recipe.py for the settings.
 """
 
-import shutil
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from transformers import AutoFeatureExtractor, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_seed
 from transformers.utils import logging as transformers_logging
 
 from cmkd.collator import collate_utterances
@@ -26,11 +26,11 @@ from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import write_predictions
 from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset, frozen_features
-from cmkd.recipe import Recipe, load_recipe
+from cmkd.recipe import STAGES, Recipe, load_recipe
 from cmkd.report import format_systems, write_report
 from cmkd.run_folder import (
-    SYSTEMS,
-    mark_stage,
+    begin_stage,
+    complete_stage,
     read_conditioning,
     stage_is_complete,
     write_conditioning,
@@ -40,7 +40,7 @@ from cmkd.run_folder import (
 )
 from cmkd.trainer import CMKDTrainer
 from cmkd.training_args import CMKDTrainingArguments, plateau_schedule
-from configuration_cmkd import EMOTION_DIMENSIONS
+from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
 
@@ -48,37 +48,76 @@ def main(arguments: list[str]) -> None:
     recipe = load_recipe(arguments[0], arguments[1:])
     run = Path(recipe.output_dir)
     transformers_logging.disable_progress_bar()
-    with PartialState().main_process_first():
+    state = PartialState(timeout=timedelta(days=1))  # the main process stores features while the others wait
+    if torch.cuda.device_count() > 1 and state.num_processes == 1:
+        raise ValueError("Several GPUs: use accelerate launch train_distill.py ..., or CUDA_VISIBLE_DEVICES=0 for one.")
+    check_encoders(recipe)
+    with state.main_process_first():
         corpus = load_corpus(**recipe.corpus)
     say(corpus.report)
-    missing = [split for split in SPLITS if split not in corpus]
-    if missing:
-        raise ValueError(f"The corpus has no split {' and no '.join(missing)}: training needs {', '.join(SPLITS)}.")
-    for stage in SYSTEMS:
+    check_labels(corpus)
+    version = corpus.report.version
+    repeated = recipe.stages if recipe.overwrite else []
+    complete = [stage for stage in STAGES if stage not in repeated and stage_is_complete(run, stage, recipe, version)]
+    for stage in STAGES:
         if stage not in recipe.stages:
             continue
-        if not recipe.overwrite and stage_is_complete(run, stage, recipe):
+        if stage in complete:
             say(f"\n{stage}: complete, not repeated")
             continue
-        if stage in ("ts", "cts") and PartialState().is_main_process:
-            write_conditioning(run, recipe.residual_threshold)
-        PartialState().wait_for_everyone()
+        if state.is_main_process:
+            begin_stage(run, stage, recipe, version)
+            if stage in ("ts", "cts"):
+                write_conditioning(run, recipe.residual_threshold)
+        state.wait_for_everyone()
         train_stage(stage, recipe, corpus, run)
-    if PartialState().is_main_process:
+    if state.is_main_process:
         results = write_results(run, corpus.report.to_dict(), recipe)
         report = write_report(run)
         say(f"\n{format_systems(results)}\n\nReport: {report}")
+
+
+def check_encoders(recipe: Recipe) -> None:
+    """Reads the configurations of all encoders, so that a wrong name or layer count is found before anything trains.
+
+    Raises:
+        ValueError: an encoder does not fit.
+        OSError: there is no such encoder.
+    """
+    needed = {stage for stage in recipe.stages if stage not in ("text", "teacher")}
+    if needed:
+        speech = AutoConfig.from_pretrained(recipe.locate(recipe.student_speech_encoder))
+        layers = 0 if needed == {"audio"} else recipe.num_trainable_layers
+        CMKDStudentConfig(speech_config=speech, num_trainable_layers=layers)
+    if "teacher" in recipe.stages:
+        CMKDTeacherConfig(speech_config=AutoConfig.from_pretrained(recipe.locate(recipe.teacher_speech_encoder)))
+    if {"text", "teacher"} & set(recipe.stages):
+        AutoConfig.from_pretrained(recipe.locate(recipe.text_encoder))
+
+
+def check_labels(corpus: DatasetDict) -> None:
+    """Checks that there is something to learn and to choose by.
+
+    Raises:
+        ValueError: a split is missing, or a dimension has fewer than two different ratings in it.
+    """
+    missing = [split for split in SPLITS if split not in corpus]
+    if missing:
+        raise ValueError(f"The corpus has no split {' and no '.join(missing)}: training needs {', '.join(SPLITS)}.")
+    for split in SPLITS:
+        for name, column in zip(EMOTION_DIMENSIONS, unit_interval_labels(corpus[split]).T, strict=True):
+            ratings = np.unique(column[~np.isnan(column)])
+            if len(ratings) < 2:
+                raise ValueError(
+                    f"{name} has {len(ratings)} different ratings in the split {split}: every dimension needs at least "
+                    "2 in every split."
+                )
 
 
 def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> None:
     """Trains one system, evaluates it on every split, and saves its checkpoint and predictions."""
     say(f"\n{stage}")
     started, folder = time.monotonic(), run / stage
-    if PartialState().is_main_process:
-        if recipe.overwrite:
-            shutil.rmtree(folder, ignore_errors=True)
-        mark_stage(run, stage, recipe, complete=False)
-    PartialState().wait_for_everyone()
     set_seed(recipe.seed)
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
     model, feature_extractor, tokenizer = build_model(stage, recipe, labels["train"], corpus["train"]["label_scale"][0])
@@ -114,9 +153,8 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
             if part is not None:
                 part.save_pretrained(folder)
         write_json(folder / "training_log.json", training_log(trainer.state.log_history))
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        mark_stage(run, stage, recipe, complete=True, seconds=time.monotonic() - started)
+        complete_stage(run, stage, time.monotonic() - started)
+    trainer.accelerator.wait_for_everyone()
 
 
 def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]):
@@ -129,11 +167,11 @@ def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scal
     }
     speech, text = None, None
     if stage in ("text", "teacher"):
-        text = locate(recipe.text_encoder, recipe.models_dir)
-        speech = locate(recipe.teacher_speech_encoder, recipe.models_dir) if stage == "teacher" else None
+        text = recipe.locate(recipe.text_encoder)
+        speech = recipe.locate(recipe.teacher_speech_encoder) if stage == "teacher" else None
         model = CMKDTeacherModel.from_pretrained_encoders(speech, text, **config)
     else:
-        speech = locate(recipe.student_speech_encoder, recipe.models_dir)
+        speech = recipe.locate(recipe.student_speech_encoder)
         layers = 0 if stage == "audio" else recipe.num_trainable_layers
         model = CMKDStudentModel.from_pretrained_encoder(speech, num_trainable_layers=layers, **config)
     return (
@@ -157,8 +195,9 @@ def input_columns(model, rows: Dataset, feature_extractor, tokenizer, cache: Pat
                     cache, rows, inputs, encoder, model.extract_speech_features, settings, "speech"
                 )
         if tokenizer is not None:
+            tokens = TextInputs(rows, tokenizer)
             columns["text_features"] = frozen_features(
-                cache, rows, TextInputs(rows, tokenizer), model.text_encoder, model.extract_text_features, "", "text"
+                cache, rows, tokens, model.text_encoder, model.extract_text_features, tokens.ids, "text"
             )
     return columns
 
@@ -188,12 +227,6 @@ def unit_interval_labels(rows: Dataset) -> np.ndarray:
     return (values - minimum) / (maximum - minimum)
 
 
-def locate(name: str, models_dir: str | None) -> str:
-    """The folder of an encoder in `models_dir`, if it is there; else its name as given."""
-    folder = Path(models_dir or "") / name
-    return str(folder) if models_dir is not None and folder.is_dir() else name
-
-
 def training_log(history: list[dict[str, float]]) -> list[dict[str, float]]:
     """One entry an epoch from Trainer's history, which has one for training and one for validation."""
     epochs: dict[float, dict[str, float]] = {}
@@ -212,8 +245,9 @@ def say(text: Any) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        sys.exit(__doc__)
+        print(__doc__)
+        sys.exit(0)
     try:
         main(sys.argv[1:])
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"train_distill: {error}")

@@ -6,14 +6,14 @@ that utterance alone, and its output lies in a memory-mapped file.
 
 import hashlib
 import json
-import os
-import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -95,9 +95,13 @@ class StoredFeatures(Sequence):
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder
         shape = json.loads((folder / "shape.json").read_text())
         self.offsets = np.load(folder / "offsets.npy")
         self.values = np.memmap(folder / "values.f32", dtype=np.float32, mode="r", shape=tuple(shape))
+
+    def __reduce__(self):
+        return StoredFeatures, (self.folder,)  # workers of a data loader map the file, rather than get a copy
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -108,24 +112,25 @@ class StoredFeatures(Sequence):
 
 def store_features(folder: Path, features: Iterable[torch.Tensor]) -> StoredFeatures:
     """Writes the arrays (length, ...) to a folder, which appears whole or not at all."""
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    offsets: list[int] = [0]
-    tail: tuple[int, ...] = ()
-    with (unfinished / "values.f32").open("wb") as file:
-        for array in features:
-            file.write(array.contiguous().float().cpu().numpy().tobytes())
-            offsets.append(offsets[-1] + len(array))
-            tail = tuple(array.shape[1:])
-    np.save(unfinished / "offsets.npy", np.array(offsets))
-    (unfinished / "shape.json").write_text(json.dumps([offsets[-1], *tail]))
-    unfinished.replace(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        unfinished = Path(temporary) / "features"
+        unfinished.mkdir()
+        offsets: list[int] = [0]
+        tail: tuple[int, ...] = ()
+        with (unfinished / "values.f32").open("wb") as file:
+            for array in features:
+                file.write(array.contiguous().float().cpu().numpy().tobytes())
+                offsets.append(offsets[-1] + len(array))
+                tail = tuple(array.shape[1:])
+        np.save(unfinished / "offsets.npy", np.array(offsets))
+        (unfinished / "shape.json").write_text(json.dumps([offsets[-1], *tail]))
+        unfinished.replace(folder)
     return StoredFeatures(folder)
 
 
 def frozen_features(
-    cache_dir: Path, rows: Dataset, inputs: Sequence, encoder: torch.nn.Module, run: Callable, settings: Any, name: str
+    cache_dir: Path, rows: Dataset, inputs: Sequence, encoder: Any, run: Callable, settings: Any, name: str
 ) -> StoredFeatures:
     """The output of a frozen part for every utterance, from the cache or computed now.
 
@@ -133,12 +138,12 @@ def frozen_features(
         cache_dir: where stored features lie, each in a folder named by what they depend on.
         rows: a split of a corpus.
         inputs: the part's inputs, as many as there are rows.
-        encoder: holds the weights that the output depends on.
+        encoder: the speech or text encoder of a CMKD model, whose weights and configuration the output depends on.
         run: takes a batch of one and returns its features (1, length, ...) and their mask.
         settings: whatever else the output depends on; must print the same whenever it means the same.
         name: says what it is in the folder's name and beside the progress bar.
     """
-    digest = hashlib.sha256(repr(settings).encode())
+    digest = hashlib.sha256(repr((settings, encoder.encoder.config.to_dict(), transformers.__version__)).encode())
     for key, tensor in sorted(encoder.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

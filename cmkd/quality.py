@@ -52,8 +52,9 @@ def quality_weights(residuals: torch.Tensor, threshold: float = 2.0) -> torch.Te
     """The paper's hard rule for which utterances the student learns from the teacher.
 
     Args:
-        residuals: (n, dims) of `fit_residuals`; NaN where an utterance is not rated, which then does not count
-        against it. threshold: in standard deviations of each dimension's residuals.
+        residuals: (n, dims) of `fit_residuals`; NaN where an utterance is not rated, which then is no
+            reason to leave it out.
+        threshold: in standard deviations of each dimension's residuals.
 
     Returns:
         (n,): 0 where |r| exceeds the threshold in any dimension, 1 elsewhere.

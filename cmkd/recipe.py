@@ -2,30 +2,33 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from cmkd.losses import Distance
 from cmkd.spelling import did_you_mean
 
 Stage = Literal["audio", "text", "teacher", "finetune", "ts", "cts"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""The stages, in the order in which they run and are shown."""
 
 
 class Recipe(BaseModel):
     """Every setting of a run of `train_distill.py`; the defaults are the paper's.
 
-    Encoders are Hub names or folders; one that begins with `./` or `../` is a folder relative to the recipe's.
+    Encoders are Hub names or folders. One that begins with `./` or `../` is a folder relative to the recipe's; all
+    other relative paths (`output_dir`, `models_dir`, `data_dir` of the corpus) are relative to the current folder.
     """
+
+    _folder: Path = PrivateAttr(default=Path())
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     corpus: dict[str, Any] = Field(description="`name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`.")
     output_dir: str = Field(description="Folder of the run.")
-    stages: list[Stage] = Field(
-        default=["audio", "text", "teacher", "finetune", "ts", "cts"], description="Which stages to run."
-    )
+    stages: list[Stage] = Field(default=list(STAGES), description="Which stages to run; always in the order of STAGES.")
     overwrite: bool = Field(default=False, description="Repeat stages that are already complete.")
     seed: int = Field(default=0, ge=0, description="Of initial weights, dropout and the order of the batches.")
 
@@ -51,6 +54,13 @@ class Recipe(BaseModel):
         default="better", description="Which stage `student/` is; `better` by mean CCC on validation."
     )
 
+    def locate(self, encoder: str) -> str:
+        """Where an encoder is: beside the recipe, in `models_dir` if it is there, else what was given."""
+        if encoder.startswith(("./", "../")):
+            return str(self._folder / encoder)
+        folder = Path(self.models_dir or "") / encoder
+        return str(folder) if self.models_dir is not None and folder.is_dir() else encoder
+
 
 def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and puts command-line arguments over it.
@@ -73,10 +83,9 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("corpus", {}), dict):
         raise ValueError(f"{path}: a recipe is a mapping of settings to values, and so is its corpus.")
-    for key, value in settings.items():
-        if key.endswith("_encoder") and str(value).startswith(("./", "../")):
-            settings[key] = str((path.parent / value).resolve())
     for key, value in parse_arguments(arguments).items():
+        if value is True and key != "overwrite":
+            raise ValueError(f"--{key}: give a value, as in --{key} VALUE.")
         if key.startswith("corpus."):
             settings.setdefault("corpus", {})[key.removeprefix("corpus.")] = value
         else:
@@ -87,7 +96,7 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
     if isinstance(settings.get("stages"), str):
         settings["stages"] = [settings["stages"]]
     try:
-        return Recipe(**settings)
+        recipe = Recipe(**settings)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in problem['loc'])} = {problem['input']!r}: {problem['msg']}"
@@ -96,6 +105,8 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
             for problem in error.errors()
         ]
         raise ValueError("\n".join([f"{path}: these settings are wrong:", *lines])) from None
+    recipe._folder = path.parent
+    return recipe
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
@@ -110,9 +121,18 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         if argument.startswith("--"):
             key, equals, value = argument.removeprefix("--").partition("=")
             key = key.replace("-", "_")
-            collected[key] = [yaml.safe_load(value)] if equals else []
+            collected[key] = [_value(value)] if equals else []
         elif key is None:
             raise ValueError(f"{argument!r}: expected --key value.")
         else:
-            collected[key].append(yaml.safe_load(argument))
+            collected[key].append(_value(argument))
     return {key: True if not values else values[0] if len(values) == 1 else values for key, values in collected.items()}
+
+
+def _value(text: str) -> Any:
+    """A number, truth value, null or list, as YAML has them; anything else is the text itself."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if value is None or isinstance(value, (bool, int, float, list)) else text

@@ -3,9 +3,11 @@
 ```
 <run>/<stage>/                 a checkpoint that AutoModel loads, with training_log.json and stage.json
 <run>/student/                 the student to keep
+<run>/teacher/train_embeddings.parquet
 <run>/predictions/<stage>_<split>.parquet
 <run>/conditioning/train.parquet  what the students take from the teacher, by utterance id
 <run>/results.json  report.md  figures/
+<run>/cache/                   stored output of frozen encoders; may be deleted
 ```
 """
 
@@ -14,6 +16,8 @@ import os
 import platform
 import resource
 import shutil
+import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,16 +26,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate import PartialState
 
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import evaluate_predictions, read_predictions
-from cmkd.figures import SYSTEM_NAMES
 from cmkd.quality import fit_residuals, quality_weights, residual_std
-from cmkd.recipe import Recipe
+from cmkd.recipe import STAGES, Recipe
 from configuration_cmkd import EMOTION_DIMENSIONS
-
-SYSTEMS = tuple(SYSTEM_NAMES)
-"""The stages, in the order in which they run and are shown."""
 
 _TRAINING = {"corpus", "seed", "batch_size", "num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
 _AUDIO = _TRAINING | {"student_speech_encoder", "use_weighted_layer_sum"}
@@ -58,7 +59,7 @@ def write_json(path: Path, content: Any) -> None:
     unfinished.replace(path)
 
 
-def stage_is_complete(run: Path, stage: str, recipe: Recipe) -> bool:
+def stage_is_complete(run: Path, stage: str, recipe: Recipe, corpus_version: str) -> bool:
     """Whether a stage need not be repeated; False if it never started or was interrupted.
 
     Raises:
@@ -68,22 +69,43 @@ def stage_is_complete(run: Path, stage: str, recipe: Recipe) -> bool:
     if not marker.is_file():
         return False
     state = _read_json(marker)
-    wanted = _stage_settings(stage, recipe)
+    wanted = _stage_settings(stage, recipe, corpus_version)
     lines = [f"  {key}: {state['settings'].get(key)!r} then, {value!r} now" for key, value in wanted.items()
              if state["settings"].get(key) != value]  # fmt: skip
     if lines:
         raise ValueError(
             f"Stage {stage!r} in {str(run)!r} was made with other settings:\n"
             + "\n".join(lines)
-            + "\nChoose another --output_dir, or repeat its stages with --overwrite."
+            + f"\nChoose another --output_dir, or repeat it: --overwrite --stages {stage} ..."
         )
     return state["complete"]
 
 
-def mark_stage(run: Path, stage: str, recipe: Recipe, complete: bool, seconds: float = 0.0) -> None:
-    """Writes down that a stage has begun or is complete, with its settings and, at the end, what it took."""
-    state = {"stage": stage, "complete": complete, "seconds": round(seconds, 1)}
-    write_json(run / stage / "stage.json", state | {"settings": _stage_settings(stage, recipe)})
+def begin_stage(run: Path, stage: str, recipe: Recipe, corpus_version: str) -> None:
+    """Makes a stage's folder ready to start in, or to go on in, and writes its settings down.
+
+    A half-written checkpoint is removed, and students of an earlier teacher once the teacher starts again.
+    """
+    folder = run / stage
+    if recipe.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").is_file():  # Trainer writes it last
+            shutil.rmtree(checkpoint)
+    for student in ("ts", "cts") if stage == "teacher" else ():
+        shutil.rmtree(run / student, ignore_errors=True)
+    state = {"stage": stage, "complete": False, "settings": _stage_settings(stage, recipe, corpus_version)}
+    write_json(folder / "stage.json", state)
+
+
+def complete_stage(run: Path, stage: str, seconds: float) -> None:
+    """Writes down that a stage is complete, and what it cost this process, and removes its checkpoints."""
+    folder = run / stage
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    cost = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak, 2)}
+    write_json(folder / "stage.json", _read_json(folder / "stage.json") | {"complete": True} | cost)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def write_embeddings(run: Path, ids: list[str], embeddings: np.ndarray) -> None:
@@ -136,14 +158,17 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
             for split in SPLITS
             if (run / "predictions" / f"{system}_{split}.parquet").is_file()
         }
-        for system in SYSTEMS
+        for system in STAGES
         if _is_complete(run, system)
     }
     results: dict[str, Any] = {"corpus": corpus, "seed": recipe.seed, "versions": versions(), "systems": systems}
     results["recipe"] = recipe.model_dump(mode="json", exclude={"output_dir", "models_dir"})
+    stages = {system: _read_json(run / system / "stage.json") for system in systems}
     results["cost"] = {
-        "seconds": {system: _read_json(run / system / "stage.json")["seconds"] for system in systems},
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "seconds": {stage: state["seconds"] for stage, state in stages.items()},
+        "peak_memory_gb": max((state["peak_memory_gb"] for state in stages.values()), default=None),
+        "processes": PartialState().num_processes,
+        "device": PartialState().device.type,
     }
     if "teacher" in systems:
         write_conditioning(run, recipe.residual_threshold)
@@ -156,14 +181,14 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
     return results
 
 
-def choose_student(systems: dict[str, Any], kept: str) -> tuple[str | None, str]:
+def choose_student(systems: Mapping[Any, Any], kept: str) -> tuple[str | None, str]:
     """The stage to keep and why; (None, ...) while there is none to choose. Looks at validation, never at test."""
     if kept != "better":
         return (kept if kept in systems else None), "named by the recipe"
     scores = {stage: _mean_ccc(systems[stage]["validation"]) for stage in ("ts", "cts") if stage in systems}
     if not scores:
         return None, "no student has been trained"
-    listed = ", ".join(f"{stage} {score:.3f}" for stage, score in scores.items())
+    listed = ", ".join(f"{'T/S' if stage == 'ts' else 'cT/S'} {score:.3f}" for stage, score in scores.items())
     return max(scores, key=scores.__getitem__), f"better mean CCC on validation ({listed})"
 
 
@@ -178,8 +203,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _stage_settings(stage: str, recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", include=_SETTINGS[stage])
+def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", include=_SETTINGS[stage]) | {"corpus_version": corpus_version}
 
 
 def _is_complete(run: Path, stage: str) -> bool:
@@ -223,6 +248,10 @@ def _conditioning(run: Path, threshold: float) -> dict[str, Any]:
 def _keep_student(run: Path, stage: str) -> None:
     unfinished = run / f".student.{os.getpid()}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(run / stage, unfinished, ignore=shutil.ignore_patterns("stage.json", "training_log.json"))
+    shutil.copytree(
+        run / stage,
+        unfinished,
+        ignore=shutil.ignore_patterns("stage.json", "training_log.json", "checkpoint-*", "*.parquet"),
+    )
     shutil.rmtree(run / "student", ignore_errors=True)
     unfinished.replace(run / "student")

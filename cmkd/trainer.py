@@ -12,9 +12,8 @@ from cmkd.training_args import CMKDTrainingArguments
 class CMKDTrainer(Trainer):
     """A `Trainer` whose loss is Eq. 7 and whose metrics are those of the whole split.
 
-    It trains any model that returns `logits` (batch, dims) and `embeddings` (batch, size). A batch holds the model's
-    inputs, `labels` (batch, dims) with NaN where not rated, and for a student also `teacher_embeddings` (batch,
-    size) and
+    It trains any model that returns `logits` (batch, 3) and `embeddings` (batch, size). A batch holds the model's
+    inputs, `labels` (batch, 3) with NaN where not rated, and for a student also `teacher_embeddings` (batch, size) and
     `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone.
     """
 
@@ -52,7 +51,8 @@ class CMKDTrainer(Trainer):
             groups = [{"params": head, "lr": rate}]
             if encoder:
                 groups.append({"params": encoder, "lr": rate * self.args.encoder_learning_rate_factor})
-            self.optimizer = torch.optim.Adam(groups, betas=(self.args.adam_beta1, self.args.adam_beta2))
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = torch.optim.Adam(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
 

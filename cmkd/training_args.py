@@ -62,6 +62,8 @@ class CMKDTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"embedding_distance={self.embedding_distance!r}: must be one of {', '.join(get_args(Distance))}."
             )
+        if self.weight_decay != 0:
+            raise ValueError(f"weight_decay={self.weight_decay}: must be 0; this is plain Adam, as in the paper.")
         if not 0 < self.encoder_learning_rate_factor <= 1:
             raise ValueError(
                 f"encoder_learning_rate_factor={self.encoder_learning_rate_factor}: must be above 0 and at most 1; "

@@ -1,12 +1,14 @@
 """Collation and stored features."""
 
+from multiprocessing.reduction import ForkingPickler
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import WhisperFeatureExtractor
+from transformers import PreTrainedConfig, WhisperFeatureExtractor
 
 from cmkd.collator import collate_utterances
 from cmkd.features import SpeechInputs, UtteranceDataset, frozen_features
@@ -55,8 +57,12 @@ def rows(folder, count=3) -> Dataset:
 
 
 class Part(nn.Module):
+    """Stands for a speech encoder around a stock encoder."""
+
     def __init__(self):
         super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.config = PreTrainedConfig()
         self.scale = nn.Parameter(torch.tensor(2.0))
         self.calls = 0
 
@@ -86,6 +92,18 @@ def test_frozen_features_are_computed_once_for_what_they_depend_on(tmp_path):
     soundfile.write(tmp_path / "1.wav", np.zeros(500), 16000)
     load()
     assert part.calls == 12
+    part.encoder.config.hidden_act = "relu"
+    load()
+    assert part.calls == 15
+
+
+def test_stored_features_travel_to_workers_as_a_path(tmp_path):
+    part = Part()
+    inputs = [torch.arange(float(length)) for length in (30000, 1, 2)]
+    stored = frozen_features(tmp_path / "cache", rows(tmp_path), inputs, part, part.run, "", "speech")
+    sent = ForkingPickler.dumps(stored)
+    assert len(sent) < 1000
+    assert torch.equal(ForkingPickler.loads(sent)[2], stored[2])
 
 
 def test_an_interrupted_cache_is_not_taken_for_a_whole_one(tmp_path):
@@ -99,6 +117,7 @@ def test_an_interrupted_cache_is_not_taken_for_a_whole_one(tmp_path):
     inputs = [torch.arange(3.0)] * 3
     with pytest.raises(KeyboardInterrupt):
         frozen_features(tmp_path / "cache", table, inputs, part, interrupted, "", "speech")
+    assert list((tmp_path / "cache").iterdir()) == []
     assert len(frozen_features(tmp_path / "cache", table, inputs, part, part.run, "", "speech")) == 3
     assert part.calls == 5
 

@@ -479,6 +479,8 @@ def test_initial_weights_survive_a_save_and_depend_on_the_seed_only():
         ({"label_std": (1, 0, 1)}, "label_std=.*above 0"),
         ({"label_mean": (1, 0)}, "label_mean=.*one value for each of activation, valence, dominance"),
         ({"embedding_size": 0}, "embedding_size=0"),
+        ({"label_std": (1, float("nan"), 1)}, "label_std=.*finite"),
+        ({"speech_config": HubertConfig(**SMALL, conv_pos_batch_norm=True)}, "speech_config.conv_pos_batch_norm=True"),
         ({"speech_config": TEXT}, "speech_config.model_type='bert': must be one of hubert"),
         ({"speech_config": {"model_type": "hubertt"}}, r"speech_config\['model_type'\]='hubertt'"),
         ({"speech_config": "facebook/hubert-base-ls960"}, "must be a configuration or a dict"),
@@ -526,6 +528,22 @@ def test_gradient_checkpointing_changes_nothing():
         model(**utterances(model)[0]).logits.sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [(20007, 9000), (15999, 1601), (16000, 800)])
+def test_a_whisper_batch_padded_to_its_longest_clip_is_masked(samples):
+    """The extractor's mask is over samples, and not always as many frames long as its features."""
+    model, extractor = student(WHISPER), whisper_extractor()
+    waves = [np.random.default_rng(count).normal(size=count).astype(np.float32) for count in samples]
+    batch = extractor(waves, sampling_rate=16000, padding=True, return_tensors="pt")
+    frames = batch["input_features"].shape[2]
+    with torch.no_grad():
+        found = model(**batch).logits
+        alone = [
+            model(input_features=batch["input_features"][row : row + 1, :, : min(frames, -(-count // 160))]).logits
+            for row, count in enumerate(samples)
+        ]
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=0)
 
 
 def test_the_whisper_extractor_that_is_saved_masks_the_silence(tmp_path):

@@ -1,5 +1,7 @@
 """Recipes: what they accept, what they refuse and what they say."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -45,6 +47,8 @@ def test_the_defaults_are_the_papers(recipe):
         (["--num_trainable_layers", "-1"], {"num_trainable_layers": -1}),
         (["--num-epochs", "3"], {"num_epochs": 3}),
         (["--models_dir", "null"], {"models_dir": None}),
+        (["--corpus.data_dir", "%x/y"], {"corpus.data_dir": "%x/y"}),
+        (["--output_dir", "2024-01-01"], {"output_dir": "2024-01-01"}),
         ([], {}),
     ],
 )
@@ -69,6 +73,9 @@ def test_numbers_may_be_written_as_people_write_them(recipe):
         (["--embedding_distance", "l2"], "embedding_distance = 'l2': .*'squared_norm'"),
         (["--batch_size", "0"], "batch_size = 0"),
         (["teacher"], "'teacher': expected --key value"),
+        (["--seed", "--stages", "cts"], "--seed: give a value"),
+        (["--num_epochs"], "--num_epochs: give a value"),
+        (["--corpus.data_dir"], "--corpus.data_dir: give a value"),
     ],
 )
 def test_a_wrong_setting_is_named(recipe, arguments, message):
@@ -96,9 +103,12 @@ def test_a_missing_recipe_is_named(tmp_path):
 
 
 def test_encoders_beside_the_recipe(recipe, tmp_path):
-    found = load_recipe(recipe(text_encoder="../text", student_speech_encoder="openai/whisper-tiny.en"))
-    assert found.text_encoder == str(tmp_path.parent / "text")
-    assert found.student_speech_encoder == "openai/whisper-tiny.en"
+    (tmp_path / "models/openai/whisper-tiny.en").mkdir(parents=True)
+    found = load_recipe(recipe(text_encoder="../text", models_dir=str(tmp_path / "models")))
+    assert found.text_encoder == "../text"  # as written, so that results name no folders of this machine
+    assert Path(found.locate(found.text_encoder)).resolve() == (tmp_path.parent / "text").resolve()
+    assert found.locate("openai/whisper-tiny.en") == str(tmp_path / "models/openai/whisper-tiny.en")
+    assert found.locate("openai/whisper-base.en") == "openai/whisper-base.en"
 
 
 def test_every_setting_is_described():

@@ -1,6 +1,7 @@
 """The main job on a small corpus of tones: every stage, its files, and what they say."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from transformers import (
     HubertConfig,
     HubertModel,
     Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
 )
 
 import train_distill
@@ -286,6 +290,122 @@ def test_settings_of_the_students_leave_the_teacher_alone(run, recipe, tmp_path,
     train_distill.main([*arguments[:-2], "cts", "--overwrite", "--residual_threshold", "0.2"])
     weights = pq.read_table(tmp_path / "run/conditioning/train.parquet")["weight"].to_numpy()
     assert weights.sum() < pq.read_table(run / "conditioning/train.parquet")["weight"].to_numpy().sum()
+
+
+def test_a_half_written_checkpoint_does_not_block_a_stage(recipe, tmp_path):
+    half = tmp_path / "audio" / "checkpoint-3"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"")
+    arguments = ["--output_dir", str(tmp_path), "--stages", "audio", "--num_epochs", "1"]
+    train_distill.main([str(recipe), *arguments])
+    assert json.loads((tmp_path / "results.json").read_text())["systems"].keys() == {"audio"}
+
+
+def test_students_do_not_outlive_their_teacher(run, recipe, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    arguments = ["--output_dir", str(tmp_path / "run"), "--stages", "teacher", "--overwrite"]
+    train_distill.main([str(recipe), *arguments])
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert list(results["systems"]) == ["audio", "text", "teacher", "finetune"] and "student" not in results
+
+
+def test_a_run_is_not_continued_with_other_data(run, recipe, tmp_path):
+    shutil.copytree(recipe.parent / "corpus", tmp_path / "corpus")
+    text = (tmp_path / "corpus/manifest.csv").read_text()
+    (tmp_path / "corpus/manifest.csv").write_text(text.replace("low short", "high short"))
+    with pytest.raises(ValueError, match="(?s)made with other settings.*corpus_version"):
+        train_distill.main([str(recipe), "--corpus.data_dir", str(tmp_path / "corpus")])
+
+
+def test_stages_that_are_not_repeated_must_fit_too(run, recipe):
+    with pytest.raises(ValueError, match="(?s)Stage 'audio'.*seed: 0 then, 7 now"):
+        train_distill.main([str(recipe), "--stages", "cts", "--seed", "7"])
+
+
+@pytest.mark.parametrize("label", ["", "4.0"])
+def test_a_dimension_without_two_ratings_is_named(recipe, tmp_path, label):
+    shutil.copytree(recipe.parent / "corpus", tmp_path / "corpus")
+    manifest = tmp_path / "corpus/manifest.csv"
+    lines = [line.split(",") for line in manifest.read_text().splitlines()]
+    manifest.write_text("\n".join(",".join([*f[:3], label, *f[4:]] if i else f) for i, f in enumerate(lines)))
+    with pytest.raises(ValueError, match="activation has [01] different ratings in the split train"):
+        train_distill.main([str(recipe), "--corpus.data_dir", str(tmp_path / "corpus"), "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--num_trainable_layers", "3"], ValueError, "num_trainable_layers=3: must be between 0 .* and 2"),
+        (["--text_encoder", "no/such-encoder"], OSError, "no/such-encoder"),
+    ],
+)
+def test_encoders_are_checked_before_anything_trains(recipe, tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        train_distill.main([str(recipe), "--output_dir", str(tmp_path), *arguments])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whisper_and_a_weighted_layer_sum_train_too(recipe, tmp_path):
+    """`input_features` with nothing frozen, and stored states of several layers."""
+    torch.manual_seed(0)
+    small = {
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "decoder_layers": 1,
+        "d_model": 16,
+    }
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    config = WhisperConfig(**small, **tokens, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=20)
+    WhisperModel(config).save_pretrained(tmp_path / "whisper")
+    WhisperFeatureExtractor().save_pretrained(tmp_path / "whisper")
+    for layers, weighted in ((-1, False), (1, True)):
+        folder = tmp_path / f"run{layers}"
+        train_distill.main(
+            [str(recipe), "--output_dir", str(folder), "--stages", "finetune", "--num_epochs", "1"]
+            + ["--student_speech_encoder", str(tmp_path / "whisper"), "--num_trainable_layers", str(layers)]
+            + ["--use_weighted_layer_sum", str(weighted).lower()]
+        )
+        model = AutoModel.from_pretrained(folder / "finetune", trust_remote_code=True).eval()
+        recorded = pq.read_table(folder / "predictions/finetune_test.parquet").to_pandas()
+        extractor = AutoFeatureExtractor.from_pretrained(folder / "finetune")
+        wave, rate = soundfile.read(recipe.parent / "corpus/test_3.wav", dtype="float32")
+        with torch.no_grad():
+            logits = model(**extractor(wave, sampling_rate=rate, return_tensors="pt")).logits[0]
+        assert logits.tolist()[1] == pytest.approx(recorded["predicted_valence"][3], abs=1e-5)
+        assert model.config.use_weighted_layer_sum == weighted
+
+
+def test_the_recipe_may_name_the_student(run, recipe, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for stage in ("ts", "cts"):
+        train_distill.main([str(recipe), "--output_dir", str(tmp_path / "run"), "--kept_student", stage])
+        kept, named = tmp_path / "run/student/model.safetensors", tmp_path / "run" / stage / "model.safetensors"
+        assert kept.read_bytes() == named.read_bytes()
+
+
+def test_two_processes_train_evaluate_and_write_once(recipe, tmp_path):
+    """Launched as torchrun does; every utterance is predicted once, in order."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "teacher", "cts", "--num_epochs", "1"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, train_distill.__file__, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["cost"]["processes"] == 2
+    for split, size in SIZES.items():
+        table = pq.read_table(tmp_path / f"predictions/cts_{split}.parquet").to_pandas()
+        assert list(table["id"]) == [f"{split}_{index}" for index in range(size)]
+    model = AutoModel.from_pretrained(tmp_path / "cts", trust_remote_code=True).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "cts")
+    for index in (0, 7):
+        wave, rate = soundfile.read(recipe.parent / "corpus" / f"test_{index}.wav", dtype="float32")
+        with torch.no_grad():
+            logits = model(**extractor(wave, sampling_rate=rate, return_tensors="pt")).logits[0]
+        recorded = pq.read_table(tmp_path / "predictions/cts_test.parquet")["predicted_valence"][index].as_py()
+        assert logits[1].item() == pytest.approx(recorded, abs=1e-5)
 
 
 def test_a_student_without_its_teacher_is_refused(recipe, tmp_path):

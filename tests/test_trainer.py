@@ -156,6 +156,7 @@ def test_a_nan_loss_is_shown(tmp_path):
     [
         ("distillation_weight", -1.0, "distillation_weight=-1.0: must be at least 0"),
         ("embedding_distance", "l2", "embedding_distance='l2': must be one of norm, squared_norm, mean_squared"),
+        ("weight_decay", 0.1, "weight_decay=0.1: must be 0"),
         ("encoder_learning_rate_factor", 0.0, "encoder_learning_rate_factor=0.0: must be above 0"),
     ],
 )

@@ -13,6 +13,8 @@ rating by people.
   words and of the speaker. Valence is therefore in the words and nowhere else; activation and dominance are in the
   voice and nowhere else.
 - **Labels**, on a scale of 1 to 7: 4 + 2 x level, where the level of each dimension lies in -1 to 1, plus rater noise.
+  Training labels are noisy, as by a single rater: the noise has the standard deviation of the truth. Validation and
+  test labels are as by several raters together, with noise of 0.35 standard deviations.
 - **Splits.** No sentence occurs twice in the corpus, and no speaker in two splits: the validation and test splits say
   the known words in new sentences and new voices. Their voices are also new to the demo's own speech encoder
   (`cmkd.corpora.speech_synthesis.HELD_OUT_VOICES`).
@@ -112,6 +114,7 @@ def build(
     validation: int = 240,
     test: int = 400,
     num_words: int = 40,
+    train_label_noise: float = 1.0,
     label_noise: float = 0.35,
     seed: int = 0,
     num_proc: int = 2,
@@ -126,8 +129,9 @@ def build(
         test (`int`, *optional*, defaults to 400): Utterances in the test split.
         num_words (`int`, *optional*, defaults to 40): Valence words, 2 to 40, taken evenly from `VALENCE_WORDS`. Each
             occurs equally often in a split, give or take one.
-        label_noise (`float`, *optional*, defaults to 0.35): The rater's noise in each dimension, in standard deviations
-            of the noise-free ratings (see `cmkd.corpora.acted_speech.rating`).
+        train_label_noise (`float`, *optional*, defaults to 1.0): The rater's noise in each dimension of the training
+            split, in standard deviations of the noise-free ratings (see `cmkd.corpora.acted_speech.rating`).
+        label_noise (`float`, *optional*, defaults to 0.35): The same in validation and test.
         seed (`int`, *optional*, defaults to 0): Of sentences, speakers, prosody and noise.
         num_proc (`int`, *optional*, defaults to 2): Processes that speak. Without influence on what is spoken.
 
@@ -138,12 +142,13 @@ def build(
     if data_dir is not None:
         raise ValueError(f"data_dir is {str(data_dir)!r}, but spoken-demo needs no data: leave data_dir out.")
     sizes = {"train": train, "validation": validation, "test": test}
-    _check_settings(sizes, num_words, label_noise)
+    _check_settings(sizes, num_words, train_label_noise, label_noise)
     valences = word_valences(num_words)
     drawn = random.Random(f"{seed}/{num_words}")
     unused = {word: sentences(word, drawn) for word in valences}
     splits: dict[str, list[ActedUtterance]] = {}
     for split, size in sizes.items():
+        noise = train_label_noise if split == "train" else label_noise
         rounds = (drawn.sample(list(valences), num_words) for _ in itertools.count())
         splits[split] = []
         for index, word in enumerate(itertools.islice(itertools.chain.from_iterable(rounds), size)):
@@ -153,10 +158,10 @@ def build(
                 perform(
                     id,
                     next(unused[word]),
-                    rating(valences[word], LABEL_SCALE, label_noise, rng),
+                    rating(valences[word], LABEL_SCALE, noise, rng),
                     split,
                     label_scale=LABEL_SCALE,
-                    label_noise=label_noise,
+                    label_noise=noise,
                     rng=rng,
                 )
             )
@@ -164,17 +169,24 @@ def build(
         name="spoken-demo",
         version="",  # spoken_corpus makes it
         label_scale=LABEL_SCALE,
-        config={**sizes, "num_words": num_words, "label_noise": label_noise, "seed": seed},
+        config={
+            **sizes,
+            "num_words": num_words,
+            "train_label_noise": train_label_noise,
+            "label_noise": label_noise,
+            "seed": seed,
+        },
         notes=["synthetic speech (espeak-ng, GPL-3.0); valence is the authors' assignment, not a human rating"],
     )
     return spoken_corpus(splits, report, num_proc)
 
 
-def _check_settings(sizes: Mapping[str, int], num_words: int, label_noise: float) -> None:
+def _check_settings(sizes: Mapping[str, int], num_words: int, train_label_noise: float, label_noise: float) -> None:
     if not 2 <= num_words <= len(VALENCE_WORDS):
         raise ValueError(f"num_words is {num_words}, but must be from 2 to {len(VALENCE_WORDS)}.")
-    if label_noise < 0:
-        raise ValueError(f"label_noise is {label_noise}, but must be at least 0.")
+    for name, noise in (("train_label_noise", train_label_noise), ("label_noise", label_noise)):
+        if noise < 0:
+            raise ValueError(f"{name} is {noise}, but must be at least 0.")
     for split, size in sizes.items():
         if size < 1:
             raise ValueError(f"{split} is {size}, but must be at least 1.")
