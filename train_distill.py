@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> None:
     recipe = load_recipe(arguments[0], arguments[1:])
     run = Path(recipe.output_dir)
     transformers_logging.disable_progress_bar()
-    state = PartialState(timeout=timedelta(days=1))  # the main process stores features while the others wait
+    on_cpu = not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # others wait while the main process stores features
     if torch.cuda.device_count() > 1 and state.num_processes == 1:
         raise ValueError("Several GPUs: use accelerate launch train_distill.py ..., or CUDA_VISIBLE_DEVICES=0 for one.")
     check_encoders(recipe)
@@ -84,15 +85,22 @@ def check_encoders(recipe: Recipe) -> None:
         ValueError: an encoder does not fit.
         OSError: there is no such encoder.
     """
-    needed = {stage for stage in recipe.stages if stage not in ("text", "teacher")}
-    if needed:
-        speech = AutoConfig.from_pretrained(recipe.locate(recipe.student_speech_encoder))
-        layers = 0 if needed == {"audio"} else recipe.num_trainable_layers
+
+    def read(name: str, encoder: str):
+        try:
+            return AutoConfig.from_pretrained(recipe.locate(encoder))
+        except OSError as error:
+            raise OSError(f"{name}={encoder!r} cannot be loaded: {error}") from error
+
+    students = {stage for stage in recipe.stages if stage not in ("text", "teacher")}
+    if students:
+        layers = 0 if students == {"audio"} else recipe.num_trainable_layers
+        speech = read("student_speech_encoder", recipe.student_speech_encoder)
         CMKDStudentConfig(speech_config=speech, num_trainable_layers=layers)
     if "teacher" in recipe.stages:
-        CMKDTeacherConfig(speech_config=AutoConfig.from_pretrained(recipe.locate(recipe.teacher_speech_encoder)))
+        CMKDTeacherConfig(speech_config=read("teacher_speech_encoder", recipe.teacher_speech_encoder))
     if {"text", "teacher"} & set(recipe.stages):
-        AutoConfig.from_pretrained(recipe.locate(recipe.text_encoder))
+        read("text_encoder", recipe.text_encoder)
 
 
 def check_labels(corpus: DatasetDict) -> None:
@@ -217,6 +225,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
         dataloader_num_workers=recipe.dataloader_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=not sys.stderr.isatty(),
+        use_cpu=not torch.accelerator.is_available(),
     )
 
 

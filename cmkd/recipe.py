@@ -84,8 +84,6 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
     if not isinstance(settings, dict) or not isinstance(settings.get("corpus", {}), dict):
         raise ValueError(f"{path}: a recipe is a mapping of settings to values, and so is its corpus.")
     for key, value in parse_arguments(arguments).items():
-        if value is True and key != "overwrite":
-            raise ValueError(f"--{key}: give a value, as in --{key} VALUE.")
         if key.startswith("corpus."):
             settings.setdefault("corpus", {})[key.removeprefix("corpus.")] = value
         else:
@@ -113,7 +111,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """`["--seed", "1", "--stages", "ts", "cts"]` -> `{"seed": 1, "stages": ["ts", "cts"]}`; values are read as YAML.
 
     Raises:
-        ValueError: a value stands before the first key.
+        ValueError: a value stands before the first key, or a key that is not a switch has none.
     """
     collected: dict[str, list[Any]] = {}
     key = None
@@ -126,6 +124,9 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{argument!r}: expected --key value.")
         else:
             collected[key].append(_value(argument))
+    for key, values in collected.items():
+        if not values and (key not in Recipe.model_fields or Recipe.model_fields[key].annotation is not bool):
+            raise ValueError(f"--{key}: give a value, as in --{key} VALUE.")
     return {key: True if not values else values[0] if len(values) == 1 else values for key, values in collected.items()}
 
 

@@ -47,6 +47,7 @@ def test_the_defaults_are_the_papers(recipe):
         (["--num_trainable_layers", "-1"], {"num_trainable_layers": -1}),
         (["--num-epochs", "3"], {"num_epochs": 3}),
         (["--models_dir", "null"], {"models_dir": None}),
+        (["--use_weighted_layer_sum", "true"], {"use_weighted_layer_sum": True}),
         (["--corpus.data_dir", "%x/y"], {"corpus.data_dir": "%x/y"}),
         (["--output_dir", "2024-01-01"], {"output_dir": "2024-01-01"}),
         ([], {}),
