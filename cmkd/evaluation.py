@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cmkd.atomic import written_whole
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _PREDICTED = [f"predicted_{dimension}" for dimension in EMOTION_DIMENSIONS]
@@ -136,14 +137,8 @@ def write_predictions(
     for names, values in ((_PREDICTED, predictions), (EMOTION_DIMENSIONS, labels)):
         columns.update((name, pa.array(column, pa.float64())) for name, column in zip(names, values.T, strict=True))
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(Path(path)) as unfinished:
         pq.write_table(pa.table(columns), unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:

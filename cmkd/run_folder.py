@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 
+from cmkd.atomic import written_whole
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import evaluate_predictions, read_predictions
 from cmkd.quality import fit_residuals, quality_weights, residual_std
@@ -53,10 +54,8 @@ _SETTINGS = {
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def stage_is_complete(run: Path, stage: str, recipe: Recipe, corpus_version: str) -> bool:
@@ -218,10 +217,8 @@ def _read_json(path: Path) -> Any:
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
     """Writes a Parquet file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(pa.table(columns), unfinished)
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        pq.write_table(pa.table(columns), unfinished)
 
 
 def _scores(path: Path) -> dict[str, Any]:
