@@ -147,6 +147,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
         train_dataset=training,
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
+        train_lengths=corpus["train"]["duration"],
     )
     trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
 

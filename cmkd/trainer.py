@@ -1,11 +1,14 @@
 """The trainer of teacher and student."""
 
+from collections.abc import Sequence
+
 import torch
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from cmkd.evaluation import evaluate_predictions
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
+from cmkd.sampler import LengthGroupedSampler
 from cmkd.training_args import CMKDTrainingArguments
 
 
@@ -15,14 +18,26 @@ class CMKDTrainer(Trainer):
     It trains any model that returns `logits` (batch, 3) and `embeddings` (batch, size). A batch holds the model's
     inputs, `labels` (batch, 3) with NaN where not rated, and for a student also `teacher_embeddings` (batch, size) and
     `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone.
+
+    Args:
+        *args, **kwargs: as for `Trainer`.
+        train_lengths (sequence of `float`, *optional*):
+            Lengths of the training utterances, in any unit; those of a batch are then of like length, see
+            [`cmkd.sampler.LengthGroupedSampler`]. Without them the order is random.
     """
 
     args: CMKDTrainingArguments
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, train_lengths: Sequence[float] | None = None, **kwargs):
         kwargs.setdefault("compute_metrics", split_metrics)
         super().__init__(*args, **kwargs)
+        if train_lengths is not None and len(train_lengths) != len(self.train_dataset):
+            raise ValueError(
+                f"train_lengths has {len(train_lengths)} values, but train_dataset has {len(self.train_dataset)} "
+                "utterances: give one length an utterance."
+            )
+        self.train_lengths = train_lengths
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
         self.add_callback(EpochLines if self.args.disable_tqdm else EpochProgress)
 
@@ -38,6 +53,14 @@ class CMKDTrainer(Trainer):
             distance = embedding_distance(outputs["embeddings"], teacher, self.args.embedding_distance)
             loss = loss + self.args.distillation_weight * weighted_mean(distance, weights)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Batches of like length; Trainer's own order by length is the same in every epoch of a small corpus."""
+        if self.train_lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LengthGroupedSampler(self.train_lengths, step, args.seed)
 
     def create_optimizer(self, model=None):
         """Adam with two learning rates; Trainer's own has one."""

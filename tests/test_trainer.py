@@ -58,7 +58,7 @@ def dataset(size: int, distilled: bool = False) -> UtteranceDataset:
     return UtteranceDataset(columns)
 
 
-def trainer(folder, model=None, train=None, **arguments) -> CMKDTrainer:
+def trainer(folder, model=None, train=None, train_lengths=None, **arguments) -> CMKDTrainer:
     torch.manual_seed(0)
     train = dataset(10) if train is None else train
     settings = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
@@ -68,6 +68,7 @@ def trainer(folder, model=None, train=None, **arguments) -> CMKDTrainer:
         train_dataset=train,
         eval_dataset=dataset(10),
         data_collator=collate_utterances,
+        train_lengths=train_lengths,
     )
 
 
@@ -171,3 +172,19 @@ def test_the_defaults_are_the_papers(tmp_path):
     assert found == (32, 50, 5e-4)
     assert (arguments.distillation_weight, arguments.encoder_learning_rate_factor) == (30, 0.25)
     assert arguments.lr_scheduler_kwargs == {"mode": "max", "factor": 0.75, "patience": 2}
+
+
+def test_a_step_has_utterances_of_like_length(tmp_path):
+    lengths = [1, 9] * 32
+    columns = dataset(64).columns | {"inputs": np.array(lengths, dtype=np.float32)[:, None].repeat(4, 1)}
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    job = trainer(tmp_path, train=UtteranceDataset(columns), train_lengths=lengths, **settings)
+    found = [batch["inputs"][:, 0].tolist() for batch in job.get_train_dataloader()]
+    steps = [first + second for first, second in zip(found[::2], found[1::2], strict=True)]
+    assert sorted(length for step in steps for length in step) == sorted(lengths)
+    assert sum(len(set(step)) > 1 for step in steps) <= 2  # one for each of the two pools; by chance it were 14 of 16
+
+
+def test_every_utterance_has_a_length(tmp_path):
+    with pytest.raises(ValueError, match="train_lengths has 3 values, but train_dataset has 10"):
+        trainer(tmp_path, train_lengths=[1, 2, 3])
