@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from cmkd.atomic import written_whole
 from cmkd.evaluation import Predictions, read_predictions
 from cmkd.figures import (
     SYSTEM_NAMES,
@@ -77,7 +78,8 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
             _learning_section(logs, figures),
         ]
     report = folder / "report.md"
-    report.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    with written_whole(report) as unfinished:
+        unfinished.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return report
 
 
@@ -300,7 +302,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _save(figure: Figure, path: Path, caption: str) -> str:
     """Writes a figure and returns the Markdown that shows it in the report, which stands a folder higher."""
-    figure.savefig(path)
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix.removeprefix("."))
     return f"![{path.stem.replace('_', ' ')}]({path.parent.name}/{path.name})\n\n{caption}"
 
 
