@@ -135,16 +135,16 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
         columns = input_columns(model, corpus[split], feature_extractor, tokenizer, run / "cache")
         datasets[split] = UtteranceDataset(columns | {"labels": labels[split]})
     ids = {split: list(corpus[split]["id"]) for split in SPLITS}
-    training = datasets["train"]
+    columns = datasets["train"].columns | {"id": ids["train"]}
     if stage in ("ts", "cts"):
         embeddings, weights = read_conditioning(run, ids["train"])
-        weights = weights if stage == "cts" else np.ones_like(weights)
-        training = UtteranceDataset(training.columns | {"teacher_embeddings": embeddings, "quality_weights": weights})
+        columns["teacher_embeddings"] = embeddings
+        columns["quality_weights"] = weights if stage == "cts" else np.ones_like(weights)
 
     trainer = CMKDTrainer(
         model=model,
         args=training_arguments(recipe, folder),
-        train_dataset=training,
+        train_dataset=UtteranceDataset(columns),
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
         train_lengths=corpus["train"]["duration"],
@@ -217,6 +217,8 @@ def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
         seed=recipe.seed,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        loss_over=recipe.loss_over,
         num_train_epochs=recipe.num_epochs,
         learning_rate=recipe.learning_rate,
         encoder_learning_rate_factor=recipe.encoder_learning_rate_factor,

@@ -16,20 +16,23 @@ MASKS = {
 """The inputs that differ in length from utterance to utterance, each with the name of its mask."""
 
 
-def collate_utterances(utterances: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_utterances(utterances: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Pads and stacks utterances that have the same keys.
 
     Args:
         utterances: each with some of `input_values` (samples,), `input_features` (mel bins, frames), `speech_features`
             (frames, ...), `input_ids` (tokens,), `text_features` (tokens, size), and any values of one fixed shape,
-            such as `labels` (3,), `teacher_embeddings` (size,) and `quality_weights` ().
+            such as `labels` (3,), `teacher_embeddings` (size,) and `quality_weights` (), or text, such as `id`.
 
     Returns:
-        Tensors with a leading batch axis, padded with zeros on the right to the longest utterance, and for each of the
-        first five its mask (batch, length), 1 where real, under the name in `MASKS`.
+        A list for text. Else tensors with a leading batch axis, padded with zeros on the right to the longest
+        utterance, and for each of the first five its mask (batch, length), 1 where real, under the name in `MASKS`.
     """
-    batch = {}
+    batch: dict[str, Any] = {}
     for name in utterances[0]:
+        if isinstance(utterances[0][name], str):
+            batch[name] = [utterance[name] for utterance in utterances]
+            continue
         values = [torch.as_tensor(utterance[name]) for utterance in utterances]
         if name not in MASKS:
             batch[name] = torch.stack(values)

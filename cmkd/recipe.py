@@ -39,7 +39,9 @@ class Recipe(BaseModel):
     num_trainable_layers: int = Field(default=6, ge=-1, description="Top layers of the student's encoder; -1 all.")
     use_weighted_layer_sum: bool = Field(default=False, description="Learn which layers to listen to.")
 
-    batch_size: int = Field(default=32, ge=1, description="Utterances a training step and device.")
+    batch_size: int = Field(default=32, ge=1, description="Utterances a device and accumulation step.")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description="Batches between two updates of the weights.")
+    loss_over: Literal["step", "batch"] = Field(default="step", description="See CMKDTrainingArguments.")
     num_epochs: int = Field(default=50, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
     encoder_learning_rate_factor: float = Field(default=0.25, gt=0, le=1)

@@ -35,7 +35,8 @@ from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.recipe import STAGES, Recipe
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-_TRAINING = {"corpus", "seed", "batch_size", "num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
+_STEP = {"batch_size", "gradient_accumulation_steps", "loss_over"}
+_TRAINING = _STEP | {"corpus", "seed", "num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
 _AUDIO = _TRAINING | {"student_speech_encoder", "use_weighted_layer_sum"}
 _TEXT = _TRAINING | {"text_encoder"}
 _TEACHER = _TEXT | {"teacher_speech_encoder", "use_weighted_layer_sum"}

@@ -1,51 +1,99 @@
-"""The order in which utterances are trained on: those of a batch are of like length, and all else is random."""
+"""Which utterances are trained on together: those of a step are of like length, and all else is random."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
-POOL_BATCHES = 32
+POOL_STEPS = 32
 
 
-class LengthGroupedSampler(Sampler[int]):
-    """Every utterance once an epoch, in an order whose consecutive `batch_size` are of like length.
+class StepSampler(Sampler[list[int]]):
+    """The utterances of each training step, over all devices and accumulation steps: every utterance once an epoch.
 
-    A random order is cut into pools of at most `POOL_BATCHES` batches and at most half of the data, each pool is sorted
-    by length and cut into batches, and the batches are shuffled; what does not fill a batch comes last. Which
-    utterances meet is drawn anew every epoch, from `seed` and the epoch alone, so that an interrupted epoch goes on.
+    All steps of an epoch are of one size, or one less, so that no step at its end has a CCC of very few utterances. A
+    random order is cut into pools of at most `POOL_STEPS` steps and at most half of the data, each pool is sorted by
+    length and cut into steps, and the steps are shuffled. Which utterances meet is drawn anew every epoch, from `seed`
+    and the epoch alone: the same on any number of devices, and an interrupted epoch can go on.
 
     Args:
-        lengths (sequence of `float`): Of the utterances, in any unit.
-        batch_size (`int`): Utterances a training step, over all devices and accumulation steps.
+        number (`int`): Of utterances.
+        step_size (`int`): The most utterances of a step.
         seed (`int`): Of the order.
+        lengths (sequence of `float`, *optional*): Of the utterances, in any unit. Without them the order is random.
 
     Raises:
-        ValueError: `batch_size` is less than 1.
+        ValueError: A number is less than 1, or there is not one length an utterance.
     """
 
-    def __init__(self, lengths: Sequence[float], batch_size: int, seed: int):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1.")
-        self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
+    def __init__(self, number: int, step_size: int, seed: int, lengths: Sequence[float] | None = None):
+        if number < 1 or step_size < 1:
+            raise ValueError(f"number={number}, step_size={step_size}: both must be at least 1.")
+        if lengths is not None and len(lengths) != number:
+            raise ValueError(f"lengths has {len(lengths)} values for {number} utterances: give one an utterance.")
+        self.number = number
+        self.num_steps = -(-number // step_size)
         self.seed = seed
+        self.lengths = None if lengths is None else np.asarray(lengths)
         self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate at the start of every epoch."""
-        self.epoch = epoch
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.number)
+        if self.lengths is None:
+            steps = np.array_split(order, self.num_steps)
+        else:
+            num_pools = max(-(-self.num_steps // POOL_STEPS), min(2, self.num_steps))
+            steps = []
+            bounds = self.number * np.arange(self.num_steps + 1) // self.num_steps
+            for pool in np.array_split(np.arange(self.num_steps), num_pools):
+                start, end = bounds[pool[0]], bounds[pool[-1] + 1]
+                members = order[start:end]
+                by_length = members[np.argsort(self.lengths[members], kind="stable")]
+                steps += np.split(by_length, bounds[pool[1:]] - start)
+        for index in rng.permutation(self.num_steps):
+            yield steps[index].tolist()
+
+
+class DeviceBatchSampler(Sampler[list[int]]):
+    """The batches of one device: its share of every step, cut into as many as there are accumulation steps.
+
+    A step is dealt out like cards, so that the batches of all devices take equally long. They differ by at most one in
+    size, and none is empty, filled up by repeating or dropped.
+
+    Args:
+        steps ([`StepSampler`]): The same on all devices.
+        num_batches (`int`): Accumulation steps.
+        num_devices (`int`): Devices.
+        device (`int`): This device's number, from 0.
+
+    Raises:
+        ValueError: There are fewer utterances in a step than batches.
+    """
+
+    def __init__(self, steps: StepSampler, num_batches: int, num_devices: int, device: int):
+        self.shares = num_batches * num_devices
+        if steps.number // steps.num_steps < self.shares:
+            raise ValueError(
+                f"{steps.number} training utterances make steps of {steps.number // steps.num_steps}, too few for "
+                f"{num_devices} devices x {num_batches} accumulation steps: use fewer of them."
+            )
+        self.steps = steps
+        self.num_batches = num_batches
+        self.num_devices = num_devices
+        self.device = device
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.steps) * self.num_batches
 
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(len(self))
-        num_batches = len(order) // self.batch_size
-        whole, rest = np.split(order, [num_batches * self.batch_size])
-        pool = self.batch_size * max(1, min(POOL_BATCHES, (num_batches + 1) // 2))
-        pools = [whole[start : start + pool] for start in range(0, len(whole), pool)]
-        by_length = [part[np.argsort(self.lengths[part], kind="stable")] for part in pools]
-        batches = np.concatenate([*by_length, whole[:0]]).reshape(-1, self.batch_size)
-        yield from np.concatenate([rng.permutation(batches).flatten(), rest]).tolist()
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            for batch in range(self.num_batches):
+                yield step[batch * self.num_devices + self.device :: self.shares]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Must be called at the start of every epoch."""
+        self.steps.epoch = epoch

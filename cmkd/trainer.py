@@ -1,29 +1,38 @@
 """The trainer of teacher and student."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from cmkd.evaluation import evaluate_predictions
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
-from cmkd.sampler import LengthGroupedSampler
+from cmkd.sampler import DeviceBatchSampler, StepSampler
 from cmkd.training_args import CMKDTrainingArguments
+from cmkd.whole_step import OUTPUTS, RandomState, backward, loss_and_output_gradients
+
+TARGETS = ("labels", "teacher_embeddings", "quality_weights")
 
 
 class CMKDTrainer(Trainer):
-    """A `Trainer` whose loss is Eq. 7 and whose metrics are those of the whole split.
+    """A `Trainer` whose loss is Eq. 7, over the whole step, and whose metrics are those of the whole split.
 
     It trains any model that returns `logits` (batch, 3) and `embeddings` (batch, size). A batch holds the model's
-    inputs, `labels` (batch, 3) with NaN where not rated, and for a student also `teacher_embeddings` (batch, size) and
-    `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone.
+    inputs, `labels` (batch, 3) with NaN where not rated, for a student also `teacher_embeddings` (batch, size) and
+    `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone. `id`, a list of names, is for
+    error messages.
+
+    Value and gradient of the loss are those of all utterances of a step, on whatever number of devices and accumulation
+    steps they lie, see `cmkd.whole_step`; the mean of the losses of the batches if `args.loss_over` is "batch".
 
     Args:
         *args, **kwargs: as for `Trainer`.
         train_lengths (sequence of `float`, *optional*):
-            Lengths of the training utterances, in any unit; those of a batch are then of like length, see
-            [`cmkd.sampler.LengthGroupedSampler`]. Without them the order is random.
+            Lengths of the training utterances, in any unit; those of a step are then of like length, see
+            [`cmkd.sampler.StepSampler`]. Without them the order is random.
     """
 
     args: CMKDTrainingArguments
@@ -32,35 +41,100 @@ class CMKDTrainer(Trainer):
     def __init__(self, *args, train_lengths: Sequence[float] | None = None, **kwargs):
         kwargs.setdefault("compute_metrics", split_metrics)
         super().__init__(*args, **kwargs)
-        if train_lengths is not None and len(train_lengths) != len(self.train_dataset):
-            raise ValueError(
-                f"train_lengths has {len(train_lengths)} values, but train_dataset has {len(self.train_dataset)} "
-                "utterances: give one length an utterance."
-            )
         self.train_lengths = train_lengths
+        self._batches: list[dict[str, Any]] = []
+        self._second_passes: list[tuple[RandomState, dict[str, torch.Tensor]]] = []
+        self._step_loss = torch.tensor(0.0)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
+        self.add_callback(EpochOrder)
         self.add_callback(EpochLines if self.args.disable_tqdm else EpochProgress)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def loss(self, logits, embeddings, labels, teacher_embeddings=None, quality_weights=None) -> torch.Tensor:
         """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept."""
-        inputs = dict(inputs)
-        labels, teacher, weights = (
-            inputs.pop(name, None) for name in ("labels", "teacher_embeddings", "quality_weights")
-        )
+        loss = ccc_loss(logits, labels)
+        if teacher_embeddings is not None:
+            distance = embedding_distance(embeddings, teacher_embeddings, self.args.embedding_distance)
+            loss = loss + self.args.distillation_weight * weighted_mean(distance, quality_weights)
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of one batch: what evaluation asks for, and training if `loss_over` is "batch"."""
+        inputs, targets, _ = split_batch(inputs)
         outputs = model(**inputs)
-        loss = ccc_loss(outputs["logits"], labels)
-        if teacher is not None:
-            distance = embedding_distance(outputs["embeddings"], teacher, self.args.embedding_distance)
-            loss = loss + self.args.distillation_weight * weighted_mean(distance, weights)
+        loss = self.loss(outputs["logits"], outputs["embeddings"], **targets)
         return (loss, outputs) if return_outputs else loss
 
-    def _get_train_sampler(self, train_dataset=None):
-        """Batches of like length; Trainer's own order by length is the same in every epoch of a small corpus."""
-        if self.train_lengths is None:
-            return super()._get_train_sampler(train_dataset)
+    def get_batch_samples(self, *args, **kwargs):
+        """Keeps the batches of the step that begins."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._batches = list(batches)
+        return batches, num_items
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One batch of a step, with the gradient of the whole step's loss; Trainer's own knows the loss of a batch."""
+        if self.args.loss_over == "batch":
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            if not loss.isfinite():
+                self._refuse_loss(loss, split_batch(inputs)[2])
+            return loss
+        model.train()
+        if len(self._batches) == 1:
+            outputs, targets, ids = self._run(model, inputs)
+            (gradients,) = self._finish_outputs([(outputs, targets, ids)])
+        else:
+            if not self._second_passes:
+                self._first_passes(model)
+            state, gradients = self._second_passes.pop(0)
+            state.restore()
+            outputs, _, _ = self._run(model, inputs)
+        backward(self.accelerator, outputs, gradients)
+        return self._step_loss / len(self._batches)  # Trainer adds up the batches of a step
+
+    def _run(self, model, batch):
+        inputs, targets, ids = split_batch(self._prepare_inputs(batch))
+        with self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        return {name: outputs[name] for name in OUTPUTS}, targets, ids
+
+    def _first_passes(self, model) -> None:
+        states, found = [], []
+        with torch.no_grad():
+            for batch in self._batches:
+                states.append(RandomState(self.args.device))
+                found.append(self._run(model, batch))
+        self._second_passes = list(zip(states, self._finish_outputs(found), strict=True))
+
+    def _finish_outputs(self, found) -> list[dict[str, torch.Tensor]]:
+        batches = [outputs | targets for outputs, targets, _ in found]
+        self._step_loss, gradients = loss_and_output_gradients(self.accelerator, self.loss, batches)
+        if not self._step_loss.isfinite():
+            ids = [identifier for _, _, of_batch in found for identifier in of_batch]
+            finite = torch.cat([torch.cat(list(outputs.values()), 1).isfinite().all(1) for outputs, _, _ in found])
+            self._refuse_loss(self._step_loss, [ids[row] for row in (~finite).nonzero().flatten().tolist()] or ids)
+        return gradients
+
+    def _refuse_loss(self, loss: torch.Tensor, ids: list[str]) -> None:
+        raise FloatingPointError(
+            f"The loss of training step {self.state.global_step + 1} is {loss.item()}, due to one or more of the "
+            f"utterances {', '.join(ids)}. The weights are as they were before this step. Check the audio and labels "
+            "of these utterances, lower the learning rate, or train in bf16 or fp32 where it is fp16."
+        )
+
+    def get_train_dataloader(self):
+        """Batches of like length, and steps that are the same on any number of devices; see `cmkd.sampler`."""
         args = self.args
-        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LengthGroupedSampler(self.train_lengths, step, args.seed)
+        size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = StepSampler(len(self.train_dataset), size, args.seed, self.train_lengths)
+        batches = DeviceBatchSampler(steps, args.gradient_accumulation_steps, args.world_size, args.process_index)
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
 
     def create_optimizer(self, model=None):
         """Adam with two learning rates; Trainer's own has one."""
@@ -79,6 +153,14 @@ class CMKDTrainer(Trainer):
         return self.optimizer
 
 
+def split_batch(batch) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]:
+    """The model's inputs, what the loss compares its outputs with, and the names of the utterances."""
+    inputs = dict(batch)
+    targets = {name: inputs.pop(name) for name in TARGETS if name in inputs}
+    ids = inputs.pop("id", None) or [f"number {row} of its batch" for row in range(len(targets["labels"]))]
+    return inputs, targets, ids
+
+
 def split_metrics(evaluation: EvalPrediction) -> dict[str, float]:
     """Loss and CCC over the whole split; `loss` takes the place of Trainer's mean over batches."""
     logits = evaluation.predictions[0]
@@ -86,6 +168,13 @@ def split_metrics(evaluation: EvalPrediction) -> dict[str, float]:
     ccc = {name: value for name, value in scores.items() if value is not None}  # None: nobody rated this dimension
     mean = sum(ccc.values()) / len(ccc)
     return {"loss": 1 - mean, "ccc": mean} | {f"ccc_{name}": value for name, value in ccc.items()}
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the sampler which epoch begins."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        train_dataloader.batch_sampler.set_epoch(int(state.epoch))
 
 
 class EpochLines(TrainerCallback):

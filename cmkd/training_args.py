@@ -1,7 +1,7 @@
 """Arguments of [`CMKDTrainer`]."""
 
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
@@ -25,15 +25,21 @@ class CMKDTrainingArguments(TrainingArguments):
         encoder_learning_rate_factor (`float`, *optional*, defaults to 0.25):
             Learning rate of the speech encoder's trainable layers, as a share of `learning_rate`.
 
+        loss_over (`str`, *optional*, defaults to `"step"`):
+            What the loss is a statistic of. `"step"`: all utterances between two updates of the weights, on all devices
+            and accumulation steps, which is Eq. 7 of that many. `"batch"`: each device's batch alone, averaged over
+            devices and accumulation steps, as usual; cheaper with accumulation, but another loss and gradient.
+
     Defaults that differ from `TrainingArguments`: batch 32, 50 epochs, Adam at 5e-4 without weight decay or gradient
     clipping, times 0.75 when the validation CCC has not improved for more than two epochs (over a whole split the
     mean CCC is 1 - L_EMO, so this is the paper's validation loss); evaluation and checkpoint every epoch, the best
-    by mean CCC kept; columns are left to the collator; a NaN loss is shown as NaN; no reports to outside services.
+    by mean CCC kept; columns are left to the collator; a NaN loss is not hidden; no reports to outside services.
     """
 
     distillation_weight: float = 30.0
     embedding_distance: Distance = "norm"
     encoder_learning_rate_factor: float = 0.25
+    loss_over: Literal["step", "batch"] = "step"
 
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 32
@@ -62,6 +68,8 @@ class CMKDTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"embedding_distance={self.embedding_distance!r}: must be one of {', '.join(get_args(Distance))}."
             )
+        if self.loss_over not in ("step", "batch"):
+            raise ValueError(f"loss_over={self.loss_over!r}: must be 'step' or 'batch'.")
         if self.weight_decay != 0:
             raise ValueError(f"weight_decay={self.weight_decay}: must be 0; this is plain Adam, as in the paper.")
         if not 0 < self.encoder_learning_rate_factor <= 1:

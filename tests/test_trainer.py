@@ -143,13 +143,20 @@ def test_the_rate_falls_after_more_than_two_epochs_without_a_better_ccc(tmp_path
     assert rates == pytest.approx([5e-4] * 6 + [3.75e-4] * 2)
 
 
-def test_a_nan_loss_is_shown(tmp_path):
+@pytest.mark.parametrize("loss_over", ["step", "batch"])
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_touched(loss_over, tmp_path):
     train = dataset(10)
     train.columns["inputs"][3, 0] = np.nan
-    job = trainer(tmp_path, train=train, num_train_epochs=1, **NO_EVALUATION)
-    job.train()
-    losses = [entry["loss"] for entry in job.state.log_history if "loss" in entry]
-    assert np.isnan(losses).any()
+    train.columns["id"] = [f"utterance-{row}" for row in range(10)]
+    settings = {"num_train_epochs": 1, "per_device_train_batch_size": 10, "loss_over": loss_over, **NO_EVALUATION}
+    job = trainer(tmp_path, train=train, **settings)
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="loss of training step 1 is nan.*utterances.*utterance-3") as error:
+        job.train()
+    if loss_over == "step":  # where the outputs are known, it names the culprits alone
+        assert "utterance-4" not in str(error.value)
+    for name, value in job.model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -186,5 +193,5 @@ def test_a_step_has_utterances_of_like_length(tmp_path):
 
 
 def test_every_utterance_has_a_length(tmp_path):
-    with pytest.raises(ValueError, match="train_lengths has 3 values, but train_dataset has 10"):
-        trainer(tmp_path, train_lengths=[1, 2, 3])
+    with pytest.raises(ValueError, match="lengths has 3 values for 10 utterances"):
+        trainer(tmp_path, train_lengths=[1, 2, 3]).train()
