@@ -1,0 +1,112 @@
+"""Run by test_whole_step.py under torchrun: the first step of several trainers, of which every process saves what it saw.
+
+    torchrun ... whole_step_worker.py FOLDER CASE...
+
+A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, and the name of its folder.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+from transformers.utils import ModelOutput
+
+from cmkd.collator import collate_utterances
+from cmkd.features import UtteranceDataset
+from cmkd.trainer import CMKDTrainer
+from cmkd.training_args import CMKDTrainingArguments
+
+NUMBER = 61  # of utterances, in steps of 31 and 30: no device or accumulation step gets its even share
+STEP_SIZE = 32
+
+
+@dataclass
+class Output(ModelOutput):
+    logits: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+
+
+class Dropping(torch.nn.Module):
+    """A network with dropout that remembers which mask it drew for which utterance."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Linear(6, 5)
+        self.prediction = torch.nn.Linear(5, 3)
+        self.masks: dict[int, list[torch.Tensor]] = {}
+
+    def forward(self, inputs, row):
+        mask = (torch.rand(len(inputs), 6) < 0.7).to(inputs)
+        # What each of the generators gives goes into the mask, so that one that is not set back is found.
+        mask = mask * (1 + float(np.random.random())) * (1 + float(np.random.default_rng(0).random()))  # noqa: NPY002
+        for index, of_row in zip(row.tolist(), mask, strict=True):
+            self.masks.setdefault(index, []).append(of_row.clone())
+        embeddings = torch.tanh(self.embedding(inputs * mask))
+        return Output(logits=self.prediction(embeddings), embeddings=embeddings)
+
+
+def columns(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(NUMBER, 6, generator=generator, dtype=dtype)
+    labels = torch.randn(NUMBER, 3, generator=generator, dtype=dtype) + inputs[:, :3]
+    labels[torch.rand(NUMBER, 3, generator=generator) < 0.1] = torch.nan
+    teacher = torch.randn(NUMBER, 5, generator=generator, dtype=dtype)
+    weights = (torch.rand(NUMBER, generator=generator) < 0.8).to(dtype)
+    rows = torch.arange(NUMBER)
+    return {"inputs": inputs, "labels": labels, "teacher_embeddings": teacher, "quality_weights": weights, "row": rows}
+
+
+class SaveGradient(TrainerCallback):
+    """Saves the gradient with which the weights would be changed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        masks = {row: torch.stack(masks) for row, masks in model.masks.items()}
+        torch.save((found, masks, args.world_size), self.folder / f"gradient_{args.process_index}.pt")
+        control.should_training_stop = True
+
+
+def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str) -> None:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    torch.manual_seed(0)
+    model = Dropping().to(dtype)
+    torch.manual_seed(int(os.environ.get("RANK", "0")))  # so that no two devices drop alike
+    arguments = CMKDTrainingArguments(
+        str(folder),
+        use_cpu=True,
+        disable_tqdm=True,
+        per_device_train_batch_size=STEP_SIZE // (world_size * accumulation),
+        gradient_accumulation_steps=accumulation,
+        loss_over=loss_over,
+        distillation_weight=2.0,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        lr_scheduler_type="constant",
+        lr_scheduler_kwargs={},
+    )
+    trainer = CMKDTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=UtteranceDataset(columns(dtype)),
+        data_collator=collate_utterances,
+        callbacks=[SaveGradient(folder)],
+    )
+    trainer.train()
+    loss = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    torch.save(loss, folder / f"loss_{arguments.process_index}.pt")
+
+
+if __name__ == "__main__":
+    for case in sys.argv[2:]:
+        dtype, accumulation, loss_over = case.split("-")
+        folder = Path(sys.argv[1]) / case
+        folder.mkdir(exist_ok=True)
+        main(folder, getattr(torch, dtype), int(accumulation), loss_over)
