@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from cmkd.audio import AudioError, measure_audio, read_audio
+from cmkd.audio import AudioError, digest_audio, measure_audio, read_audio
 
 
 def tone(seconds, rate, frequency=440, amplitude=0.5):
@@ -115,7 +115,7 @@ BROKEN = {
 def test_broken_audio_is_refused_alike_by_reading_and_measuring(tmp_path, name, write, reason):
     path = tmp_path / name
     write(path)
-    for use in (read_audio, measure_audio):
+    for use in (read_audio, measure_audio, digest_audio):
         with pytest.raises(AudioError, match=reason) as caught:
             use(path)
         assert caught.value.reason == reason

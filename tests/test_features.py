@@ -1,17 +1,14 @@
-"""Collation and stored features."""
-
-from multiprocessing.reduction import ForkingPickler
+"""Inputs and their collation."""
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from datasets import Dataset
-from torch import nn
-from transformers import PreTrainedConfig, WhisperFeatureExtractor
+from transformers import WhisperFeatureExtractor
 
 from cmkd.collator import collate_utterances
-from cmkd.features import SpeechInputs, UtteranceDataset, frozen_features
+from cmkd.features import SpeechInputs, UtteranceDataset
 
 
 def test_a_batch_is_padded_on_the_right_with_a_mask():
@@ -54,80 +51,6 @@ def rows(folder, count=3) -> Dataset:
         soundfile.write(path, np.random.default_rng(index).normal(size=1000 * (index + 1)) / 10, 16000)
         table.append({"id": f"u{index}", "audio": {"path": str(path), "bytes": None}, "transcript": "a b"})
     return Dataset.from_list(table)
-
-
-class Part(nn.Module):
-    """Stands for a speech encoder around a stock encoder."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Module()
-        self.encoder.config = PreTrainedConfig()
-        self.scale = nn.Parameter(torch.tensor(2.0))
-        self.calls = 0
-
-    def run(self, inputs):
-        self.calls += 1
-        return self.scale * inputs[..., None].repeat(1, 1, 2), None
-
-
-def test_frozen_features_are_computed_once_for_what_they_depend_on(tmp_path):
-    table, part = rows(tmp_path), Part()
-    inputs = [torch.arange(float(length)) for length in (3, 1, 2)]
-
-    def load(settings="a", table=table):
-        return frozen_features(tmp_path / "cache", table, inputs, part, part.run, settings, "speech")
-
-    first = load()
-    assert part.calls == 3 and len(first) == 3
-    for stored, expected in zip(first, inputs, strict=True):
-        torch.testing.assert_close(stored, 2 * expected[:, None].repeat(1, 2))
-    assert torch.equal(load()[2], first[2]) and part.calls == 3
-    load(settings="b")
-    assert part.calls == 6
-    with torch.no_grad():
-        part.scale.fill_(3.0)
-    torch.testing.assert_close(load()[0], 3 * inputs[0][:, None].repeat(1, 2))
-    assert part.calls == 9
-    soundfile.write(tmp_path / "1.wav", np.zeros(500), 16000)
-    load()
-    assert part.calls == 12
-    part.encoder.config.hidden_act = "relu"
-    load()
-    assert part.calls == 15
-
-
-def test_stored_features_travel_to_workers_as_a_path(tmp_path):
-    part = Part()
-    inputs = [torch.arange(float(length)) for length in (30000, 1, 2)]
-    stored = frozen_features(tmp_path / "cache", rows(tmp_path), inputs, part, part.run, "", "speech")
-    sent = ForkingPickler.dumps(stored)
-    assert len(sent) < 1000
-    assert torch.equal(ForkingPickler.loads(sent)[2], stored[2])
-
-
-def test_an_interrupted_cache_is_not_taken_for_a_whole_one(tmp_path):
-    table, part = rows(tmp_path), Part()
-
-    def interrupted(inputs):
-        if part.calls == 2:
-            raise KeyboardInterrupt
-        return part.run(inputs)
-
-    inputs = [torch.arange(3.0)] * 3
-    with pytest.raises(KeyboardInterrupt):
-        frozen_features(tmp_path / "cache", table, inputs, part, interrupted, "", "speech")
-    assert list((tmp_path / "cache").iterdir()) == []
-    assert len(frozen_features(tmp_path / "cache", table, inputs, part, part.run, "", "speech")) == 3
-    assert part.calls == 5
-
-
-def test_an_error_names_the_utterance(tmp_path):
-    def fail(inputs):
-        raise ValueError("too short")
-
-    with pytest.raises(ValueError, match="Utterance 'u0': too short"):
-        frozen_features(tmp_path / "cache", rows(tmp_path), [torch.ones(1)] * 3, Part(), fail, "", "speech")
 
 
 def test_whispers_input_is_cut_to_the_speech(tmp_path):

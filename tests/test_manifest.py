@@ -434,7 +434,17 @@ def test_report(folder):
         "utterances": {"train": 2, "test": 1},
         "hours": {"train": pytest.approx(1.9 / 3600), "test": pytest.approx(0.6 / 3600)},
         "speakers": {"train": 1, "test": 1},
+        "labels": {
+            split: {
+                "activation": {"rated": 0, "mean": None, "std": None},
+                "valence": {"rated": rated, "mean": mean, "std": 0.0},
+                "dominance": {"rated": 0, "mean": None, "std": None},
+            }
+            for split, rated, mean in (("train", 2, 1.0), ("test", 1, 2.0))
+        },
+        "durations": {"train": {"0-1": 1, "1-2": 1}, "test": {"0-1": 1}},
         "skipped": {"outside the scale": 2},
+        "warnings": [],
         "notes": [
             "no rows of validation",
             "1 utterance of unknown speakers: whether these cross splits cannot be checked",
@@ -442,10 +452,12 @@ def test_report(folder):
     }
     assert re.fullmatch("[0-9a-f]{12}", report.version)
     assert str(report).splitlines() == [
-        f"manifest {report.version}, labels from 1 to 7",
-        "             utterances    hours speakers",
-        "train                 2     0.00        1",
-        "test                  1     0.00        1",
+        f"manifest {report.version}, labels from 1 to 7 (mean ± standard deviation)",
+        "             utterances    hours speakers    activation       valence     dominance",
+        "train                 2     0.00        1     not rated   1.00 ± 0.00     not rated",
+        "test                  1     0.00        1     not rated   2.00 ± 0.00     not rated",
+        "0-1 s                 2 ########################################",
+        "1-2 s                 1 ####################",
         "left out: 2 rows: outside the scale (2)",
         "note: no rows of validation",
         "note: 1 utterance of unknown speakers: whether these cross splits cannot be checked",

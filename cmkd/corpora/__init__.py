@@ -1,7 +1,7 @@
 """Corpora of rated speech behind one function, `load_corpus`.
 
 A corpus is a module with a function `build(data_dir, on_error, *, ...) -> Corpus`, whose keyword-only parameters are
-the corpus' settings, and a line in `CORPORA`.
+the corpus' settings, and a line in `CORPORA`. `cmkd.corpora.building` says how it is kept on the disk.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import importlib
 import inspect
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from cmkd.spelling import did_you_mean
 
 if TYPE_CHECKING:
-    from cmkd.corpora.schema import Corpus
+    from cmkd.corpora.schema import Corpus, StreamedCorpus
 
 CORPORA = {
     "manifest": "cmkd.corpora.manifest",
+    "msp-podcast": "cmkd.corpora.msp_podcast",
+    "iemocap": "cmkd.corpora.iemocap",
     "spoken-emobank": "cmkd.corpora.spoken_emobank",
     "spoken-demo": "cmkd.corpora.spoken_demo",
 }
@@ -27,25 +29,45 @@ CORPORA = {
 ON_ERROR = ("raise", "skip")
 
 
+@overload
+def load_corpus(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    on_error: str = "raise",
+    *,
+    streaming: Literal[True],
+    **config: Any,
+) -> StreamedCorpus: ...
+
+
+@overload
 def load_corpus(
     name: str, data_dir: str | os.PathLike[str] | None = None, on_error: str = "raise", **config: Any
-) -> Corpus:
+) -> Corpus: ...
+
+
+def load_corpus(
+    name: str, data_dir: str | os.PathLike[str] | None = None, on_error: str = "raise", **config: Any
+) -> Corpus | StreamedCorpus:
     """Loads and checks a corpus.
 
     Every corpus has the columns of `cmkd.corpora.schema.FEATURES` and the splits train, validation and test, as far as
     it has rows for them; "dev", "development", "val" and the like are called validation, other splits keep their names.
 
     Args:
-        name (`str`): One of "manifest" (your own data), "spoken-emobank", "spoken-demo".
+        name (`str`): One of "manifest" (your own data), "msp-podcast", "iemocap", "spoken-emobank", "spoken-demo".
         data_dir (`str` or path, *optional*): The folder of the corpus.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do about rows that would corrupt results (missing,
             unreadable, truncated or empty audio, labels outside the scale, duplicate ids, a speaker in two splits and
             the like). `"raise"` raises an error that lists them all, `"skip"` leaves them out and counts them in the
             report; see `cmkd.corpora.checks` for what goes when rows clash.
-        **config: The settings of that corpus, which are the keyword parameters of its module's `build`.
+        **config: The settings of that corpus, which are the keyword parameters of its module's `build`. The licensed
+            corpora have `num_proc`, the processes that write the cache, and `streaming`.
 
     Returns:
-        `Corpus`: A `DatasetDict` with the attribute `report`, a `CorpusReport`.
+        `Corpus`: A `DatasetDict` with the attribute `report`, a `CorpusReport`; `push_to_hub` is private by default.
+        `StreamedCorpus`: With `streaming=True`, an `IterableDatasetDict` with that attribute; see there what its report
+        cannot know.
 
     Raises:
         CorpusError: A `ValueError`: there are such rows, or nothing usable was found. `.report` has all cases.

@@ -46,6 +46,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from cmkd.corpora import speech_synthesis
 from cmkd.corpora.speech_synthesis import HELD_OUT_VOICES, SAMPLING_RATE, VOICES, Voice, speak
+from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
     from cmkd.corpora.checks import CorpusReport
@@ -202,7 +203,8 @@ def spoken_corpus(splits: Mapping[str, Sequence[ActedUtterance]], report: Corpus
                 if not folder.exists():
                     raise
     corpus = Corpus({split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits}, report)
-    report.count(row for dataset in corpus.values() for row in dataset.select_columns(["split", "speaker", "duration"]))
+    columns = ["split", "speaker", "duration", *EMOTION_DIMENSIONS]
+    report.count(row for dataset in corpus.values() for row in dataset.select_columns(columns))
     return corpus
 
 

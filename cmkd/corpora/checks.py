@@ -1,6 +1,7 @@
 """The checks that every corpus passes through, and the report of what they found.
 
-A builder reads its files into `SourceRow`s, values as they stand there, and hands them to `check_rows`:
+A builder reads its files into `SourceRow`s, values as they stand there, and hands them to `check_rows`, or to
+`cmkd.corpora.building.build_corpus`, which does so and keeps the result on the disk:
 
 ```py
 report = CorpusReport(name="my-corpus", version="1.0", label_scale=(1, 7), config={})
@@ -12,30 +13,36 @@ With `on_error="skip"` every row that has a problem is left out. Where rows clas
 file used twice, a speaker or an audio file in two splits) evaluation stays whole: rows of test, and of splits with
 names of their own, stay before those of validation, and these before those of train; of the rows of one split the first
 stays. A speaker in two splits neither of which is train or validation ("test1" and "test2", say) is no clash, since
-nothing is learned or chosen on either.
+nothing is learned or chosen on either. Sound that occurs twice is told by its samples (`cmkd.audio.digest_audio`): in
+two splits it is a clash, in different files of one split a note.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import os
 import re
 import reprlib
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NoReturn
+from statistics import stdev
+from typing import Any, NamedTuple, NoReturn
 
 from datasets.utils import tqdm
 
-from cmkd.audio import AudioError, measure_audio
+from cmkd.atomic import written_whole
+from cmkd.audio import AudioError, digest_audio
 from cmkd.corpora.schema import SPLITS, normalise_split, rows_by_split
+from cmkd.corpora.statistics import added, drawn_histogram, duration_histogram, label_statistics
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 ADVICE = {
@@ -51,7 +58,9 @@ ADVICE = {
     "not text": "write the value as a string of valid Unicode",
     "outside the folder": "pass a data_dir= that contains all audio files",
     "outside the scale": "correct the label, or the scale of the corpus",
+    "same sound in two splits": "keep one of the two files",
     "speaker in two splits": "keep a speaker in one split; leave the field empty where the speaker is unknown",
+    "two files of this name": "keep one of them in the audio folder",
     "truncated audio": "restore the file, or remove the row",
     "unrated": "rate one dimension at least, or remove the row",
     "unreadable audio": "convert the file to wav or flac",
@@ -65,7 +74,24 @@ _GENDERS = {"female": "female", "f": "female", "male": "male", "m": "male", "": 
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")  # the names that datasets allows
 
 
-@dataclass
+class Rating(NamedTuple):
+    """What one annotator said about an utterance, as it stands in the corpus' files.
+
+    Attributes:
+        row (`str`): Where it stands, for example "labels_detailed.csv:12".
+        annotator (`str`): The name.
+        activation, valence, dominance (`float` or `str`, *optional*): On the scale of the corpus; NaN, None or "" if
+            not rated.
+    """
+
+    row: str
+    annotator: str
+    activation: Any = None
+    valence: Any = None
+    dominance: Any = None
+
+
+@dataclass(slots=True)
 class SourceRow:
     """A row of a corpus as it stands in the corpus' files, not yet checked.
 
@@ -79,6 +105,7 @@ class SourceRow:
             not rated.
         speaker (`str`, *optional*): "" if unknown.
         gender (`str`, *optional*): "female", "male", "f" or "m" in any case; everything else is taken as unknown.
+        ratings (`list[Rating]`, *optional*): Of the single annotators, for a corpus that is loaded with them.
 
     For None a text field counts as empty, and whole numbers are taken as text.
     """
@@ -93,6 +120,7 @@ class SourceRow:
     dominance: Any = None
     speaker: Any = ""
     gender: Any = ""
+    ratings: Sequence[Rating] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,11 +160,18 @@ class CorpusReport:
         label_scale (`tuple[float, float]`): Minimum and maximum of its labels.
         config (`dict`): The settings that it was built with.
         problems (`list[CorpusProblem]`): Every case found.
+        warnings (`list[str]`): What a reader must know, since results may not be what they seem.
         notes (`list[str]`): What a reader should know, but costs no row.
         skipped (`dict[str, int]`): Rows left out by the first reason found for each, so that the sum is their number.
         utterances (`dict[str, int]`): Number by split.
-        hours (`dict[str, float]`): Of audio by split.
+        hours (`dict[str, float | None]`): Of audio by split, None if not measured.
         speakers (`dict[str, int]`): Number of known speakers by split.
+        labels (`dict`): By split what `cmkd.corpora.statistics.label_statistics` returns.
+        durations (`dict`): By split what `cmkd.corpora.statistics.duration_histogram` returns.
+        digest (`str`): Of all rows and their sound, whatever folder they lie in; "" if the sound was not read.
+        terms (`str`): The licence that forbids to pass the corpus on, "" if there is none.
+        label_limits (`tuple[float, float]`, *optional*): How far the checks let labels go where that is beyond the
+            scale, for a corpus that publishes such.
     """
 
     name: str
@@ -144,18 +179,30 @@ class CorpusReport:
     label_scale: tuple[float, float]
     config: dict[str, Any]
     problems: list[CorpusProblem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     utterances: dict[str, int] = field(default_factory=dict)
-    hours: dict[str, float] = field(default_factory=dict)
+    hours: dict[str, float | None] = field(default_factory=dict)
     speakers: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, dict[str, dict[str, float | int | None]]] = field(default_factory=dict)
+    durations: dict[str, dict[str, int]] = field(default_factory=dict)
+    digest: str = ""
+    terms: str = ""
+    label_limits: tuple[float, float] | None = None
 
     def count(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Sets `utterances`, `hours` and `speakers` from rows with the columns of `FEATURES`."""
+        """Sets all numbers from rows with the columns split, speaker, duration (NaN: not measured) and the labels."""
         by_split = rows_by_split(rows)
         self.utterances = {split: len(rows) for split, rows in by_split.items()}
-        self.hours = {split: sum(row["duration"] for row in rows) / 3600 for split, rows in by_split.items()}
         self.speakers = {split: len({row["speaker"] for row in rows} - {""}) for split, rows in by_split.items()}
+        self.labels = {split: label_statistics(rows) for split, rows in by_split.items()}
+        self.hours, self.durations = {}, {}
+        for split, rows in by_split.items():
+            durations = [row["duration"] for row in rows]
+            measured = not any(math.isnan(duration) for duration in durations)
+            self.hours[split] = math.fsum(durations) / 3600 if measured else None
+            self.durations[split] = duration_histogram(durations) if measured else {}
 
     def refuse(self, problem: CorpusProblem, fix: str) -> NoReturn:
         """Raises a `CorpusError` for a problem of the whole corpus, which leaving rows out cannot solve."""
@@ -171,22 +218,40 @@ class CorpusReport:
             "utterances": self.utterances,
             "hours": self.hours,
             "speakers": self.speakers,
+            "labels": self.labels,
+            "durations": self.durations,
             "skipped": self.skipped,
+            "warnings": self.warnings,
             "notes": self.notes,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything as JSON: `to_dict()` and config, problems."""
-        problems = [asdict(problem) for problem in self.problems]
-        content = {**self.to_dict(), "config": self.config, "problems": problems}
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        """Writes everything as JSON, whole or not at all: `to_dict()` and all other attributes."""
+        content = self.to_dict() | asdict(self)
+        with written_whole(Path(path)) as file:
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CorpusReport:
+        """Reads what `save` wrote."""
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        for limits in ("label_scale", "label_limits"):
+            content[limits] = content[limits] and tuple(content[limits])
+        content["problems"] = [CorpusProblem(**problem) for problem in content["problems"]]
+        return cls(**content)
 
     def __str__(self) -> str:
+        """The card of the corpus, for the terminal."""
         minimum, maximum = self.label_scale
-        lines = [f"{self.name} {self.version}, labels from {minimum:g} to {maximum:g}"]
-        lines += [f"{'':12} {'utterances':>10} {'hours':>8} {'speakers':>8}"]
+        lines = [f"{self.name} {self.version}, labels from {minimum:g} to {maximum:g} (mean ± standard deviation)"]
+        lines += [f"WARNING: {warning}" for warning in self.warnings]
+        lines += [_table_line("", "utterances", "hours", "speakers", *EMOTION_DIMENSIONS)]
         for split, utterances in self.utterances.items():
-            lines += [f"{split:12} {utterances:10,} {self.hours[split]:8.2f} {self.speakers[split]:8,}"]
+            hours = self.hours[split]
+            means = [_mean_and_std(self.labels[split][dimension]) for dimension in EMOTION_DIMENSIONS]
+            length = "?" if hours is None else f"{hours:.2f}"
+            lines += [_table_line(split, f"{utterances:,}", length, f"{self.speakers[split]:,}", *means)]
+        lines += drawn_histogram(added(self.durations.values()))
         if self.skipped:
             lines += [f"left out: {_number(sum(self.skipped.values()), 'row')}: {_counted(self.skipped)}"]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -221,18 +286,24 @@ def check_rows(
     report: CorpusReport,
     on_error: str,
     audio_folder: str | os.PathLike[str] | None = None,
+    read_sound: bool = True,
+    annotators: bool = False,
 ) -> list[dict[str, Any]]:
     """Checks a corpus and completes its report.
 
-    Audio files are opened in threads, but not decoded (see `measure_audio`) nor kept.
+    Audio files are read once, in threads, and not kept.
 
     Args:
         source_rows (iterable of `SourceRow`): In the order of the corpus.
-        report (`CorpusReport`): Problems in it, of rows that could not even be read, count as rows left out. Gets all
-            problems, notes and counts.
-        on_error (`str`): "raise" raises an error if there are any problems, "skip" leaves out the rows that have one.
+        report (`CorpusReport`): Problems in it, of rows that could not even be read, count as rows left out, beside
+            what `skipped` counts already. Gets all problems, notes and counts.
+        on_error (`str`): "raise" raises an error if there are any problems, "skip" leaves out the rows that have one. A
+            problem of a single annotator's rating costs that rating, not the row.
         audio_folder (path, *optional*): Where relative audio paths start, and which no path may leave. Symbolic links
             in it are followed wherever they lead. Not needed if the audio is given as bytes.
+        read_sound (`bool`, *optional*, defaults to `True`): Whether audio files are read. If not, missing ones are
+            found all the same, but durations stay NaN.
+        annotators (`bool`, *optional*, defaults to `False`): Whether the rows get the columns of `ANNOTATOR_FEATURES`.
 
     Returns:
         `list[dict]`: Rows with the columns of `FEATURES` and absolute audio paths, for `Corpus.from_rows`.
@@ -241,19 +312,26 @@ def check_rows(
         CorpusError: There are problems and `on_error` is "raise", or there are no rows left, of the corpus or a split.
     """
     unread = {problem.row: problem.reason for problem in reversed(report.problems)}
-    candidates = [_Candidate(row, report.label_scale, audio_folder) for row in source_rows]
-    _measure(candidates)
+    candidates = [_Candidate(row, report, audio_folder) for row in source_rows]
+    _locate(candidates)
+    if read_sound:
+        _measure(candidates)
     _check_clashes(candidates)
-    report.problems += [problem for candidate in candidates for problem in candidate.problems]
+    for candidate in candidates:
+        report.problems += [*candidate.problems, *candidate.rating_problems]
     if report.problems and on_error == "raise":
         raise CorpusError(report, 'Correct these rows, or pass on_error="skip" to leave them out and count them.')
 
     kept = [candidate for candidate in candidates if not candidate.problems]
-    rows = [candidate.to_row(report.label_scale) for candidate in kept]
-    refused = [candidate.problems[0].reason for candidate in candidates if candidate.problems]
-    report.skipped = dict(Counter([*unread.values(), *refused]).most_common())
+    label_scale = list(report.label_scale)  # one list for all rows
+    rows = [candidate.to_row(label_scale, annotators) for candidate in kept]
+    skipped = Counter(report.skipped)
+    skipped.update(unread.values())
+    skipped.update(candidate.problems[0].reason for candidate in candidates if candidate.problems)
+    report.skipped = dict(skipped.most_common())
     report.notes += _notes(kept)
     report.count(rows)
+    report.digest = _digest(rows, [candidate.sound for candidate in kept]) if read_sound else ""
     lost = dict.fromkeys(c.split for c in candidates if c.split and c.split not in report.utterances)
     if lost or not rows:
         what = f"of {' and '.join(lost)}" if lost else "of the corpus"
@@ -261,22 +339,50 @@ def check_rows(
     return rows
 
 
+def _digest(rows: list[dict[str, Any]], sounds: list[str]) -> str:
+    digest = hashlib.sha256()
+    for row, sound in zip(rows, sounds, strict=True):
+        values = [value for column, value in row.items() if column != "audio"]
+        digest.update(json.dumps([*values, sound]).encode())
+    return digest.hexdigest()[:12]
+
+
 class _Candidate:
     """A row on its way through the checks: its values, clean or replaced by nothing, and its problems."""
 
-    def __init__(self, raw: SourceRow, label_scale: tuple[float, float], audio_folder: str | os.PathLike[str] | None):
+    __slots__ = (
+        "audio",
+        "duration",
+        "file",
+        "gender",
+        "id",
+        "labels",
+        "problems",
+        "rating_problems",
+        "ratings",
+        "raw",
+        "sound",
+        "speaker",
+        "split",
+        "transcript",
+    )
+
+    def __init__(self, raw: SourceRow, report: CorpusReport, audio_folder: str | os.PathLike[str] | None):
         self.raw = raw
         self.problems: list[CorpusProblem] = []
         self.id = ""  # until it is read, since problems show it
         self.id = self._text("id", required=True).strip()
         self.audio: str | bytes = self._audio(audio_folder)
-        self.split = self._split()
-        self.labels = self._labels(label_scale)
+        self.split = sys.intern(self._split())  # many rows, few values: each is in memory once
+        self.labels = self._labels(report.label_scale, report.label_limits or report.label_scale)
         self.transcript = self._text("transcript")
-        self.speaker = self._text("speaker").strip()
+        self.speaker = sys.intern(self._text("speaker").strip())
         self.gender = self._text("gender").strip()
-        self.file = ""  # the path without symbolic links, set with the duration
-        self.duration = math.nan
+        self.rating_problems: list[CorpusProblem] = []
+        self.ratings = [self._rating(rating, report.label_scale) for rating in raw.ratings or ()]
+        self.file = ""  # the path without symbolic links, set by locate
+        self.duration = math.nan  # set by measure
+        self.sound = ""  # the digest of the samples, set by measure
 
     @property
     def rank(self) -> int:
@@ -288,18 +394,24 @@ class _Candidate:
         shown = "" if value is None else value if isinstance(value, str) else reprlib.repr(value)
         self.problems.append(CorpusProblem(self.raw.row, reason, detail, self.id, field, shown))
 
+    def locate(self) -> None:
+        """Finds the audio file."""
+        if isinstance(self.audio, str):
+            try:
+                self.file = str(Path(self.audio).resolve(strict=True))
+            except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle, in Python 3.12
+                self.refuse("audio", "missing file", str(error))
+
     def measure(self) -> None:
-        """Measures the duration, if the audio is good."""
+        """Measures the duration and takes the digest, if the audio is good."""
         try:
-            self.duration = measure_audio(self.audio)
+            self.duration, self.sound = digest_audio(self.audio)
         except AudioError as error:
             self.refuse("audio", error.reason, error.detail)
-        else:
-            self.file = str(Path(self.audio).resolve()) if isinstance(self.audio, str) else ""
 
-    def to_row(self, label_scale: tuple[float, float]) -> dict[str, Any]:
+    def to_row(self, label_scale: list[float], annotators: bool) -> dict[str, Any]:
         is_path = isinstance(self.audio, str)
-        return {
+        row = {
             "id": self.id,
             "audio": {"bytes": None if is_path else self.audio, "path": self.audio if is_path else None},
             "transcript": self.transcript,
@@ -308,8 +420,36 @@ class _Candidate:
             "gender": _GENDERS.get(self.gender.casefold(), ""),
             "split": self.split,
             "duration": self.duration,
-            "label_scale": list(label_scale),
+            "label_scale": label_scale,
         }
+        if annotators:
+            row["annotators"] = [name for name, _ in self.ratings]
+            for number, dimension in enumerate(EMOTION_DIMENSIONS):
+                ratings = [values[number] for _, values in self.ratings]
+                given = [rating for rating in ratings if not math.isnan(rating)]
+                row[f"{dimension}_ratings"] = ratings
+                row[f"{dimension}_std"] = stdev(given) if len(given) > 1 else math.nan
+        return row
+
+    def _rating(self, rating: Rating, label_scale: tuple[float, float]) -> tuple[str, list[float]]:
+        """The annotator and the ratings, NaN where there is none or where it has a problem."""
+        minimum, maximum = label_scale
+        values = []
+        for dimension in EMOTION_DIMENSIONS:
+            value = getattr(rating, dimension)
+            field, shown = f"{dimension} by {rating.annotator}", "" if value is None else str(value)
+            try:
+                number = _label_value(value)
+            except (TypeError, ValueError, OverflowError):
+                self.rating_problems.append(CorpusProblem(rating.row, "not a number", "", self.id, field, shown))
+                number = math.nan
+            if number < minimum or number > maximum:
+                detail = f"the scale is {minimum:g} to {maximum:g}"
+                problem = CorpusProblem(rating.row, "outside the scale", detail, self.id, field, shown)
+                self.rating_problems.append(problem)
+                number = math.nan
+            values.append(number)
+        return rating.annotator, values
 
     def _text(self, field: str, required: bool = False) -> str:
         value = getattr(self.raw, field)
@@ -345,21 +485,21 @@ class _Candidate:
             return ""
         return str(file)
 
-    def _labels(self, label_scale: tuple[float, float]) -> list[float]:
+    def _labels(self, label_scale: tuple[float, float], limits: tuple[float, float]) -> list[float]:
         known = len(self.problems)
-        labels = [self._label(dimension, *label_scale) for dimension in EMOTION_DIMENSIONS]
+        labels = [self._label(dimension, label_scale, limits) for dimension in EMOTION_DIMENSIONS]
         if all(math.isnan(label) for label in labels) and len(self.problems) == known:
             self.problems.append(CorpusProblem(self.raw.row, "unrated", "no dimension has a label", self.id))
         return labels
 
-    def _label(self, dimension: str, minimum: float, maximum: float) -> float:
+    def _label(self, dimension: str, label_scale: tuple[float, float], limits: tuple[float, float]) -> float:
         try:
             label = _label_value(getattr(self.raw, dimension))
         except (TypeError, ValueError, OverflowError):
             self.refuse(dimension, "not a number")
             return math.nan
-        if label < minimum or label > maximum:
-            self.refuse(dimension, "outside the scale", f"the scale is {minimum:g} to {maximum:g}")
+        if label < limits[0] or label > limits[1]:
+            self.refuse(dimension, "outside the scale", "the scale is {:g} to {:g}".format(*label_scale))
         return label
 
 
@@ -385,8 +525,14 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _locate(candidates: list[_Candidate]) -> None:
+    for candidate in candidates:
+        if candidate.audio:
+            candidate.locate()
+
+
 def _measure(candidates: list[_Candidate]) -> None:
-    with_audio = [candidate for candidate in candidates if candidate.audio]
+    with_audio = [candidate for candidate in candidates if candidate.file or isinstance(candidate.audio, bytes)]
     hidden = None if len(with_audio) >= PROGRESS_BAR_FROM else True  # None: hidden unless standard error is a terminal
     with ThreadPoolExecutor() as pool:
         measured = pool.map(_Candidate.measure, with_audio)
@@ -402,6 +548,9 @@ def _check_clashes(candidates: list[_Candidate]) -> None:
         if candidate is not first:
             reason = "audio used twice" if candidate.split == first.split else "audio in two splits"
             candidate.refuse("audio", reason, _place(first))
+    for candidate, first in _clashing(candidates, lambda candidate: candidate.sound):
+        if candidate.split != first.split and (not candidate.file or candidate.file != first.file):
+            candidate.refuse("audio", "same sound in two splits", f"{_shown_audio(first)} {_place(first)}")
     for candidate, first in _clashing(candidates, lambda candidate: candidate.speaker):
         if 0 <= candidate.rank < first.rank:
             candidate.refuse("speaker", "speaker in two splits", _place(first))
@@ -424,6 +573,10 @@ def _place(candidate: _Candidate) -> str:
     return f"also in {candidate.raw.row}" + (f", split {candidate.split}" if candidate.split else "")
 
 
+def _shown_audio(candidate: _Candidate) -> str:
+    return _shortened(candidate.raw.audio) if isinstance(candidate.raw.audio, str) else "audio"
+
+
 def _notes(kept: list[_Candidate]) -> list[str]:
     notes = []
     missing = [split for split in SPLITS if all(candidate.split != split for candidate in kept)]
@@ -436,17 +589,37 @@ def _notes(kept: list[_Candidate]) -> list[str]:
     unknown = sum(not candidate.speaker for candidate in kept)
     if unknown:
         notes += [f"{_number(unknown, 'utterance')} of unknown speakers: whether these cross splits cannot be checked"]
+    twice = [(candidate, first) for candidate, first in _clashing(kept, lambda c: c.sound) if candidate is not first]
+    if twice:
+        candidate, first = twice[0]
+        example = f"{_shortened(candidate.id)} ({candidate.raw.row}) like {_shortened(first.id)} ({first.raw.row})"
+        notes += [
+            f"{_number(len(twice), 'utterance')} with the sound of another one of the same split, first {example}"
+        ]
+    bad_ratings = [problem for candidate in kept for problem in candidate.rating_problems]
+    if bad_ratings:
+        reasons = _counted(Counter(problem.reason for problem in bad_ratings))
+        number = _number(len(bad_ratings), "rating of single annotators", "ratings of single annotators")
+        notes += [f"{number} left out: {reasons}, first {bad_ratings[0]}"]
     genders = Counter(candidate.gender for candidate in kept if candidate.gender.casefold() not in _GENDERS)
     notes += [f"gender {gender!r} of {_number(n, 'utterance')} is taken as unknown" for gender, n in genders.items()]
     return notes
+
+
+def _table_line(split: str, utterances: str, hours: str, speakers: str, *labels: str) -> str:
+    return " ".join([f"{split:12} {utterances:>10} {hours:>8} {speakers:>8}", *(f"{label:>13}" for label in labels)])
+
+
+def _mean_and_std(statistics: dict[str, float | int | None]) -> str:
+    return f"{statistics['mean']:.2f} ± {statistics['std']:.2f}" if statistics["rated"] else "not rated"
 
 
 def _counted(reasons: dict[str, int]) -> str:
     return ", ".join(f"{reason} ({number:,})" for reason, number in Counter(reasons).most_common())
 
 
-def _number(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+def _number(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number:,} " + (noun if number == 1 else plural or f"{noun}s")
 
 
 def _shortened(value: str) -> str:

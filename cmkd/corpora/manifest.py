@@ -33,6 +33,7 @@ import pyarrow.parquet
 
 from cmkd.corpora.checks import CorpusProblem, CorpusReport, SourceRow, check_rows
 from cmkd.corpora.schema import Corpus
+from cmkd.transcripts import Preference, join_transcripts
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 COLUMNS = ("id", "audio", "transcript", *EMOTION_DIMENSIONS, "speaker", "gender", "split")
@@ -50,6 +51,8 @@ def build(
     *,
     label_scale: Sequence[float],
     manifest: str | os.PathLike[str] | None = None,
+    transcripts: str | os.PathLike[str] | None = None,
+    prefer_transcripts: Preference = "manual",
 ) -> Corpus:
     """Builds the corpus that a manifest describes.
 
@@ -59,6 +62,9 @@ def build(
         label_scale (`tuple[float, float]`): Minimum and maximum of the scale of the labels, for example `(1, 7)`.
         manifest (path, *optional*): The table; by default the one file in `data_dir` that is named manifest.csv,
             manifest.tsv, manifest.jsonl or manifest.parquet.
+        transcripts (path, *optional*): What `cmkd transcribe` wrote, for the utterances whose transcript is empty.
+        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" puts those in the place of the manifest's
+            transcripts too.
 
     Raises:
         CorpusError: Rows have problems and `on_error` is "raise", or the table as a whole cannot be used.
@@ -85,7 +91,9 @@ def build(
     _check_columns(columns, path.name, report)
     if "id" not in columns:
         report.notes.append("the manifest has no column 'id': ids are the names of the audio files without ending")
-    source_rows = (_source_row(row, values, "id" in columns) for row, values in rows)
+    source_rows = join_transcripts(
+        [_source_row(row, values, "id" in columns) for row, values in rows], transcripts, prefer_transcripts, report
+    )
     return Corpus.from_rows(check_rows(source_rows, report, on_error, folder), report)
 
 
@@ -153,7 +161,7 @@ def _decode(content: bytes, name: str, report: CorpusReport) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         detail = f"byte {error.object[error.start]:#04x}, {error.reason}"
-        report.refuse(CorpusProblem(f"{name}:{line}", "not UTF-8", detail), "Save the manifest as UTF-8.")
+        report.refuse(CorpusProblem(f"{name}:{line}", "not UTF-8", detail), "Save the file as UTF-8.")
 
 
 def _read_csv(content: bytes, name: str, report: CorpusReport, delimiter: str = ",") -> Table:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from datasets import Audio, Dataset, DatasetDict, Features, List, Value
+from datasets import Audio, Dataset, DatasetDict, Features, IterableDatasetDict, List, Value
 
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
+    from datasets import IterableDataset
+    from huggingface_hub import CommitInfo
+
     from cmkd.corpora.checks import CorpusReport
 
 FEATURES = Features(
@@ -38,13 +41,41 @@ FEATURES = Features(
 - `label_scale`: minimum and maximum of the corpus' scale, the same in every row.
 """
 
+ANNOTATOR_FEATURES = Features(
+    {
+        "annotators": List(Value("string")),
+        **{f"{dimension}_ratings": List(Value("float32")) for dimension in EMOTION_DIMENSIONS},
+        **{f"{dimension}_std": Value("float32") for dimension in EMOTION_DIMENSIONS},
+    }
+)
+"""The further columns of a corpus that is loaded with `annotators=True`.
+
+- `annotators`: the names of those who rated the utterance.
+- `activation_ratings`, `valence_ratings`, `dominance_ratings`: their ratings in the same order, on the corpus' own
+  scale; NaN where one gave none. Their mean need not be the label: a corpus may leave ratings out of its consensus.
+- `activation_std`, `valence_std`, `dominance_std`: the sample standard deviation (divisor n - 1) of the ratings that
+  are not NaN, the spread from which the noise of a label can be estimated; NaN if there are fewer than two.
+"""
+
 SPLITS = ("train", "validation", "test")
 """The splits that training, model selection and the results table use, in this order."""
 
 _VALIDATION_NAMES = {"val", "valid", "dev", "devel", "development"}
 
-# datasets cannot build an Audio column without torchcodec, not even an undecoded one, but can cast this one to it.
-_STORED_FEATURES = Features({**FEATURES, "audio": {"bytes": Value("binary"), "path": Value("string")}})
+_STORED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
+
+
+def corpus_features(annotators: bool) -> Features:
+    """The columns of a corpus, with those of its annotators or without."""
+    return Features({**FEATURES, **ANNOTATOR_FEATURES}) if annotators else FEATURES
+
+
+def stored_features(features: Features) -> Features:
+    """The same columns with audio as bytes and path.
+
+    datasets cannot build an Audio column without torchcodec, not even an undecoded one, but can cast this one to it.
+    """
+    return Features({**features, "audio": _STORED_AUDIO})
 
 
 def normalise_split(name: str) -> str:
@@ -73,7 +104,8 @@ def rows_by_split(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, An
 class Corpus(DatasetDict):
     """The splits of a corpus, each a `Dataset` with the columns of `FEATURES`, and the report of the checks.
 
-    Methods inherited from `DatasetDict` (`map`, `filter`, ...) return a plain `DatasetDict`, without the report.
+    A corpus with `annotators=True` has the columns of `ANNOTATOR_FEATURES` too. Methods inherited from `DatasetDict`
+    (`map`, `filter`, ...) return a plain `DatasetDict`, without the report.
 
     Args:
         splits (`dict[str, Dataset]`): The data by split name.
@@ -91,7 +123,74 @@ class Corpus(DatasetDict):
         The data set is held in memory: give the audio as paths, not as bytes, where there is much of it.
         """
         splits = {
-            split: Dataset.from_list(rows, features=_STORED_FEATURES).cast_column("audio", FEATURES["audio"])
+            split: Dataset.from_list(rows, features=stored_features(FEATURES)).cast_column("audio", FEATURES["audio"])
             for split, rows in rows_by_split(rows).items()
         }
         return cls(splits, report)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        config_name: str = "default",
+        *,
+        private: bool = True,
+        public_permission: str | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        max_shard_size: int | str | None = None,
+        num_proc: int | None = None,
+    ) -> CommitInfo:
+        """Pushes all splits, with the sound and a card, to a data set of the Hub: see `cmkd.corpora.publishing`.
+
+        Args:
+            repo_id (`str`): "user/name" or "organisation/name".
+            config_name (`str`, *optional*, defaults to `"default"`): Tells several corpora in one data set apart.
+            private (`bool`, *optional*, defaults to `True`): Whether only you, or the organisation, can see a data set
+                that has to be made; one that is there already stays as private or public as it is.
+            public_permission (`str`, *optional*): Needed to make a corpus public whose licence forbids to pass it on: a
+                sentence that says why you may nevertheless. It stands on the card.
+            token (`str`, *optional*): By default the stored one.
+            revision (`str`, *optional*): A branch; by default the main one.
+            commit_message (`str`, *optional*): Of the commit with the data.
+            max_shard_size (`int` or `str`, *optional*): Of a file on the Hub; as much is in memory at a time. By
+                default 500 MB.
+            num_proc (`int`, *optional*): Processes that prepare the files.
+
+        Raises:
+            PermissionError: The data set would be public, or is already, the corpus is licensed, and there is no
+                `public_permission`.
+            ValueError: `public_permission` is no sentence.
+        """
+        from cmkd.corpora.publishing import check_permission, push_card
+
+        check_permission(self.report, repo_id, private, public_permission, token)
+        push_card(self.report, repo_id, private, public_permission, token, revision)
+        return super().push_to_hub(
+            repo_id,
+            config_name,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            max_shard_size=max_shard_size,
+            num_proc=num_proc,
+        )
+
+
+class StreamedCorpus(IterableDatasetDict):
+    """The splits of a corpus, each an `IterableDataset` with the columns of a `Corpus`, and the report of the tables.
+
+    Sound is read and checked only as its row comes, so the report does not know hours, durations and broken files, nor
+    sounds that occur twice. A broken file raises a `CorpusError` when its row comes, or with `on_error="skip"` is left
+    out with a warning in the log. The column `audio` is declared as a plain struct of bytes and path, since datasets
+    cannot stream an `Audio` column without torchcodec; its values are those of a `Corpus`.
+
+    Args:
+        splits (`dict[str, IterableDataset]`): The data by split name.
+        report (`CorpusReport`): What is known before any sound is read.
+    """
+
+    def __init__(self, splits: dict[str, IterableDataset], report: CorpusReport):
+        super().__init__(splits)
+        self.report = report

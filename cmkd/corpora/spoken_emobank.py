@@ -40,6 +40,7 @@ from cmkd.corpora.acted_speech import SPLIT_VOICES, ActedUtterance, perform, spo
 from cmkd.corpora.checks import CorpusError, CorpusProblem, CorpusReport
 from cmkd.corpora.manifest import READERS
 from cmkd.corpora.schema import Corpus, normalise_split
+from cmkd.transcripts import Preference, replace_transcripts
 
 LABEL_SCALE = (1.0, 5.0)
 COLUMNS = ("id", "split", "V", "text")
@@ -75,6 +76,8 @@ def build(
     label_noise: float = 0.35,
     seed: int = 0,
     num_proc: int = 2,
+    transcripts: str | os.PathLike[str] | None = None,
+    prefer_transcripts: Preference = "manual",
 ) -> Corpus:
     """Speaks EmoBank as the module's documentation describes, or takes it from the cache.
 
@@ -92,9 +95,12 @@ def build(
             deviations of the noise-free ratings. Valence gets none: it has that of EmoBank's raters.
         seed (`int`, *optional*, defaults to 0): Of speakers, prosody and noise, and of what `max_utterances` takes.
         num_proc (`int`, *optional*, defaults to 2): Processes that speak. Without influence on what is spoken.
+        transcripts (path, *optional*): What `cmkd transcribe` wrote for this corpus.
+        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" puts those in the place of the sentences
+            that were spoken; without it they have no effect, since every utterance has its sentence.
 
     Raises:
-        FileNotFoundError: There is no emobank.csv.
+        FileNotFoundError: There is no emobank.csv, or no such file of transcripts.
         CorpusError: Rows have problems and `on_error` is "raise", or the file as a whole cannot be used.
         ValueError: A setting is out of its range.
         ImportError: espeak-ng is not installed.
@@ -158,7 +164,7 @@ def build(
     in_two_splits = _number_in_two_splits(kept)
     if in_two_splits:
         report.notes.append(f"sentences that EmoBank has in more than one split: {in_two_splits}")
-    return spoken_corpus(splits, report, num_proc)
+    return replace_transcripts(spoken_corpus(splits, report, num_proc), transcripts, prefer_transcripts)
 
 
 def _check_settings(

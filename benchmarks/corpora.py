@@ -1,0 +1,132 @@
+"""Time and memory of building MSP-Podcast: a JSON file.
+
+    python benchmarks/corpora.py --output docs/results/corpora.json
+
+Makes a tree of the size of release 1.6 (50,362 utterances) with short noise in a temporary folder, and loads it twice,
+each time in a process of its own: the first one reads and checks everything and writes the cache, the second one only
+looks whether anything has changed. The audio is shorter than the real one (84 h are 9.7 GB), so the figures are those
+of the work for each utterance; reading the samples comes on top, and is measured apart on longer audio. Where other
+processes have the machine too, the CPU time says more than the wall time.
+"""
+
+import argparse
+import csv
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmkd.corpora.msp_podcast import KNOWN_SIZES, PAPER_RELEASE
+from cmkd.run_folder import versions, write_json
+
+SAMPLING_RATE = 16000
+SPLITS = {"train": "Train", "validation": "Validation", "test": "Test1"}
+SPEAKERS = 50  # in each split
+
+LOAD = """
+import json, resource, sys, time
+start = time.perf_counter()
+import cmkd.corpora.msp_podcast
+from cmkd.corpora import load_corpus
+imported, cpu_before = time.perf_counter(), time.process_time()
+corpus = load_corpus("msp-podcast", sys.argv[1], release="1.6")
+built, cpu_after = time.perf_counter(), time.process_time()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps({
+    "import_seconds": imported - start, "load_seconds": built - imported, "load_cpu_seconds": cpu_after - cpu_before,
+    "peak_memory_bytes": peak,
+    "utterances": corpus.report.utterances, "hours": sum(corpus.report.hours.values()), "card": str(corpus.report),
+}))
+"""
+
+
+def write_release(folder: Path, scale: float, seconds: float) -> int:
+    """Writes a tree in the layout of release 1.6, with utterances of equal length.
+
+    Args:
+        folder (`Path`): Where to.
+        scale (`float`): Its size as a multiple of that of release 1.6.
+        seconds (`float`): Length of an utterance.
+
+    Returns:
+        `int`: The number of utterances.
+    """
+    rng = np.random.default_rng(0)
+    (folder / "Audios").mkdir(parents=True)
+    (folder / "Labels").mkdir()
+    frames = round(seconds * SAMPLING_RATE)
+    header = b"RIFF" + struct.pack("<I", 36 + 2 * frames) + b"WAVEfmt "
+    header += struct.pack("<IHHIIHH", 16, 1, 1, SAMPLING_RATE, 2 * SAMPLING_RATE, 2, 16)
+    header += b"data" + struct.pack("<I", 2 * frames)
+    number = 0
+    with (folder / "Labels" / "labels_concensus.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Gender", "Split_Set"])
+        for position, (split, utterances) in enumerate(KNOWN_SIZES[PAPER_RELEASE].utterances.items()):
+            for _ in range(round(utterances * scale)):
+                name = f"MSP-PODCAST_{number // 1000:04d}_{number % 1000:04d}.wav"
+                labels = [f"{label:.4f}" for label in rng.uniform(1, 7, 3)]
+                speaker = position * SPEAKERS + int(rng.integers(SPEAKERS))
+                table.writerow([name, "N", *labels, speaker, ("Female", "Male")[speaker % 2], SPLITS[split]])
+                (folder / "Audios" / name).write_bytes(header + rng.bytes(2 * frames))
+                number += 1
+    return number
+
+
+def load(folder: Path, cache: Path) -> dict[str, Any]:
+    """Loads the corpus in a process of its own and returns what `LOAD` prints."""
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    start = time.perf_counter()
+    process = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder)], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return {"wall_seconds": time.perf_counter() - start, **json.loads(process.stdout)}
+
+
+def measure(scale: float, seconds: float) -> dict[str, Any]:
+    """Writes a release, loads it twice and returns the figures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, cache = Path(scratch) / f"MSP-PODCAST-Publish-{PAPER_RELEASE}", Path(scratch) / "cache"
+        utterances = write_release(folder, scale, seconds)
+        built, loaded = load(folder, cache), load(folder, cache)
+        cache_bytes = sum(file.stat().st_size for file in cache.rglob("*.arrow"))
+    card = built.pop("card")
+    if loaded.pop("card") != card:
+        raise RuntimeError("the second load gave another report than the first")
+    print(card, file=sys.stderr)
+    return {
+        "utterances": utterances,
+        "seconds_an_utterance": seconds,
+        "build": built,
+        "utterances_a_second": utterances / built["load_seconds"],
+        "utterances_a_cpu_second": utterances / built["load_cpu_seconds"],
+        "audio_megabytes_a_cpu_second": utterances * seconds * SAMPLING_RATE * 2 / 1e6 / built["load_cpu_seconds"],
+        "second_load": loaded,
+        "cache_bytes": cache_bytes,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--scale", type=float, default=1.0, help="size as a multiple of that of release 1.6")
+    arguments = parser.parse_args()
+    results = {
+        "versions": versions(),
+        "cores": len(os.sched_getaffinity(0)),
+        "short": measure(arguments.scale, seconds=0.2),
+        "six_seconds": measure(arguments.scale / 10, seconds=6.0),  # a tenth of the utterances, 0.97 GB
+    }
+    write_json(arguments.output, results)
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""From the rows of a corpus' files to a `Corpus` that is built once and then loaded from the disk in seconds.
+
+What a corpus module does to use it:
+
+```py
+def build(data_dir, on_error, *, annotators=False, num_proc=None, streaming=False) -> Corpus | StreamedCorpus:
+    report = CorpusReport(
+        name="my-corpus",       # as in `CORPORA`
+        version="1.0",          # of the release; build_corpus adds a digest of what was built
+        label_scale=(1, 7),
+        config={"data_dir": str(Path(data_dir).absolute()), "annotators": annotators},   # every setting but those below
+        terms="...",            # the licence that forbids to pass it on: makes public pushes an error
+    )
+    rows = read_my_labels(data_dir, report)     # list[SourceRow]; may add to report.problems, .notes, .warnings and,
+                                                # for rows left out on purpose, to .skipped
+    return build_corpus(
+        rows,
+        report,
+        on_error,
+        data_dir,               # where relative audio paths start
+        annotators=annotators,  # True: columns ANNOTATOR_FEATURES, from SourceRow.ratings
+        known_size=KnownSize("My Corpus 1.0", utterances={"train": 10, "test": 5}, hours=1.0),  # or None
+        num_proc=num_proc,
+        streaming=streaming,
+    )
+```
+
+The label files are read at each load, which tells whether the corpus has changed. Checking the rows and reading the
+audio happens once for the same rows, settings, code, and sizes and times of the audio files. The Arrow files hold the
+paths of the audio, not the audio: 50,000 utterances take about 10 MB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+
+from cmkd import audio
+from cmkd.audio import AudioError, measure_audio
+from cmkd.corpora import checks, known_sizes, schema, statistics
+from cmkd.corpora.checks import CorpusError, CorpusProblem, CorpusReport, SourceRow, check_rows
+from cmkd.corpora.known_sizes import KnownSize
+from cmkd.corpora.schema import (
+    Corpus,
+    StreamedCorpus,
+    corpus_features,
+    rows_by_split,
+    stored_features,
+)
+
+VERSION = "1.0.0"
+"""Of what is kept on the disk."""
+
+_REPORT = "report.json"
+_PORTIONS = 64  # what a split is divided into for processes and for the workers of a DataLoader
+
+_logger = logging.getLogger(__name__)
+
+
+def build_corpus(
+    source_rows: Sequence[SourceRow],
+    report: CorpusReport,
+    on_error: str,
+    audio_folder: str | os.PathLike[str],
+    *,
+    annotators: bool = False,
+    known_size: KnownSize | None = None,
+    num_proc: int | None = None,
+    streaming: bool = False,
+) -> Corpus | StreamedCorpus:
+    """Checks a corpus and keeps it in the cache of datasets, or takes it from there if nothing has changed.
+
+    It lies in the folder `cmkd` of `HF_DATASETS_CACHE`, complete or not at all. Warnings of the report are logged too.
+
+    Args:
+        source_rows (`list[SourceRow]`): In the order of the corpus.
+        report (`CorpusReport`): As `check_rows` takes it; the report of the result is another object.
+        on_error (`str`): See `check_rows`.
+        audio_folder (path): Where relative audio paths start, and which no path may leave.
+        annotators (`bool`, *optional*, defaults to `False`): Whether the rows get the columns of `ANNOTATOR_FEATURES`.
+        known_size (`KnownSize`, *optional*): What the release should hold; a mismatch becomes a warning of the report.
+        num_proc (`int`, *optional*): Processes that write the Arrow files. The audio is read in threads whatever it is:
+            what takes the time there does not hold Python's lock.
+        streaming (`bool`, *optional*, defaults to `False`): Returns a `StreamedCorpus` and builds nothing: the audio of
+            a row is read when the row comes.
+
+    Raises:
+        CorpusError: There are problems and `on_error` is "raise", or there are no rows left, of the corpus or a split.
+        ValueError: `num_proc` is less than 1.
+    """
+    if num_proc is not None and num_proc < 1:
+        raise ValueError(f"num_proc is {num_proc}, but must be at least 1, or None for no further processes.")
+    builder = _CorpusBuilder(
+        list(source_rows),
+        report,
+        on_error,
+        Path(audio_folder).absolute(),
+        annotators=annotators,
+        known_size=known_size,
+        cache_dir=str(Path(datasets.config.HF_DATASETS_CACHE) / "cmkd"),
+    )
+    corpus: Corpus | StreamedCorpus
+    if streaming:
+        corpus = StreamedCorpus(builder.as_streaming_dataset(), report)
+    else:
+        builder.download_and_prepare(num_proc=num_proc)
+        saved = CorpusReport.load(Path(builder.cache_dir) / _REPORT)
+        built = builder.as_dataset()
+        splits = {split: built[split].cast_column("audio", schema.FEATURES["audio"]) for split in saved.utterances}
+        corpus = Corpus(splits, saved)
+    for warning in corpus.report.warnings:
+        _logger.warning("%s: %s", report.name, warning)
+    return corpus
+
+
+class _CorpusBuilder(datasets.GeneratorBasedBuilder):
+    """Builds a corpus from rows that are read already.
+
+    Its configuration is named by the version and a digest of all that the rows depend on, which names the folder too.
+    """
+
+    def __init__(
+        self,
+        source_rows: list[SourceRow],
+        report: CorpusReport,
+        on_error: str,
+        audio_folder: Path,
+        *,
+        annotators: bool,
+        known_size: KnownSize | None,
+        cache_dir: str,
+    ):
+        self._source_rows = source_rows
+        self._report = report
+        self._on_error = on_error
+        self._audio_folder = audio_folder
+        self._annotators = annotators
+        self._known_size = known_size
+        key = _key(source_rows, report, on_error, audio_folder, annotators, known_size)
+        super().__init__(
+            cache_dir=cache_dir, dataset_name=report.name, config_name=f"{report.version}-{key}", version=VERSION
+        )
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=stored_features(corpus_features(self._annotators)))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        rows = check_rows(
+            self._source_rows,
+            self._report,
+            self._on_error,
+            self._audio_folder,
+            read_sound=not dl_manager.is_streaming,
+            annotators=self._annotators,
+        )
+        self._source_rows = []  # neither needed any more nor to be sent to other processes
+        if self._known_size:
+            self._report.warnings += self._known_size.mismatches(self._report)
+        if dl_manager.is_streaming:
+            self._report.notes.append("streamed: the sound of a row is read and checked when the row comes")
+            self._report.version += "-streamed"
+        else:
+            self._report.version += f"-{self._report.digest}"
+            self._report.save(Path(self._output_dir) / _REPORT)  # a folder that becomes `cache_dir` when all is done
+        return [
+            datasets.SplitGenerator(split, {"portions": _portions(rows), "read_sound": dl_manager.is_streaming})
+            for split, rows in rows_by_split(rows).items()
+        ]
+
+    def _generate_examples(
+        self, portions: list[list[dict[str, Any]]], read_sound: bool
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for rows in portions:
+            for row in rows:
+                if not read_sound:
+                    yield row["id"], row
+                elif measured := self._measured(row):
+                    yield row["id"], measured
+
+    def _measured(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """The row with its duration; None for broken audio that is to be skipped."""
+        try:
+            duration = measure_audio(row["audio"])
+        except AudioError as error:
+            problem = CorpusProblem(row["id"], error.reason, error.detail, field="audio", value=error.name)
+            if self._on_error == "skip":
+                _logger.warning("%s: left out of the stream: %s", self._report.name, problem)
+                return None
+            report = dataclasses.replace(self._report, problems=[problem])
+            raise CorpusError(report, 'Correct the file, or pass on_error="skip" to leave such rows out.') from error
+        batch = pyarrow.RecordBatch.from_pylist([{**row, "duration": duration}], self.info.features.arrow_schema)
+        return batch.to_pylist()[0]  # with numbers of the precision that the built corpus has
+
+
+def _key(
+    source_rows: Sequence[SourceRow],
+    report: CorpusReport,
+    on_error: str,
+    audio_folder: Path,
+    annotators: bool,
+    known_size: KnownSize | None,
+) -> str:
+    """A digest of all that the built corpus and its report depend on."""
+    key = hashlib.sha256(repr((report, on_error, str(audio_folder), annotators, known_size)).encode())
+    for module in (audio, checks, known_sizes, schema, statistics):
+        key.update(Path(str(module.__file__)).read_bytes())
+    key.update(Path(__file__).read_bytes())
+    for row in source_rows:
+        key.update(repr(row).encode())
+        if isinstance(row.audio, str):
+            key.update(repr(_size_and_time(audio_folder, row.audio)).encode())
+    return key.hexdigest()[:16]
+
+
+def _size_and_time(folder: Path, path: str) -> tuple[int, int] | None:
+    """Size in bytes and time of change of a file in nanoseconds, None if it cannot be found."""
+    try:
+        status = (folder / path).stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _portions(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Consecutive parts of about the same size."""
+    number = min(_PORTIONS, len(rows))
+    return [rows[len(rows) * part // number : len(rows) * (part + 1) // number] for part in range(number)]
