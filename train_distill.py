@@ -25,7 +25,8 @@ from cmkd.collator import collate_utterances
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import write_predictions
-from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset, frozen_features
+from cmkd.feature_store import frozen_features
+from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.recipe import STAGES, Recipe, load_recipe
 from cmkd.report import format_systems, write_report
 from cmkd.run_folder import (
@@ -132,7 +133,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
     model.to(PartialState().device)
     datasets = {}
     for split in SPLITS:
-        columns = input_columns(model, corpus[split], feature_extractor, tokenizer, run / "cache")
+        columns = input_columns(model, corpus[split], feature_extractor, tokenizer, recipe)
         datasets[split] = UtteranceDataset(columns | {"labels": labels[split]})
     ids = {split: list(corpus[split]["id"]) for split in SPLITS}
     columns = datasets["train"].columns | {"id": ids["train"]}
@@ -190,24 +191,24 @@ def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scal
     )
 
 
-def input_columns(model, rows: Dataset, feature_extractor, tokenizer, cache: Path) -> dict[str, Any]:
-    """What the model is fed with: the stored output of its frozen parts, or their inputs where nothing is frozen."""
+def input_columns(model, rows: Dataset, feature_extractor, tokenizer, recipe: Recipe) -> dict[str, Any]:
+    """What the model is fed with: the stored output of its frozen parts, or their inputs where nothing is stored."""
     columns: dict[str, Any] = {}
-    with PartialState().main_process_first():
-        if feature_extractor is not None:
-            inputs, encoder = SpeechInputs(rows, feature_extractor), model.speech_encoder
-            if encoder.num_trainable_layers == -1:
-                columns[model.config.speech_input_name] = inputs
-            else:
-                settings = (encoder.num_frozen_layers, model.config.use_weighted_layer_sum, feature_extractor.to_dict())
-                columns["speech_features"] = frozen_features(
-                    cache, rows, inputs, encoder, model.extract_speech_features, settings, "speech"
-                )
-        if tokenizer is not None:
-            tokens = TextInputs(rows, tokenizer)
-            columns["text_features"] = frozen_features(
-                cache, rows, tokens, model.text_encoder, model.extract_text_features, tokens.ids, "text"
-            )
+    cache = Path(recipe.cache_dir or Path(recipe.output_dir) / "cache")
+    if feature_extractor is not None:
+        inputs, encoder = SpeechInputs(rows, feature_extractor), model.speech_encoder
+        features = None
+        if encoder.num_trainable_layers != -1:
+            settings = (encoder.num_frozen_layers, model.config.use_weighted_layer_sum, feature_extractor.to_dict())
+            run = model.extract_speech_features
+            stored_as = (recipe.cache_dtype, recipe.cache_limit_gb)
+            features = frozen_features(cache, rows, inputs, encoder, run, settings, "speech", *stored_as)
+        columns |= {model.config.speech_input_name: inputs} if features is None else {"speech_features": features}
+    if tokenizer is not None:
+        tokens, run = TextInputs(rows, tokenizer), model.extract_text_features
+        columns["text_features"] = frozen_features(
+            cache, rows, tokens, model.text_encoder, run, tokens.ids, "text", recipe.cache_dtype
+        )
     return columns
 
 

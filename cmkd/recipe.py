@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from cmkd.feature_store import StoredDtype
 from cmkd.losses import Distance
 from cmkd.spelling import did_you_mean
 
@@ -47,6 +48,13 @@ class Recipe(BaseModel):
     encoder_learning_rate_factor: float = Field(default=0.25, gt=0, le=1)
     plateau_factor: float = Field(default=0.75, gt=0, lt=1, description="What the learning rate is multiplied by.")
     plateau_patience: int = Field(default=2, ge=0, description="Epochs without a better validation CCC before that.")
+    cache_dir: str | None = Field(
+        default=None, description="Where the output of frozen encoders is stored; None: in output_dir. May be shared."
+    )
+    cache_dtype: StoredDtype = Field(default="float32", description="As what; bfloat16 takes half the space.")
+    cache_limit_gb: float | None = Field(
+        default=None, ge=0, description="The most it may take; beyond that it is computed anew in every epoch."
+    )
     dataloader_workers: int = Field(default=0, ge=0)
 
     distillation_weight: float = Field(default=30.0, ge=0, description="lambda of Eq. 7.")

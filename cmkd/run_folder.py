@@ -36,7 +36,8 @@ from cmkd.recipe import STAGES, Recipe
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _STEP = {"batch_size", "gradient_accumulation_steps", "loss_over"}
-_TRAINING = _STEP | {"corpus", "seed", "num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
+_SCHEDULE = {"num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
+_TRAINING = {"corpus", "seed", "cache_dtype"} | _STEP | _SCHEDULE
 _AUDIO = _TRAINING | {"student_speech_encoder", "use_weighted_layer_sum"}
 _TEXT = _TRAINING | {"text_encoder"}
 _TEACHER = _TEXT | {"teacher_speech_encoder", "use_weighted_layer_sum"}
@@ -162,7 +163,7 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
         if _is_complete(run, system)
     }
     results: dict[str, Any] = {"corpus": corpus, "seed": recipe.seed, "versions": versions(), "systems": systems}
-    results["recipe"] = recipe.model_dump(mode="json", exclude={"output_dir", "models_dir"})
+    results["recipe"] = recipe.model_dump(mode="json", exclude={"output_dir", "models_dir", "cache_dir"})
     stages = {system: _read_json(run / system / "stage.json") for system in systems}
     results["cost"] = {
         "seconds": {stage: state["seconds"] for stage, state in stages.items()},

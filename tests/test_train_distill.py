@@ -33,7 +33,8 @@ import train_distill
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")
-SIZES = {"train": 24, "validation": 8, "test": 8}
+LAUNCH = Path(__file__).parent.parent / "launch"
+SIZES = {"train": 25, "validation": 9, "test": 8}
 
 
 def make_encoders(folder: Path) -> None:
@@ -46,6 +47,9 @@ def make_encoders(folder: Path) -> None:
         conv_dim=(8,) * 7,
         num_conv_pos_embedding_groups=4,
         initializer_range=0.3,
+        hidden_dropout=0.0,  # so that runs on one and several processes can be compared
+        attention_dropout=0.0,
+        activation_dropout=0.0,
     )
     HubertModel(speech).save_pretrained(folder / "tones/speech")
     Wav2Vec2FeatureExtractor().save_pretrained(folder / "tones/speech")
@@ -260,7 +264,7 @@ def test_an_interrupted_stage_goes_on_where_it_stopped(run, recipe, tmp_path, mo
     step = train_distill.CMKDTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 7:
+        if self.state.global_step == 9:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
@@ -379,27 +383,44 @@ def test_the_recipe_may_name_the_student(run, recipe, tmp_path):
         assert kept.read_bytes() == named.read_bytes()
 
 
-def test_two_processes_train_evaluate_and_write_once(recipe, tmp_path):
-    """Every utterance is predicted once, in order."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "teacher", "cts", "--num_epochs", "1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command += [train_distill.__file__, *arguments]
+def launch(preset: str, *arguments: str, processes: int = 2) -> None:
+    """`accelerate launch`, as a user with GPUs types it, on the CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no", train_distill.__file__, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["cost"]["processes"] == 2
-    for split, size in SIZES.items():
-        table = pq.read_table(tmp_path / f"predictions/cts_{split}.parquet").to_pandas()
-        assert list(table["id"]) == [f"{split}_{index}" for index in range(size)]
-    model = AutoModel.from_pretrained(tmp_path / "cts", trust_remote_code=True).eval()
-    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "cts")
-    for index in (0, 7):
-        wave, rate = soundfile.read(recipe.parent / "corpus" / f"test_{index}.wav", dtype="float32")
-        with torch.no_grad():
-            logits = model(**extractor(wave, sampling_rate=rate, return_tensors="pt")).logits[0]
-        recorded = pq.read_table(tmp_path / "predictions/cts_test.parquet")["predicted_valence"][index].as_py()
-        assert logits[1].item() == pytest.approx(recorded, abs=1e-5)
+
+
+def test_two_processes_learn_what_one_does(recipe, tmp_path):
+    """The same loss and predictions to rounding, whatever the launch; every utterance is predicted once, in order."""
+    arguments = [str(recipe), "--stages", "teacher", "cts", "--output_dir"]
+    train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
+    share = ["--batch_size", "2", "--gradient_accumulation_steps", "2"]
+    launch("several_gpus.yaml", *arguments, str(tmp_path / "two"), *share)
+    costs = [json.loads((tmp_path / run / "results.json").read_text())["cost"] for run in ("one", "two")]
+    assert [cost["processes"] for cost in costs] == [1, 2]
+    for stage in ("teacher", "cts"):
+        one, two = (json.loads((tmp_path / run / stage / "training_log.json").read_text()) for run in ("one", "two"))
+        assert len(one) == len(two) == 3
+        for of_one, of_two in zip(one, two, strict=True):
+            assert of_two == pytest.approx(of_one, abs=1e-5)
+        for split, size in SIZES.items():
+            name = f"predictions/{stage}_{split}.parquet"
+            one, two = (pq.read_table(tmp_path / run / name).to_pandas() for run in ("one", "two"))
+            assert list(two["id"]) == [f"{split}_{index}" for index in range(size)]
+            for dimension in EMOTION_DIMENSIONS:
+                np.testing.assert_allclose(two[f"predicted_{dimension}"], one[f"predicted_{dimension}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "finetune"])
+def test_without_a_cache_it_learns_the_same(run, recipe, tmp_path, stage):
+    arguments = ["--output_dir", str(tmp_path), "--stages", stage, "--cache_limit_gb", "0"]
+    train_distill.main([str(recipe), *arguments])
+    assert not list((tmp_path / "cache").glob("speech-*"))
+    cached, computed = (json.loads((folder / stage / "training_log.json").read_text()) for folder in (run, tmp_path))
+    for of_cached, of_computed in zip(cached, computed, strict=True):
+        assert of_computed == pytest.approx(of_cached, abs=1e-5)
 
 
 def test_a_student_without_its_teacher_is_refused(recipe, tmp_path):

@@ -58,11 +58,13 @@ def dataset(size: int, distilled: bool = False) -> UtteranceDataset:
     return UtteranceDataset(columns)
 
 
-def trainer(folder, model=None, train=None, train_lengths=None, **arguments) -> CMKDTrainer:
+def trainer(
+    folder, model=None, train=None, train_lengths=None, trainer_class=CMKDTrainer, **arguments
+) -> CMKDTrainer:
     torch.manual_seed(0)
     train = dataset(10) if train is None else train
     settings = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
-    return CMKDTrainer(
+    return trainer_class(
         model=Linear() if model is None else model,
         args=CMKDTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **settings | arguments),
         train_dataset=train,
@@ -195,3 +197,23 @@ def test_a_step_has_utterances_of_like_length(tmp_path):
 def test_every_utterance_has_a_length(tmp_path):
     with pytest.raises(ValueError, match="lengths has 3 values for 10 utterances"):
         trainer(tmp_path, train_lengths=[1, 2, 3]).train()
+
+
+def test_the_loss_is_taken_in_fp32_under_autocast(tmp_path):
+    """The model computes in bf16; its outputs are not rounded to bf16 once more on their way to the loss."""
+    seen = []
+
+    class Watching(CMKDTrainer):
+        def loss(self, *args, **kwargs):
+            seen.append({name: values.dtype for name, values in kwargs.items()})
+            return super().loss(*args, **kwargs)
+
+    data = dataset(10, distilled=True)
+    arguments = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "num_train_epochs": 1}
+    job = trainer(tmp_path, train=data, trainer_class=Watching, bf16=True, **arguments, **NO_EVALUATION)
+    hidden = []
+    job.model.speech_encoder["encoder"].register_forward_hook(lambda *call: hidden.append(call[-1].dtype))
+    job.train()
+    assert set(hidden) == {torch.bfloat16}
+    assert seen == [dict.fromkeys(seen[0], torch.float32)]
+    assert set(seen[0]) == {"logits", "embeddings", "labels", "teacher_embeddings", "quality_weights"}

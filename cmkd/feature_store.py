@@ -1,0 +1,207 @@
+"""The output of a network's frozen parts, computed once an utterance and kept on the disk.
+
+A frozen part gives the same output for an utterance in every epoch, stage and run, so it runs once, on that utterance
+alone. The outputs lie in a folder whose name is a digest of what they depend on: weights and configuration of the part,
+the code that runs it, its settings, the ids and the audio (path, size and time of change, or content) or transcripts.
+
+In it are safetensors files of `CHUNK` utterances each, which are mapped into memory, not read. A file appears whole or
+not at all, and carries a checksum: one that is truncated or damaged is found, named and computed anew. So several
+processes, and several jobs, may fill one folder at once, and what was there when a job was stopped, or the disk was
+full, is used by the next.
+"""
+
+import hashlib
+import inspect
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from cmkd.atomic import written_whole
+
+CHUNK = 32
+"""Utterances a file: 40 MB of HuBERT Large in fp32."""
+
+StoredDtype = Literal["float32", "bfloat16"]
+
+
+class StoredFeatures(Sequence):
+    """Arrays (length, ...) in fp32, one an utterance, from the files of a folder.
+
+    Args:
+        folder (`Path`): As [`frozen_features`] fills it.
+        number (`int`): Of utterances.
+    """
+
+    def __init__(self, folder: Path, number: int):
+        self.folder = folder
+        self.number = number
+        self._open: dict[int, tuple[Any, list[int]]] = {}
+
+    def __reduce__(self):
+        return StoredFeatures, (self.folder, self.number)  # workers of a data loader map the files themselves
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]
+        if not 0 <= index < self.number:
+            raise IndexError(f"utterance {index} of {self.number}")
+        chunk, row = divmod(index, CHUNK)
+        if chunk not in self._open:
+            file = safe_open(chunk_path(self.folder, chunk), "pt")
+            self._open[chunk] = (file.get_slice("values"), [0, *file.get_tensor("ends").tolist()])
+        values, ends = self._open[chunk]
+        return values[ends[row] : ends[row + 1]].float()
+
+
+def frozen_features(
+    cache_dir: Path,
+    rows: Dataset,
+    inputs: Sequence,
+    encoder: Any,
+    run: Callable,
+    settings: Any,
+    name: str,
+    dtype: StoredDtype = "float32",
+    limit_gb: float | None = None,
+) -> StoredFeatures | None:
+    """The output of a frozen part for every utterance: what the disk has, and the rest computed now.
+
+    All processes of a launch must call this; each computes its share.
+
+    Args:
+        cache_dir (`Path`): Holds the folders.
+        rows (`Dataset`): A split of a corpus.
+        inputs: The part's inputs, as many as there are rows.
+        encoder: The speech or text encoder of a CMKD model, whose weights and configuration the output depends on.
+        run: Takes a batch of one and returns its features (1, length, ...) and their mask.
+        settings: Whatever else the output depends on; must print the same whenever it means the same.
+        name (`str`): Says what it is, in the folder's name and beside the progress bar.
+        dtype (`str`, *optional*, defaults to `"float32"`): What is stored; "bfloat16" takes half the space.
+        limit_gb (`float`, *optional*): How large `cache_dir` may grow, in 10^9 bytes.
+
+    Returns:
+        The features; None where they would not fit into `limit_gb`, estimated from the longest utterance.
+
+    Raises:
+        ValueError: the part refuses an utterance, which is named.
+        OSError: the disk is full; what was stored until then stays.
+    """
+    folder = cache_dir / f"{name}-{_digest(rows, encoder, (settings, dtype, CHUNK))}"
+    chunks = range(-(-len(rows) // CHUNK))
+    state = PartialState()
+    mine = chunks[state.process_index :: state.num_processes]
+    missing = [chunk for chunk in mine if not _is_whole(chunk_path(folder, chunk))]
+
+    def compute(index: int) -> torch.Tensor:
+        device = next(encoder.parameters()).device
+        try:
+            with torch.no_grad():
+                return run(inputs[index][None].to(device))[0][0].to(getattr(torch, dtype)).cpu().contiguous()
+        except ValueError as error:
+            raise ValueError(f"Utterance {rows[index]['id']!r}: {error}") from error
+
+    if limit_gb is not None:
+        fits = [_fits(cache_dir, folder, rows, compute, limit_gb) if state.is_main_process else None]
+        if not broadcast_object_list(fits)[0]:
+            return None
+    with tqdm(total=len(missing) * CHUNK, desc=f"  {name}", unit=" utterances", disable=None) as progress:
+        for chunk in missing:
+            features = []
+            for index in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+                features.append(compute(index))
+                progress.update()
+            _write(chunk_path(folder, chunk), features)
+    state.wait_for_everyone()
+    return StoredFeatures(folder, len(rows))
+
+
+def chunk_path(folder: Path, chunk: int) -> Path:
+    return folder / f"{chunk:06}.safetensors"
+
+
+def _write(path: Path, features: Sequence[torch.Tensor]) -> None:
+    ends = torch.tensor([len(of_one) for of_one in features]).cumsum(0)
+    tensors = {"values": torch.cat(list(features)), "ends": ends}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    try:
+        with written_whole(path) as unfinished:
+            save_file(tensors, unfinished, {"crc32": str(_checksum(tensors))})
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(path.parent).free
+        if free > 2 * size:
+            raise
+        raise OSError(
+            f"The disk is full: {path} of {size / 1e6:.0f} MB cannot be written ({free / 1e6:.0f} MB are free). What "
+            "is stored already will be used. Free space; or store in bfloat16 with --cache_dtype bfloat16; or do "
+            "without a cache with --cache_limit_gb 0."
+        ) from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and undamaged; a damaged one is named and removed."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("values", "ends")}
+            if file.metadata()["crc32"] == str(_checksum(tensors)):
+                return True
+            damage = "its checksum is wrong"
+    except (SafetensorError, KeyError, TypeError) as error:
+        damage = str(error)
+    tqdm.write(f"  {path} is damaged ({damage}) and computed anew")
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return checksum
+
+
+def _fits(cache_dir: Path, folder: Path, rows: Dataset, compute: Callable, limit_gb: float) -> bool:
+    others = sum(file.stat().st_size for file in cache_dir.rglob("*.safetensors") if file.parent != folder)
+    longest = int(np.argmax(rows["duration"]))
+    size = compute(longest).nbytes / rows["duration"][longest] * sum(rows["duration"])
+    if others + size <= limit_gb * 1e9:
+        return True
+    tqdm.write(
+        f"  {folder.name} would take {size / 1e9:.2f} GB, beside {others / 1e9:.2f} GB that are there already: more "
+        f"than cache_limit_gb={limit_gb:g}. It is computed anew in every epoch instead, which takes longer."
+    )
+    return False
+
+
+def _digest(rows: Dataset, encoder: Any, settings: Any) -> str:
+    code = Path(inspect.getfile(type(encoder))).read_bytes()
+    depends = (settings, encoder.encoder.config.to_dict(), transformers.__version__)
+    digest = hashlib.sha256(repr(depends).encode() + code)
+    for key, tensor in sorted(encoder.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for row in rows.select_columns(["id", "audio", "transcript"]):
+        digest.update(json.dumps([row["id"], row["transcript"], _audio_identity(row["audio"])]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _audio_identity(audio: Mapping[str, Any]) -> Any:
+    if audio["bytes"] is not None:
+        return hashlib.sha256(audio["bytes"]).hexdigest()
+    status = Path(audio["path"]).stat()
+    return audio["path"], status.st_size, status.st_mtime_ns

@@ -1,0 +1,204 @@
+"""Stored features: computed once for what they depend on, whole or not at all, and never silently wrong."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedConfig
+
+from cmkd import feature_store
+from cmkd.feature_store import StoredFeatures, frozen_features
+
+
+class Part(nn.Module):
+    """Stands for a speech encoder around a stock encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.config = PreTrainedConfig()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.calls = 0
+
+    def run(self, inputs):
+        self.calls += 1
+        return self.scale * inputs[..., None].repeat(1, 1, 2), None
+
+
+@pytest.fixture(autouse=True)
+def two_utterances_a_file(monkeypatch):
+    monkeypatch.setattr(feature_store, "CHUNK", 2)
+
+
+def make_rows(folder: Path, number: int = 5) -> Dataset:
+    table = []
+    for index in range(number):
+        path = folder / f"{index}.wav"
+        soundfile.write(path, np.random.default_rng(index).normal(size=1000 * (index + 1)) / 10, 16000)
+        row = {"id": f"u{index}", "audio": {"path": str(path), "bytes": None}, "transcript": "a b"}
+        table.append(row | {"duration": (index + 1) / 16})
+    return Dataset.from_list(table)
+
+
+def make_inputs(number: int = 5) -> list[torch.Tensor]:
+    return [torch.arange(1.0 + index) / 3 for index in range(number)]
+
+
+def load(folder: Path, part: Part, *, rows=None, inputs=None, run=None, settings="a", **options):
+    rows = make_rows(folder) if rows is None else rows
+    inputs = make_inputs() if inputs is None else inputs
+    return frozen_features(folder / "cache", rows, inputs, part, run or part.run, settings, "speech", **options)
+
+
+def check(stored, scale: float = 2.0) -> None:
+    assert len(stored) == 5
+    for found, expected in zip(stored, make_inputs(), strict=True):
+        torch.testing.assert_close(found, scale * expected[:, None].repeat(1, 2))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").rglob("*.safetensors"))
+
+
+def test_computed_once_for_what_they_depend_on(tmp_path):
+    rows, part = make_rows(tmp_path), Part()
+    check(load(tmp_path, part, rows=rows))
+    check(load(tmp_path, part, rows=rows))
+    assert part.calls == 5
+    load(tmp_path, part, rows=rows, settings="b")
+    assert part.calls == 10
+    with torch.no_grad():
+        part.scale.fill_(3.0)
+    check(load(tmp_path, part, rows=rows), scale=3.0)
+    assert part.calls == 15
+    soundfile.write(tmp_path / "1.wav", np.zeros(500), 16000)
+    load(tmp_path, part, rows=rows)
+    assert part.calls == 20
+    part.encoder.config.hidden_act = "relu"
+    load(tmp_path, part, rows=rows)
+    assert part.calls == 25
+
+
+def test_in_bfloat16_they_take_half_the_space(tmp_path):
+    exact, rounded = load(tmp_path, Part()), load(tmp_path, Part(), dtype="bfloat16")
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(one.bfloat16().float(), other)
+    values = {folder: sum(part.values[:].nbytes for part in opened(folder)) for folder in (exact, rounded)}
+    assert values[exact] == 2 * values[rounded]
+
+
+def opened(stored: StoredFeatures):
+    """The arrays of a store's files."""
+    from types import SimpleNamespace
+
+    from safetensors import safe_open
+
+    for path in sorted(stored.folder.iterdir()):
+        yield SimpleNamespace(values=safe_open(path, "pt").get_tensor("values"))
+
+
+def test_they_travel_to_workers_as_a_path(tmp_path):
+    stored = load(tmp_path, Part())
+    sent = ForkingPickler.dumps(stored)
+    assert len(sent) < 1000
+    check(ForkingPickler.loads(sent))
+
+
+def test_an_interrupted_job_goes_on_where_it_stopped(tmp_path):
+    rows, part = make_rows(tmp_path), Part()
+
+    def interrupted(inputs):
+        if part.calls == 3:
+            raise KeyboardInterrupt
+        return part.run(inputs)
+
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path, part, rows=rows, run=interrupted)
+    assert len(files(tmp_path)) == 1
+    check(load(tmp_path, part, rows=rows))
+    assert part.calls == 3 + 3  # the first two are not computed again, the third is
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "empty", "not safetensors"])
+def test_a_damaged_file_is_named_and_computed_anew(tmp_path, damage, capsys):
+    rows, part = make_rows(tmp_path), Part()
+    load(tmp_path, part, rows=rows)
+    path = files(tmp_path)[1]
+    content = bytearray(path.read_bytes())
+    if damage == "flipped bit":
+        content[-3] ^= 1
+    path.write_bytes({"truncated": content[:-4], "empty": b"", "not safetensors": b"x" * 100}.get(damage, content))
+    check(load(tmp_path, part, rows=rows))
+    assert part.calls == 5 + 2
+    assert f"{path} is damaged" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_said_and_what_is_stored_is_used(tmp_path, monkeypatch):
+    rows, part = make_rows(tmp_path), Part()
+    save_file = feature_store.save_file
+
+    def full(tensors, path, metadata):
+        if len(files(tmp_path)) == 2:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(feature_store, "save_file", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))
+    with pytest.raises(OSError, match=r"disk is full: .*000002.safetensors .*--cache_limit_gb 0"):
+        load(tmp_path, part, rows=rows)
+    assert len(list((tmp_path / "cache").rglob("*.*"))) == 2  # nothing half-written lies about
+    monkeypatch.setattr(feature_store, "save_file", save_file)
+    check(load(tmp_path, part, rows=rows))
+    assert part.calls == 5 + 1
+
+
+def test_beyond_the_limit_nothing_is_stored_and_it_is_said(tmp_path, capsys):
+    needed = sum(8 * len(values) for values in make_inputs())  # 120 bytes, as the longest utterance suggests too
+    assert load(tmp_path, Part(), limit_gb=0.9 * needed / 1e9) is None
+    assert files(tmp_path) == []
+    assert "more than cache_limit_gb=1.08e-07" in capsys.readouterr().out
+    check(load(tmp_path, Part(), limit_gb=1.1 * needed / 1e9))
+    # What other entries take counts too.
+    assert load(tmp_path, Part(), settings="b", limit_gb=2 * needed / 1e9) is None
+
+
+def test_an_error_names_the_utterance(tmp_path):
+    def fail(inputs):
+        raise ValueError("too short")
+
+    with pytest.raises(ValueError, match="Utterance 'u0': too short"):
+        load(tmp_path, Part(), run=fail)
+
+
+TWO_JOBS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import torch
+import test_feature_store
+from cmkd import feature_store
+feature_store.CHUNK = 2
+rows = test_feature_store.Dataset.load_from_disk(sys.argv[3])
+test_feature_store.check(test_feature_store.load(Path(sys.argv[1]), test_feature_store.Part(), rows=rows))
+"""
+
+
+def test_several_jobs_may_fill_one_folder_at_once(tmp_path):
+    make_rows(tmp_path).save_to_disk(str(tmp_path / "rows"))
+    arguments = [str(tmp_path), str(Path(__file__).parent), str(tmp_path / "rows")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    jobs = [subprocess.Popen([sys.executable, "-c", TWO_JOBS, *arguments], env=environment) for _ in range(3)]
+    assert [job.wait(timeout=200) for job in jobs] == [0, 0, 0]
+    assert len(files(tmp_path)) == 3
