@@ -21,6 +21,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_seed
 from transformers.utils import logging as transformers_logging
 
+from cmkd.checkpoints import usable_checkpoint
 from cmkd.collator import collate_utterances
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS
@@ -148,9 +149,11 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
         train_dataset=UtteranceDataset(columns),
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
-        train_lengths=corpus["train"]["duration"],
+        train_durations=corpus["train"]["duration"],
     )
-    trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+    with PartialState().main_process_first():
+        checkpoint = usable_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
     for split, dataset in datasets.items():
         (logits, embeddings), _, _ = trainer.predict(dataset)
@@ -262,5 +265,8 @@ if __name__ == "__main__":
         sys.exit(0)
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         sys.exit(f"train_distill: {error}")
+    except KeyboardInterrupt:
+        print("train_distill: interrupted. The same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(130)

@@ -30,9 +30,10 @@ from accelerate import PartialState
 
 from cmkd.atomic import written_whole
 from cmkd.corpora.schema import SPLITS
-from cmkd.evaluation import evaluate_predictions, read_predictions
+from cmkd.evaluation import read_predictions
 from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.recipe import STAGES, Recipe
+from cmkd.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _STEP = {"batch_size", "gradient_accumulation_steps", "loss_over"}
@@ -85,14 +86,11 @@ def stage_is_complete(run: Path, stage: str, recipe: Recipe, corpus_version: str
 def begin_stage(run: Path, stage: str, recipe: Recipe, corpus_version: str) -> None:
     """Makes a stage's folder ready to start in, or to go on in, and writes its settings down.
 
-    A half-written checkpoint is removed, and students of an earlier teacher once the teacher starts again.
+    Students of an earlier teacher are removed once the teacher starts again.
     """
     folder = run / stage
     if recipe.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # Trainer writes it last
-            shutil.rmtree(checkpoint)
     for student in ("ts", "cts") if stage == "teacher" else ():
         shutil.rmtree(run / student, ignore_errors=True)
     state = {"stage": stage, "complete": False, "settings": _stage_settings(stage, recipe, corpus_version)}
@@ -153,16 +151,18 @@ def read_conditioning(run: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray
 
 def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Gathers results.json from the predictions of the complete stages, and puts the kept student into `student/`."""
-    systems = {
-        system: {
-            split: _scores(run / "predictions" / f"{system}_{split}.parquet")
-            for split in SPLITS
+    complete = [stage for stage in STAGES if _is_complete(run, stage)]
+    predictions = {
+        split: {
+            system: read_predictions(run / "predictions" / f"{system}_{split}.parquet")
+            for system in complete
             if (run / "predictions" / f"{system}_{split}.parquet").is_file()
         }
-        for system in STAGES
-        if _is_complete(run, system)
+        for split in SPLITS
     }
-    results: dict[str, Any] = {"corpus": corpus, "seed": recipe.seed, "versions": versions(), "systems": systems}
+    scores = score_systems(predictions)
+    systems = scores["systems"]
+    results: dict[str, Any] = {"corpus": corpus, "seed": recipe.seed, "versions": versions(), **scores}
     results["recipe"] = recipe.model_dump(mode="json", exclude={"output_dir", "models_dir", "cache_dir"})
     stages = {system: _read_json(run / system / "stage.json") for system in systems}
     results["cost"] = {
@@ -221,11 +221,6 @@ def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
     """Writes a Parquet file that appears whole or not at all."""
     with written_whole(path) as unfinished:
         pq.write_table(pa.table(columns), unfinished)
-
-
-def _scores(path: Path) -> dict[str, Any]:
-    found = read_predictions(path)
-    return evaluate_predictions(found.predictions, found.labels)
 
 
 def _mean_ccc(scores: dict[str, Any]) -> float:

@@ -30,18 +30,18 @@ class CMKDTrainer(Trainer):
 
     Args:
         *args, **kwargs: as for `Trainer`.
-        train_lengths (sequence of `float`, *optional*):
-            Lengths of the training utterances, in any unit; those of a step are then of like length, see
+        train_durations (sequence of `float`, *optional*):
+            Seconds of the training utterances; those of a step are then of like length, see
             [`cmkd.sampler.StepSampler`]. Without them the order is random.
     """
 
     args: CMKDTrainingArguments
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *args, train_lengths: Sequence[float] | None = None, **kwargs):
+    def __init__(self, *args, train_durations: Sequence[float] | None = None, **kwargs):
         kwargs.setdefault("compute_metrics", split_metrics)
         super().__init__(*args, **kwargs)
-        self.train_lengths = train_lengths
+        self.train_durations = train_durations
         self._batches: list[dict[str, Any]] = []
         self._second_passes: list[tuple[RandomState, dict[str, torch.Tensor]]] = []
         self._step_loss = torch.tensor(0.0)
@@ -72,15 +72,26 @@ class CMKDTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One batch of a step, with the gradient of the whole step's loss; Trainer's own knows the loss of a batch."""
-        if self.args.loss_over == "batch":
-            loss = super().training_step(model, inputs, num_items_in_batch)
-            if not loss.isfinite():
-                self._refuse_loss(loss, split_batch(inputs)[2])
-            return loss
+        try:
+            if self.args.loss_over == "batch":
+                return self._batch_training_step(model, inputs, num_items_in_batch)
+            return self._step_training_step(model, inputs)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise MemoryError(self._advice_on_memory(inputs)) from error
+            raise
+
+    def _batch_training_step(self, model, inputs, num_items_in_batch):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not loss.isfinite():
+            self._refuse_loss(loss, split_batch(inputs)[2])
+        return loss
+
+    def _step_training_step(self, model, inputs):
         model.train()
         if len(self._batches) == 1:
-            outputs, targets, ids = self._run(model, inputs)
-            (gradients,) = self._finish_outputs([(outputs, targets, ids)])
+            found = self._run(model, inputs)
+            outputs, (gradients,) = found[0], self._finish_outputs([found])
         else:
             if not self._second_passes:
                 self._first_passes(model)
@@ -89,6 +100,17 @@ class CMKDTrainer(Trainer):
             outputs, _, _ = self._run(model, inputs)
         backward(self.accelerator, outputs, gradients)
         return self._step_loss / len(self._batches)  # Trainer adds up the batches of a step
+
+    def _advice_on_memory(self, inputs) -> str:
+        batch = self.args.per_device_train_batch_size
+        longest = f"; the longest training utterance has {max(self.train_durations):.1f} s" if self.train_durations else ""
+        shapes = {name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        return (
+            f"Out of memory at training step {self.state.global_step + 1}, with a batch of {len(inputs['labels'])} "
+            f"utterances{longest}; shapes {shapes}. A smaller batch_size (it is {batch}) with as many more "
+            "gradient_accumulation_steps gives the same loss and gradient. Fewer num_trainable_layers, shorter "
+            "utterances, or bf16 (accelerate launch --mixed_precision bf16) help too."
+        )
 
     def _run(self, model, batch):
         inputs, targets, ids = split_batch(self._prepare_inputs(batch))
@@ -124,7 +146,7 @@ class CMKDTrainer(Trainer):
         """Batches of like length, and steps that are the same on any number of devices; see `cmkd.sampler`."""
         args = self.args
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = StepSampler(len(self.train_dataset), size, args.seed, self.train_lengths)
+        steps = StepSampler(len(self.train_dataset), size, args.seed, self.train_durations)
         batches = DeviceBatchSampler(steps, args.gradient_accumulation_steps, args.world_size, args.process_index)
         return DataLoader(
             self.train_dataset,

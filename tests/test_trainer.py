@@ -59,7 +59,7 @@ def dataset(size: int, distilled: bool = False) -> UtteranceDataset:
 
 
 def trainer(
-    folder, model=None, train=None, train_lengths=None, trainer_class=CMKDTrainer, **arguments
+    folder, model=None, train=None, train_durations=None, trainer_class=CMKDTrainer, **arguments
 ) -> CMKDTrainer:
     torch.manual_seed(0)
     train = dataset(10) if train is None else train
@@ -70,7 +70,7 @@ def trainer(
         train_dataset=train,
         eval_dataset=dataset(10),
         data_collator=collate_utterances,
-        train_lengths=train_lengths,
+        train_durations=train_durations,
     )
 
 
@@ -187,7 +187,7 @@ def test_a_step_has_utterances_of_like_length(tmp_path):
     lengths = [1, 9] * 32
     columns = dataset(64).columns | {"inputs": np.array(lengths, dtype=np.float32)[:, None].repeat(4, 1)}
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    job = trainer(tmp_path, train=UtteranceDataset(columns), train_lengths=lengths, **settings)
+    job = trainer(tmp_path, train=UtteranceDataset(columns), train_durations=lengths, **settings)
     found = [batch["inputs"][:, 0].tolist() for batch in job.get_train_dataloader()]
     steps = [first + second for first, second in zip(found[::2], found[1::2], strict=True)]
     assert sorted(length for step in steps for length in step) == sorted(lengths)
@@ -196,7 +196,7 @@ def test_a_step_has_utterances_of_like_length(tmp_path):
 
 def test_every_utterance_has_a_length(tmp_path):
     with pytest.raises(ValueError, match="lengths has 3 values for 10 utterances"):
-        trainer(tmp_path, train_lengths=[1, 2, 3]).train()
+        trainer(tmp_path, train_durations=[1, 2, 3]).train()
 
 
 def test_the_loss_is_taken_in_fp32_under_autocast(tmp_path):

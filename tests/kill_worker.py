@@ -1,0 +1,74 @@
+"""Run by test_interruption.py: `train_distill.py`, killed again and again until it is complete.
+
+    kill_worker.py RECIPE OUTPUT_DIR SEED KILLS
+
+Every try is a fork of this process, which has imported everything, and kills itself by SIGKILL at a moment drawn by
+SEED: just before or after one of the things that it does with files of the run, or before a training step. Prints a
+line for each kill, with the stage and what it was about to do. After KILLS kills it is left alone.
+"""
+
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import train_distill
+from cmkd.trainer import CMKDTrainer
+
+WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
+LONGEST = 60  # events between two kills
+
+
+def run_and_kill(arguments: list[str], output: Path, moment: int) -> None:
+    """Runs the job; kills this process at the given event, if it comes to that."""
+    events = 0
+    step = CMKDTrainer.training_step
+
+    def count(event: str, detail: str) -> None:
+        nonlocal events
+        events += 1
+        if events == moment:
+            os.write(1, f"killed {event} {detail}\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, arguments: tuple) -> None:
+        if event not in WATCHED or not isinstance(arguments[0], (str, os.PathLike)):
+            return
+        path = os.fspath(arguments[0])
+        writes = event != "open" or (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
+        if writes and isinstance(path, str) and str(output) in path:
+            count(event, path.removeprefix(str(output)))
+
+    def counted_step(self, *arguments, **options):
+        count("step", f"{Path(self.args.output_dir).name} {self.state.global_step}")
+        return step(self, *arguments, **options)
+
+    CMKDTrainer.training_step = counted_step
+    sys.addaudithook(audit)
+    train_distill.main(arguments)
+
+
+def main(recipe: str, output: str, seed: int, kills: int) -> None:
+    rng = random.Random(seed)
+    arguments = [recipe, "--output_dir", output]
+    while True:
+        moment = rng.randint(1, LONGEST) if kills > 0 else -1
+        child = os.fork()
+        if child == 0:
+            log = os.open(f"{output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 2)
+            try:
+                run_and_kill(arguments, Path(output), moment)
+            except BaseException as error:
+                os.write(1, f"failed {error!r}\n".encode())
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            sys.exit(os.WEXITSTATUS(status))
+        kills -= 1
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,109 @@
+"""A run that is killed at any moment, and started again by the same command, ends as if nothing had happened."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train_distill import STAGES, recipe, run  # noqa: F401 - the fixtures: a small corpus, and a run of all stages
+
+from cmkd.checkpoints import usable_checkpoint
+
+KILLS = 24
+
+
+@pytest.fixture(scope="module")
+def killed(recipe, tmp_path_factory):  # noqa: F811
+    """A run of the same recipe that was killed `KILLS` times, and what the kills hit."""
+    output = tmp_path_factory.mktemp("killed") / "run"
+    script = Path(__file__).with_name("kill_worker.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
+    command = [sys.executable, str(script), str(recipe), str(output), "0", str(KILLS)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
+    log = Path(f"{output}.log").read_text()
+    assert result.returncode == 0, result.stdout + result.stderr + log[-3000:]
+    kills = [line.removeprefix("killed ") for line in result.stdout.splitlines() if line.startswith("killed ")]
+    return output, kills
+
+
+def test_it_was_killed_everywhere(killed):
+    """In every stage; while checkpoints, stored features and results are written; and in training steps."""
+    _, kills = killed
+    assert len(kills) == KILLS
+    hit = "\n".join(kills)
+    for stage in STAGES:
+        assert f"/{stage}" in hit or f"step {stage}" in hit, hit
+    for what in ("step ", "/checkpoint-", "/cache/", "os.rename", "open "):
+        assert what in hit, hit
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "student"])
+def test_the_weights_are_the_same_to_the_bit(killed, run, stage):  # noqa: F811
+    found, expected = (load_file(folder / stage / "model.safetensors") for folder in (killed[0], run))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_history_and_results_are_the_same(killed, run):  # noqa: F811
+    output, _ = killed
+    for stage in STAGES:
+        found, expected = (json.loads((folder / stage / "training_log.json").read_text()) for folder in (output, run))
+        assert found == expected
+        assert not list((output / stage).glob("checkpoint-*"))
+    found, expected = (json.loads((folder / "results.json").read_text()) for folder in (output, run))
+    for part in ("corpus", "seed", "versions", "systems", "student", "conditioning", "recipe"):
+        assert found[part] == expected[part]
+    assert not [path for path in output.rglob("*") if path.name.endswith(".tmp")]
+
+
+def make_checkpoint(folder: Path, step: int, best: int | None = None) -> Path:
+    from safetensors.torch import save_file
+
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    save_file({"weight": torch.ones(100)}, path / "model.safetensors")
+    torch.save({"state": torch.ones(100)}, path / "optimizer.pt")
+    best_path = None if best is None else str(folder / f"checkpoint-{best}")
+    (path / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": best_path}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "reason"),
+    [
+        ("trainer_state.json", None, "it lacks trainer_state.json"),
+        ("trainer_state.json", b'{"best', "JSONDecodeError"),
+        ("model.safetensors", None, "lacks"),
+        ("model.safetensors", b"short", "SafetensorError"),
+        ("optimizer.pt", b"short", "BadZipFile"),
+        ("optimizer.pt", "flip", "wrong checksum"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_an_older_one_used(tmp_path, capsys, file, damage, reason):
+    older, newer = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
+    assert usable_checkpoint(tmp_path) == newer
+    if damage is None:
+        (newer / file).unlink()
+    elif damage == "flip":
+        content = bytearray((newer / file).read_bytes())
+        content[content.index(torch.ones(3).numpy().tobytes())] ^= 1
+        (newer / file).write_bytes(content)
+    else:
+        (newer / file).write_bytes(damage)
+    assert usable_checkpoint(tmp_path) == older
+    assert not newer.exists()
+    output = capsys.readouterr().out
+    assert f"{newer} is not used" in output and reason in output
+
+
+def test_a_checkpoint_without_the_best_one_is_not_used(tmp_path):
+    make_checkpoint(tmp_path, 5)
+    make_checkpoint(tmp_path, 9, best=5)
+    assert usable_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    (tmp_path / "checkpoint-5/model.safetensors").write_bytes(b"")
+    assert usable_checkpoint(tmp_path) is None
