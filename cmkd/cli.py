@@ -1,0 +1,173 @@
+"""The command `cmkd`: a thin layer over the package. See `cmkd --help`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cmkd.corpora import CORPORA
+
+if TYPE_CHECKING:
+    from cmkd.corpora.schema import Corpus
+
+app = typer.Typer(
+    help="Cross-modal conditional teacher-student training for speech emotion recognition.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Name = Annotated[str, typer.Argument(help=f"The corpus: {', '.join(CORPORA)}.", show_default=False)]
+DataDir = Annotated[Path | None, typer.Argument(help="Its folder.", show_default=False)]
+OnError = Annotated[
+    Literal["raise", "skip"],
+    typer.Option("--on-error", help="What to do about rows with problems: list them and stop, or leave them out."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of the corpus, as under `corpus:` in a recipe; the value is YAML. May be repeated.",
+        show_default=False,
+    ),
+]
+
+
+@app.callback()
+def _commands() -> None:
+    """Makes `prepare` a command even while it is the only one."""
+
+
+@app.command()
+def prepare(
+    name: Name,
+    data_dir: DataDir = None,
+    on_error: OnError = "raise",
+    settings: Settings = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the card; by default beside the data, as cmkd_NAME_card.json."),
+    ] = None,
+) -> None:
+    """Builds a corpus, checks it, prints its card, and writes the card as JSON beside the data.
+
+    \b
+    cmkd prepare msp-podcast path/to/MSP-PODCAST-Publish-1.6
+    cmkd prepare iemocap path/to/IEMOCAP_full_release --set fold=1
+    cmkd prepare manifest my_corpus --set "label_scale=[1, 7]" --on-error skip
+    cmkd prepare spoken-emobank emobank.csv --set max_utterances=1500
+    """
+    with _errors("prepare"):
+        corpus = _load(name, data_dir, on_error, settings)
+        print(corpus.report)
+        path = card or _card_path(name, data_dir, corpus.report.config)
+        if path is None:
+            print("This corpus has no folder: pass --card PATH to write the card.")
+            return
+        try:
+            corpus.report.save(path)
+        except OSError as error:
+            raise OSError(f"the card cannot be written to {path}: {error}. Pass --card PATH.") from error
+        print(f"Card: {path}")
+
+
+@app.command()
+def transcribe(
+    name: Name,
+    model: Annotated[
+        str, typer.Option(help="A Whisper or CTC model: Hub name or folder.", metavar="MODEL", show_default=False)
+    ],
+    data_dir: DataDir = None,
+    output: Annotated[Path, typer.Option(help="The file of transcripts; what it holds stays.")] = Path(
+        "transcripts.parquet"
+    ),
+    models_dir: Annotated[
+        str | None, typer.Option("--models-dir", "--models_dir", help="Folder that holds models under their Hub names.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
+    language: Annotated[str | None, typer.Option(help="Of the speech, for a multilingual Whisper.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of weights and activations.")
+    ] = "float32",
+    batch_seconds: Annotated[
+        float, typer.Option(help="Audio in a batch, padding included; less needs less memory.")
+    ] = 240.0,
+    on_error: OnError = "raise",
+    settings: Settings = None,
+) -> None:
+    """Transcribes a corpus into one Parquet file; run it again after an interruption, or for new utterances.
+
+    \b
+    cmkd transcribe msp-podcast path/to/MSP-PODCAST-Publish-1.6 --model openai/whisper-small.en
+    accelerate launch -m cmkd.cli transcribe iemocap path/to/IEMOCAP_full_release --model openai/whisper-tiny.en
+
+    Then train with `--corpus.transcripts transcripts.parquet`.
+    """
+    with _errors("transcribe"):
+        import torch
+        from accelerate import PartialState
+        from transformers.utils import logging
+
+        from cmkd.transcribe import transcribe
+
+        logging.disable_progress_bar()  # of loading weights; that of the transcription stays
+        on_cpu = not torch.accelerator.is_available()
+        state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # others wait while the main process builds
+        with state.main_process_first():
+            corpus = _load(name, data_dir, on_error, settings)
+        done = transcribe(
+            corpus,
+            model,
+            output,
+            models_dir=models_dir,
+            revision=revision,
+            language=language,
+            precision=precision,
+            batch_seconds=batch_seconds,
+        )
+        if state.is_main_process:
+            print(done)
+
+
+def _load(name: str, data_dir: Path | None, on_error: str, settings: list[str] | None) -> Corpus:
+    from cmkd.corpora import load_corpus
+    from cmkd.recipe import parse_arguments
+
+    for setting in settings or []:
+        if "=" not in setting:
+            raise ValueError(f"--set {setting!r}: expected KEY=VALUE, as in --set fold=1.")
+    values: dict[str, Any] = parse_arguments([f"--{setting}" for setting in settings or []])
+    for key in ("name", "data_dir", "on_error"):
+        if key in values:
+            raise ValueError(f"--set {key}: this is not a setting; it has an argument or option of its own.")
+    return load_corpus(name, data_dir, on_error, **values)
+
+
+def _card_path(name: str, data_dir: Path | None, config: dict[str, Any]) -> Path | None:
+    """Beside the data, None for a corpus without any."""
+    if data_dir is None and "data_dir" in config:
+        data_dir = Path(config["data_dir"])
+    if data_dir is None:
+        return None
+    return (data_dir if data_dir.is_dir() else data_dir.parent) / f"cmkd_{name.replace('-', '_')}_card.json"
+
+
+@contextmanager
+def _errors(command: str) -> Iterator[None]:
+    """Turns what a user can mend into a message on standard error and exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"cmkd {command}: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app()

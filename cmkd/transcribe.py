@@ -1,0 +1,282 @@
+"""Transcribes a corpus, resumably and by as many processes as there are.
+
+Each finished batch is a Parquet file of its own in `<output>.parts`, which appears whole or not at all. Whoever starts
+again transcribes what neither the sidecar nor any part has. At the end the parts become one sidecar, see
+`cmkd.transcripts`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from cmkd.atomic import written_whole
+from cmkd.audio import read_audio
+from cmkd.speech_recognition import NO_SPEECH_THRESHOLD, Precision, SpeechRecognizer, load_recognizer
+from cmkd.transcripts import SCHEMA, read_transcripts
+
+_TOLERANCE = 1e-3  # seconds
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What was done.
+
+    Attributes:
+        output (`Path`): The sidecar.
+        utterances (`int`): Transcribed now, by all processes.
+        already (`int`): Those of the corpus that had been transcribed before.
+        hours (`float`): Of speech that was transcribed now.
+        seconds (`float`): That this took.
+        processes (`int`): How many took part.
+    """
+
+    output: Path
+    utterances: int
+    already: int
+    hours: float
+    seconds: float
+    processes: int
+
+    def __str__(self) -> str:
+        speed = f", {self.hours / self.seconds * 3600:.1f} hours of speech an hour" if self.utterances else ""
+        return (
+            f"{self.output}: {self.utterances:,} utterances, {self.hours:.2f} hours of speech, transcribed in "
+            f"{self.seconds:.0f} s by {self.processes} process{'es' if self.processes > 1 else ''}{speed}; "
+            f"{self.already:,} utterances had been before"
+        )
+
+
+def transcribe(
+    corpus: Mapping[str, Dataset],
+    model: str,
+    output: str | os.PathLike[str],
+    *,
+    models_dir: str | None = None,
+    revision: str | None = None,
+    language: str | None = None,
+    precision: Precision = "float32",
+    batch_seconds: float = 240.0,
+) -> Transcription:
+    """Transcribes the utterances of a corpus that its sidecar lacks.
+
+    May be killed at any time and run again: nothing that was finished is done again. Under `accelerate launch` or
+    `torchrun` each process takes its share of the batches, and the main process puts them together.
+
+    Args:
+        corpus (`Corpus`): All its splits, which have the columns `id`, `audio` and `duration`.
+        model (`str`): Whisper-like or CTC model, a Hub name or a folder; see `cmkd.speech_recognition`.
+        output (path): The sidecar, for example transcripts.parquet. What it holds already stays.
+        models_dir (`str`, *optional*): Folder that holds models under their Hub names.
+        revision (`str`, *optional*): Branch, tag or commit of the model on the Hub.
+        language (`str`, *optional*): Of the speech, for a multilingual Whisper; by default it is detected.
+        precision (`str`, *optional*, defaults to `"float32"`): "float32", "bfloat16" or "float16".
+        batch_seconds (`float`, *optional*, defaults to 240): The most audio of a batch, padding included; an utterance
+            counts 30 s for Whisper, which pads it to that. Lower it if memory does not suffice.
+
+    Returns:
+        `Transcription`: What was done; in every process the same.
+
+    Raises:
+        OSError: There is no such model.
+        ValueError: The model does not recognise speech, or a setting does not fit; the sidecar or the parts are by
+            another model or with other settings, or of other audio; an utterance cannot be read; or another run is
+            writing to this sidecar.
+    """
+    output = Path(output)
+    if output.suffix != ".parquet":
+        raise ValueError(f"output is {str(output)!r}, but must be a file whose name ends in .parquet.")
+    if not batch_seconds > 0:
+        raise ValueError(f"batch_seconds is {batch_seconds}, but must be more than 0.")
+    started = time.monotonic()
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    parts = output.with_name(f"{output.name}.parts")
+    with _only_run(parts, state.is_main_process):
+        recognizer = load_recognizer(model, models_dir, revision, language, precision, state.device)
+        settings = {"language": language, "precision": precision, "no_speech_threshold": NO_SPEECH_THRESHOLD}
+        origin = {
+            "model": recognizer.name,
+            "revision": recognizer.revision,
+            "settings": json.dumps(settings, sort_keys=True),
+        }
+        known = _known(output, parts, origin)
+        missing, already = _missing(corpus, known)
+        batches = _batches(missing, recognizer, batch_seconds)
+        state.wait_for_everyone()  # all have seen the same parts, before anybody adds one
+        share = batches[state.process_index :: state.num_processes]
+        _work(corpus, share, recognizer, origin, parts, state)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            _merge(output, parts)
+        state.wait_for_everyone()
+    return Transcription(
+        output=output,
+        utterances=len(missing),
+        already=already,
+        hours=sum(utterance.seconds for utterance in missing) / 3600,
+        seconds=time.monotonic() - started,
+        processes=state.num_processes,
+    )
+
+
+@dataclass(frozen=True)
+class _Utterance:
+    id: str
+    split: str
+    index: int
+    seconds: float
+
+
+@contextmanager
+def _only_run(parts: Path, is_main_process: bool) -> Iterator[None]:
+    """Holds the lock of the parts, which the system lets go of when the process ends, however it ends."""
+    if not is_main_process:
+        yield
+        return
+    parts.mkdir(parents=True, exist_ok=True)
+    with (parts / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{parts} is being written by another run: wait for it, or choose another output."
+            ) from None
+        try:
+            yield
+        finally:
+            if not _files(parts):
+                shutil.rmtree(parts, ignore_errors=True)
+
+
+def _known(output: Path, parts: Path, origin: Mapping[str, str]) -> dict[str, float]:
+    """The utterances that the sidecar or a part has, with their seconds."""
+    known: dict[str, float] = {}
+    for path in [*([output] if output.exists() else []), *_files(parts)]:
+        table = read_transcripts(path)
+        for name, value in origin.items():
+            others = sorted(set(table[name].to_pylist()) - {value})
+            if others:
+                raise ValueError(
+                    f"{path} was made with {name} {others[0]!r}, but now {name} is {value!r}: go on with the same, or "
+                    f"choose another output, or remove {output.name} and {parts.name}."
+                )
+        known |= dict(zip(table["id"].to_pylist(), table["duration"].to_pylist(), strict=True))
+    return known
+
+
+def _files(parts: Path) -> list[Path]:
+    return sorted(parts.glob("[0-9a-f]*.parquet"))  # not the unfinished ones, whose names begin with a dot
+
+
+def _missing(corpus: Mapping[str, Dataset], known: Mapping[str, float]) -> tuple[list[_Utterance], int]:
+    """The utterances to transcribe, longest first, and the number of those that need not be."""
+    missing, already = [], 0
+    for split, rows in corpus.items():
+        for index, (identifier, seconds) in enumerate(zip(rows["id"], rows["duration"], strict=True)):
+            if not seconds > 0:
+                raise ValueError(
+                    f"Utterance {identifier!r} has the duration {seconds}: build the corpus with its sound read."
+                )
+            if identifier not in known:
+                missing.append(_Utterance(identifier, split, index, seconds))
+            elif abs(known[identifier] - seconds) > _TOLERANCE:
+                raise ValueError(
+                    f"Utterance {identifier!r} lasts {seconds:.3f} s, but {known[identifier]:.3f} s when it was "
+                    "transcribed: the audio has changed. Choose another output, or remove the old one."
+                )
+            else:
+                already += 1
+    return sorted(missing, key=lambda utterance: (-utterance.seconds, utterance.id)), already
+
+
+def _batches(
+    utterances: Sequence[_Utterance], recognizer: SpeechRecognizer, batch_seconds: float
+) -> list[list[_Utterance]]:
+    """Batches of utterances of like length, of `batch_seconds` with their padding, or of one utterance."""
+    batches: list[list[_Utterance]] = []
+    for utterance in utterances:  # the first of a batch is its longest
+        if batches and recognizer.cost(batches[-1][0].seconds) * (len(batches[-1]) + 1) <= batch_seconds:
+            batches[-1].append(utterance)
+        else:
+            batches.append([utterance])
+    return batches
+
+
+def _work(
+    corpus: Mapping[str, Dataset],
+    batches: Sequence[Sequence[_Utterance]],
+    recognizer: SpeechRecognizer,
+    origin: Mapping[str, str],
+    parts: Path,
+    state: PartialState,
+) -> None:
+    """Transcribes this process' batches, a part each; the main process shows how its own share goes."""
+    hours = sum(utterance.seconds for batch in batches for utterance in batch) / 3600
+    share = f", share of 1 of {state.num_processes} processes" if state.num_processes > 1 else ""
+    with tqdm(
+        total=hours,
+        desc=f"transcribing{share}",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f} of {total:.2f} hours{postfix} [{elapsed}<{remaining}]",
+        disable=not (state.is_main_process and batches),
+        mininterval=0.1 if sys.stderr.isatty() else 30.0,
+    ) as progress:
+        started = time.monotonic()
+        for batch in batches:
+            waveforms = [_read(corpus[utterance.split], utterance, recognizer.sampling_rate) for utterance in batch]
+            rows = [
+                {
+                    "id": utterance.id,
+                    "text": hypothesis.text,
+                    "average_log_probability": hypothesis.average_log_probability,
+                    "no_speech_probability": hypothesis.no_speech_probability,
+                    "duration": utterance.seconds,
+                    **origin,
+                }
+                for utterance, hypothesis in zip(batch, recognizer.recognize(waveforms), strict=True)
+            ]
+            with written_whole(parts / f"{secrets.token_hex(8)}.parquet") as unfinished:
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), unfinished)
+            done = progress.n + sum(utterance.seconds for utterance in batch) / 3600
+            speed = done * state.num_processes * 3600 / (time.monotonic() - started)
+            progress.set_postfix_str(f"{speed:.1f} hours of speech an hour", refresh=False)
+            progress.update(done - progress.n)
+
+
+def _read(rows: Dataset, utterance: _Utterance, sampling_rate: int):
+    try:
+        return read_audio(rows[utterance.index]["audio"], sampling_rate)
+    except ValueError as error:
+        raise ValueError(f"Utterance {utterance.id!r}: {error}") from error
+
+
+def _merge(output: Path, parts: Path) -> None:
+    """Puts the sidecar and the parts together, sorted by id, and removes the parts."""
+    files = _files(parts)
+    if files or not output.exists():
+        tables = [read_transcripts(path) for path in [*([output] if output.exists() else []), *files]]
+        table = pyarrow.concat_tables([*tables, SCHEMA.empty_table()])
+        rows = {identifier: row for row, identifier in reversed(list(enumerate(table["id"].to_pylist())))}
+        table = table.take(
+            [rows[identifier] for identifier in sorted(rows)]
+        )  # a part that was merged may still be there
+        with written_whole(output) as unfinished:
+            pyarrow.parquet.write_table(table, unfinished)
+    for path in files:
+        path.unlink()
