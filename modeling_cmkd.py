@@ -1,10 +1,11 @@
 """The CMKD teacher, which hears and reads, and the student, which only hears (Figure 1 of arXiv 2112.00158).
 
 This file travels to the Hub with every checkpoint, beside `configuration_cmkd.py`. It imports torch and transformers
-and nothing else. What a model answers for an utterance does not depend on what else is in its batch, nor on the
-padding: see [`SpeechEncoder`].
+and nothing else; `pipeline_cmkd.py` only to name it when a model is saved. What a model answers for an utterance does
+not depend on what else is in its batch, nor on the padding: see [`SpeechEncoder`].
 """
 
+import copy
 import os
 from dataclasses import dataclass
 
@@ -443,10 +444,16 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
-        """Saves safetensors, configuration and the two code files, so that any `AutoModel` loads the folder.
+        """Saves safetensors, configuration and the three code files, so that any `AutoModel` and `pipeline` loads them.
 
         Takes what [`~transformers.PreTrainedModel.save_pretrained`] takes.
         """
+        # That this file imports the pipeline relatively is also what makes transformers copy it along.
+        try:
+            from .pipeline_cmkd import CUSTOM_PIPELINES
+        except ImportError:
+            from pipeline_cmkd import CUSTOM_PIPELINES
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
         auto_map = dict(getattr(self.config, "auto_map", None) or {})
         self.config.auto_map = auto_map | {"AutoModel": reference, "AutoModelForAudioClassification": reference}

@@ -28,6 +28,7 @@ from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import write_predictions
 from cmkd.feature_store import frozen_features
 from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset
+from cmkd.publish import check_push, push_run
 from cmkd.recipe import STAGES, Recipe, load_recipe
 from cmkd.report import format_systems, write_report
 from cmkd.run_folder import (
@@ -55,6 +56,8 @@ def main(arguments: list[str]) -> None:
     if torch.cuda.device_count() > 1 and state.num_processes == 1:
         raise ValueError("Several GPUs: use accelerate launch train_distill.py ..., or CUDA_VISIBLE_DEVICES=0 for one.")
     check_encoders(recipe)
+    if recipe.hub_model_id is not None:
+        check_push(recipe.hub_model_id)
     with state.main_process_first():
         corpus = load_corpus(**recipe.corpus)
     say(corpus.report)
@@ -78,6 +81,8 @@ def main(arguments: list[str]) -> None:
         results = write_results(run, corpus.report.to_dict(), recipe)
         report = write_report(run)
         say(f"\n{format_systems(results)}\n\nReport: {report}")
+        if recipe.hub_model_id is not None:
+            say(push_run(run, recipe.hub_model_id, private=recipe.hub_private))
 
 
 def check_encoders(recipe: Recipe) -> None:
@@ -158,7 +163,8 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
     for split, dataset in datasets.items():
         (logits, embeddings), _, _ = trainer.predict(dataset)
         if trainer.is_world_process_zero():
-            write_predictions(run / "predictions" / f"{stage}_{split}.parquet", ids[split], logits, labels[split])
+            path, rows = run / "predictions" / f"{stage}_{split}.parquet", corpus[split]
+            write_predictions(path, ids[split], logits, labels[split], list(rows["speaker"]), list(rows["gender"]))
             if stage == "teacher" and split == "train":
                 write_embeddings(run, ids[split], embeddings)
     if trainer.is_world_process_zero():

@@ -136,6 +136,43 @@ def transcribe(
             print(done)
 
 
+@app.command()
+def push(
+    run_folder: Annotated[Path, typer.Argument(help="The folder of a complete run, with results.json.")],
+    repo_id: Annotated[str, typer.Argument(help="user/name on the Hub; it is made if it is not there.")],
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="For a repository that has to be made; one that is there stays.")
+    ] = True,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher in the place of the student.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files and print the card.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; by default the main one.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="For the card, as the Hub writes it; by default the data's.")
+    ] = None,
+) -> None:
+    """Puts the student of a run on the Hub: weights, code, card, results and recipe, in one commit.
+
+    \b
+    cmkd push runs/demo user/cmkd-demo --dry-run
+    cmkd push runs/demo user/cmkd-demo
+
+    Private unless --public: a licensed corpus may forbid to pass on what was trained on it.
+    """
+    with _errors("push"):
+        import tempfile
+
+        from cmkd.publish import push_run, stage_run
+
+        if not dry_run:
+            print(
+                push_run(run_folder, repo_id, is_teacher=teacher, private=private, revision=revision, licence=licence)
+            )
+            return
+        with tempfile.TemporaryDirectory(prefix="cmkd-push-") as folder:
+            staged = stage_run(run_folder, repo_id, Path(folder), is_teacher=teacher, licence=licence)
+            print(f"{staged}\n\n{staged.card}")
+
+
 def _load(name: str, data_dir: Path | None, on_error: str, settings: list[str] | None) -> Corpus:
     from cmkd.corpora import load_corpus
     from cmkd.recipe import parse_arguments

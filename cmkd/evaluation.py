@@ -104,17 +104,26 @@ class Predictions:
         ids: the utterances, n of them.
         predictions: (n, 3), unit interval.
         labels: (n, 3), unit interval, NaN where not rated.
+        speakers: who spoke each utterance, "" where unknown.
+        genders: "female", "male" or "" of each utterance's speaker.
     """
 
     ids: list[str]
     predictions: np.ndarray
     labels: np.ndarray
+    speakers: list[str]
+    genders: list[str]
 
 
 def write_predictions(
-    path: str | os.PathLike[str], ids: Sequence[str], predictions: np.ndarray, labels: np.ndarray
+    path: str | os.PathLike[str],
+    ids: Sequence[str],
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    speakers: Sequence[str],
+    genders: Sequence[str],
 ) -> None:
-    """Writes a Parquet file with the columns id, predicted_activation, …, activation, … (float64).
+    """Writes a Parquet file with the columns id, speaker, gender, predicted_activation, …, activation, … (float64).
 
     The file appears whole or not at all: it is written beside its place and renamed. Missing folders are made.
 
@@ -123,9 +132,11 @@ def write_predictions(
         ids: n utterance ids.
         predictions: (n, 3), unit interval.
         labels: (n, 3), unit interval, NaN where not rated.
+        speakers: n names, "" where unknown.
+        genders: n of "female", "male" and "" (unknown).
 
     Raises:
-        ValueError: if the three do not describe the same n utterances in three dimensions.
+        ValueError: if the five do not describe the same n utterances in three dimensions.
     """
     expected = (len(ids), len(EMOTION_DIMENSIONS))
     if predictions.shape != expected or labels.shape != expected:
@@ -133,7 +144,11 @@ def write_predictions(
             f"predictions and labels of {len(ids)} ids must have shape {expected}; "
             f"got {predictions.shape} and {labels.shape}"
         )
-    columns: dict[str, Any] = {"id": pa.array(list(ids), pa.string())}
+    columns: dict[str, Any] = {}
+    for name, texts in (("id", ids), ("speaker", speakers), ("gender", genders)):
+        if len(texts) != len(ids):
+            raise ValueError(f"there must be a {name} for each of the {len(ids)} ids; got {len(texts)}")
+        columns[name] = pa.array(list(texts), pa.string())
     for names, values in ((_PREDICTED, predictions), (EMOTION_DIMENSIONS, labels)):
         columns.update((name, pa.array(column, pa.float64())) for name, column in zip(names, values.T, strict=True))
 
@@ -148,7 +163,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
         path: the Parquet file.
 
     Returns:
-        The ids, predictions and labels, in the order in which they were written.
+        What was written, in its order. A file of an earlier version has no speakers and genders: all are unknown.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -165,4 +180,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     predictions, labels = (
         np.column_stack([table[name].to_numpy() for name in columns]) for columns in (_PREDICTED, EMOTION_DIMENSIONS)
     )
-    return Predictions(ids=table["id"].to_pylist(), predictions=predictions, labels=labels)
+    speakers, genders = (
+        table[name].to_pylist() if name in table.column_names else [""] * len(table) for name in ("speaker", "gender")
+    )
+    return Predictions(table["id"].to_pylist(), predictions, labels, speakers, genders)

@@ -64,6 +64,11 @@ class Recipe(BaseModel):
         default="better", description="Which stage `student/` is; `better` by mean CCC on validation."
     )
 
+    hub_model_id: str | None = Field(
+        default=None, description="Where `student/` is pushed to when the run is complete, as by `cmkd push`."
+    )
+    hub_private: bool = Field(default=True, description="Whether it is to be private if it has to be made.")
+
     def locate(self, encoder: str) -> str:
         """Where an encoder is: beside the recipe, in `models_dir` if it is there, else what was given."""
         if encoder.startswith(("./", "../")):

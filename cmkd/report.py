@@ -30,6 +30,7 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SPLITS = {"validation": "val", "test": "test"}
 _INITIALS = [dimension[0].upper() for dimension in EMOTION_DIMENSIONS]
+_FIELDS = ("corpus", "seed", "versions", "systems", "comparisons", "confidence")
 
 
 def write_report(output_dir: str | os.PathLike[str]) -> Path:
@@ -52,7 +53,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
     """
     folder = Path(output_dir)
     results = _read_json(folder / "results.json")
-    _require_fields(folder / "results.json", results, ("corpus", "seed", "versions", "systems"))
+    _require_fields(folder / "results.json", results, _FIELDS)
     predictions = {
         system: read_predictions(folder / "predictions" / f"{system}_test.parquet")
         for system in ("teacher", "finetune", "ts", "cts")
@@ -72,6 +73,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
             _run_section(results),
             _systems_section(results, figures),
             _gap_section(results),
+            _comparisons_section(results),
             _teacher_section(results),
             _conditioning_section(results, conditioning, figures),
             _predictions_section(results, predictions, figures),
@@ -147,8 +149,8 @@ def _systems_section(results: Mapping[str, Any], figures: Path) -> str:
     parts = [
         "## What each stage is worth",
         "Concordance correlation coefficient (CCC; 1 is perfect) of activation (A), valence (V) and dominance (D), "
-        "each over the whole split.",
-        _table(header, _system_rows(results, kept=" (kept)")),
+        f"each over the whole split. {_intervals_sentence(results['confidence'])}",
+        _table(header, _system_rows(results, kept=" (kept)", intervals=True)),
     ]
     if "student" in results:
         student = results["student"]
@@ -191,6 +193,50 @@ def _gap_section(results: Mapping[str, Any]) -> str:
             cells = [format_number(valence), f"{valence - baseline:+.3f}", share]
         rows.append([_label(results, system, kept=" (kept)"), *cells])
     return "\n\n".join([heading, verdict, _table(["student", "valence CCC", "against fine-tuned", "gap closed"], rows)])
+
+
+def _intervals_sentence(confidence: Mapping[str, Any]) -> str:
+    drawn = [
+        f"{entry['speakers']:,} speakers of {split}"
+        + (
+            f" and {entry['utterances_without_speaker']:,} utterances whose speaker is unknown, each on its own"
+            if entry["utterances_without_speaker"]
+            else ""
+        )
+        for split, entry in confidence["splits"].items()
+        if split in _SPLITS
+    ]
+    return (
+        f"In brackets the {confidence['level']:.0%} interval from {confidence['resamples']:,} resamples of the "
+        f"{' and the '.join(drawn)} (percentile bootstrap, seed {confidence['seed']}). With fewer than about 20 "
+        "speakers it is rough, and rather too narrow."
+    )
+
+
+def _comparisons_section(results: Mapping[str, Any]) -> str:
+    heading = "## Is the difference more than chance?"
+    if not results["comparisons"]:
+        return f"{heading}\n\nNot known: it takes two of fine-tuned, T/S and cT/S."
+    rows = [
+        [
+            f"{SYSTEM_NAMES[entry['system']]} less {SYSTEM_NAMES[entry['baseline']]}, {entry['split']}",
+            *(_difference(entry, dimension) for dimension in EMOTION_DIMENSIONS),
+        ]
+        for entry in results["comparisons"]
+    ]
+    explanation = (
+        "Difference in CCC, its interval on the same resamples of the speakers for both systems, and the two-sided "
+        "p-value of no difference. Not corrected for the number of comparisons."
+    )
+    return "\n\n".join([heading, explanation, _table(["difference in CCC", *EMOTION_DIMENSIONS], rows)])
+
+
+def _difference(entry: Mapping[str, Any], dimension: str) -> str:
+    difference, interval = entry["difference"][dimension], entry["interval"][dimension]
+    if difference is None or interval is None:
+        return "n/a" if difference is None else f"{difference:+.3f} (one speaker)"
+    low, high = interval
+    return f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p = {entry['p_value'][dimension]:.3g}"
 
 
 def _teacher_section(results: Mapping[str, Any]) -> str:
@@ -264,14 +310,25 @@ def _learning_section(logs: Mapping[str, list[dict[str, float]]], figures: Path)
     return f"{heading}\n\n{_save(draw_learning_curves(logs), figures / 'learning_curves.png', caption)}"
 
 
-def _system_rows(results: Mapping[str, Any], kept: str) -> list[list[str]]:
+def _system_rows(results: Mapping[str, Any], kept: str, intervals: bool = False) -> list[list[str]]:
     """A row for each system, run or not: its name, CCC of A, V, D on validation, and on test."""
     rows = []
     for system in SYSTEM_NAMES:
-        scores = [_score(results, system, split, dimension) for split in _SPLITS for dimension in EMOTION_DIMENSIONS]
-        cells = [_absent(results, system) if score is None else format_number(score) for score in scores]
+        cells = []
+        for split in _SPLITS:
+            for dimension in EMOTION_DIMENSIONS:
+                score = _score(results, system, split, dimension)
+                cell = _absent(results, system) if score is None else format_number(score)
+                if intervals and score is not None:
+                    cell += _interval(results["systems"][system][split]["interval"][dimension])
+                cells.append(cell)
         rows.append([_label(results, system, kept), *cells])
     return rows
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    """` [low, high]`, or nothing where a split has one speaker only."""
+    return "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _score(results: Mapping[str, Any], system: str, split: str, dimension: str) -> float | None:

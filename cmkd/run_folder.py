@@ -12,7 +12,6 @@
 """
 
 import json
-import os
 import platform
 import resource
 import shutil
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 
-from cmkd.atomic import written_whole
+from cmkd.atomic import unfinished_path, written_whole
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import read_predictions
 from cmkd.quality import fit_residuals, quality_weights, residual_std
@@ -53,6 +52,8 @@ _SETTINGS = {
     "cts": _TS | {"residual_threshold"},
 }
 """The settings that change what a stage learns."""
+
+_OF_THIS_MACHINE = {"output_dir", "models_dir", "cache_dir", "hub_model_id", "hub_private"}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -151,7 +152,7 @@ def read_conditioning(run: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray
 
 def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Gathers results.json from the predictions of the complete stages, and puts the kept student into `student/`."""
-    complete = [stage for stage in STAGES if _is_complete(run, stage)]
+    complete: list[str] = [stage for stage in STAGES if _is_complete(run, stage)]
     predictions = {
         split: {
             system: read_predictions(run / "predictions" / f"{system}_{split}.parquet")
@@ -163,7 +164,7 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
     scores = score_systems(predictions)
     systems = scores["systems"]
     results: dict[str, Any] = {"corpus": corpus, "seed": recipe.seed, "versions": versions(), **scores}
-    results["recipe"] = recipe.model_dump(mode="json", exclude={"output_dir", "models_dir", "cache_dir"})
+    results["recipe"] = recipe.model_dump(mode="json", exclude=_OF_THIS_MACHINE)
     stages = {system: _read_json(run / system / "stage.json") for system in systems}
     results["cost"] = {
         "seconds": {stage: state["seconds"] for stage, state in stages.items()},
@@ -240,7 +241,7 @@ def _conditioning(run: Path, threshold: float) -> dict[str, Any]:
 
 
 def _keep_student(run: Path, stage: str) -> None:
-    unfinished = run / f".student.{os.getpid()}.tmp"
+    unfinished = unfinished_path(run / "student")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(
         run / stage,

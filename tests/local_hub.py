@@ -4,9 +4,13 @@
         subprocess.run([sys.executable, "-c", code], env={**os.environ, **hub.environment(cache)}, check=True)
     hub.files("datasets", "user/name")  # {"README.md": b"...", ...}
 
-Repositories have branches and a commit with a SHA for each change; large files go through LFS. Private ones are there
-only for requests with the token. The client reads `HF_ENDPOINT` when it is imported, so it belongs in a process of its
-own.
+Repositories have branches, tags and a commit with a SHA for each change; large files go through LFS. Private ones are
+there only for requests with the token. The client reads `HF_ENDPOINT` when it is imported, so it belongs in a process
+of its own.
+
+Faults are injected by method and path:
+
+    hub.fail("POST", "/api/models/user/name/commit/.*", Fault(status=500), times=2)
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +41,7 @@ class Repository:
     private: bool
     commits: dict[str, Tree] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
 
     def commit(self, branch: str, tree: Tree, message: str) -> str:
@@ -43,6 +50,24 @@ class Repository:
         self.commits[sha] = tree
         self.branches[branch] = sha
         return sha
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with a request.
+
+    Attributes:
+        status: of an error that is answered in its place, with `headers`.
+        seconds: that the answer takes longer.
+        lost: carried out, but the connection is cut before the answer.
+        half: the connection is cut in the middle of the answer's content.
+    """
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    lost: bool = False
+    half: bool = False
 
 
 class NotFoundError(Exception):
@@ -56,6 +81,7 @@ class LocalHub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large_files: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self._faults: list[tuple[str, str, list[Fault]]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -77,6 +103,21 @@ class LocalHub:
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": TOKEN,
         }
+
+    def make(self, kind: str, repo_id: str, tree: Tree, private: bool) -> None:
+        """A repository with these files, as somebody has pushed them before."""
+        repository = self.repositories[kind, repo_id] = Repository(private)
+        repository.commit("main", dict(tree), "as it was")
+
+    def fail(self, method: str, path: str, fault: Fault, times: int) -> None:
+        """The next requests of this method to paths that match the pattern go wrong."""
+        self._faults.append((method, path, [fault] * times))
+
+    def next_fault(self, method: str, path: str) -> Fault | None:
+        for failing_method, pattern, left in self._faults:
+            if left and method == failing_method and re.fullmatch(pattern, path):
+                return left.pop()
+        return None
 
     def files(self, kind: str, repo_id: str, revision: str = "main") -> Tree:
         """The files of a repository; `kind` is "models", "datasets" or "spaces"."""
@@ -101,6 +142,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         method = "GET" if self.command == "HEAD" else self.command
+        self.fault = self.hub.next_fault(self.command, url.path)
+        if self.fault is not None:
+            time.sleep(self.fault.seconds)
+            if self.fault.status is not None:
+                self._send(self.fault.status, b"{}", self.fault.headers)
+                return
         for route_method, pattern, answer in _ROUTES:
             found = re.fullmatch(pattern, url.path)
             if found and route_method == method:
@@ -112,12 +159,22 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(404, b"{}", {"X-Error-Code": "NoSuchRoute"})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        if self.fault is not None and self.fault.lost:
+            self._cut()
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.fault is not None and self.fault.half:
+            self.wfile.write(content[: len(content) // 2])
+            self._cut()
+        elif self.command != "HEAD":
             self.wfile.write(content)
+
+    def _cut(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send_json(self, content: Any, status: int = 200) -> None:
         self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
@@ -131,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tree(self, kind: str, repo: str, revision: str) -> tuple[str, Tree]:
         repository = self._repository(kind, repo)
-        sha = repository.branches.get(revision, revision)
+        sha = (repository.tags | repository.branches).get(revision, revision)
         if sha not in repository.commits:
             raise NotFoundError("RevisionNotFound")
         return sha, repository.commits[sha]
@@ -171,6 +228,16 @@ class _Handler(BaseHTTPRequestHandler):
         repository.branches[revision] = repository.branches["main"]
         self._send_json({})
 
+    def tag(self, kind: str, repo: str, revision: str) -> None:
+        sha, _ = self._tree(kind, repo, revision)
+        name = json.loads(self.body)["tag"]
+        tags = self._repository(kind, repo).tags
+        if name in tags:
+            self._send_json({"error": "Tag reference exists already"}, status=409)
+            return
+        tags[name] = sha
+        self._send_json({})
+
     def list_tree(self, kind: str, repo: str, revision: str, path: str) -> None:
         _, tree = self._tree(kind, repo, revision)
         folder = f"{path}/" if path else ""
@@ -197,16 +264,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json([*found, *map(_folder_entry, folders)])
 
     def preupload(self, kind: str, repo: str, revision: str) -> None:
-        self._tree(kind, repo, revision)
-        modes = [
-            {
-                "path": file["path"],
-                "uploadMode": "regular" if file["path"].endswith((".md", ".json", ".txt", ".py")) else "lfs",
-                "shouldIgnore": False,
-            }
-            for file in json.loads(self.body)["files"]
-        ]
-        self._send_json({"files": modes})
+        _, tree = self._tree(kind, repo, revision)
+        answers = []
+        for path in (file["path"] for file in json.loads(self.body)["files"]):
+            mode = "regular" if path.endswith((".md", ".json", ".txt", ".py", ".yaml")) else "lfs"
+            answer = {"path": path, "uploadMode": mode, "shouldIgnore": False}
+            if path in tree:  # what is the same already is not uploaded again
+                answer["oid"] = _git_id(tree[path]) if mode == "regular" else hashlib.sha256(tree[path]).hexdigest()
+            answers.append(answer)
+        self._send_json({"files": answers})
 
     def lfs_batch(self, kind: str, repo: str) -> None:
         self._repository(kind.rstrip("/"), repo)
@@ -241,7 +307,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json({"error": f"what is {entry['key']}?"}, status=400)
                 return
         sha = self._repository(kind, repo).commit(revision, tree, message)
-        url = f"{self.hub.endpoint}/{kind}/{repo}/commit/{sha}"
+        url = f"{self.hub.endpoint}/{'' if kind == 'models' else kind + '/'}{repo}/commit/{sha}"
         self._send_json({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
     def resolve(self, kind: str, repo: str, revision: str, path: str) -> None:
@@ -279,6 +345,7 @@ _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", r"/api/repos/create", _Handler.create),
     ("GET", _KIND + r"(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
     ("POST", _KIND + r"/branch/(?P<revision>[^/]+)", _Handler.branch),
+    ("POST", _KIND + r"/tag/(?P<revision>[^/]+)", _Handler.tag),
     ("GET", _KIND + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", _Handler.list_tree),
     ("POST", _KIND + r"/paths-info/(?P<revision>[^/]+)", _Handler.paths_info),
     ("POST", _KIND + r"/preupload/(?P<revision>[^/]+)", _Handler.preupload),

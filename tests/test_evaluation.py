@@ -124,14 +124,17 @@ def test_predictions_survive_a_round_trip(tmp_path):
     predictions = np.array([[0.1, 0.2, 0.3], [1 / 3, 0.5, 0.6]], dtype=np.float32)
     labels = np.array([[0.0, np.nan, 1.0], [0.25, 0.5, np.nan]])
 
-    write_predictions(path, ["b", "a"], predictions, labels)
+    write_predictions(path, ["b", "a"], predictions, labels, ["anna", ""], ["female", ""])
 
     found = read_predictions(path)
     assert found.ids == ["b", "a"]
     np.testing.assert_array_equal(found.predictions, predictions)
     np.testing.assert_array_equal(found.labels, labels)
+    assert (found.speakers, found.genders) == (["anna", ""], ["female", ""])
     assert pq.read_schema(path).names == [
         "id",
+        "speaker",
+        "gender",
         "predicted_activation",
         "predicted_valence",
         "predicted_dominance",
@@ -143,7 +146,7 @@ def test_predictions_survive_a_round_trip(tmp_path):
 
 def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "ts_test.parquet"
-    write_predictions(path, ["old"], np.zeros((1, 3)), np.zeros((1, 3)))
+    write_predictions(path, ["old"], np.zeros((1, 3)), np.zeros((1, 3)), ["x"], ["male"])
 
     def fill_the_disk(table, where):
         where.write_bytes(b"half of it")
@@ -151,7 +154,7 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkey
 
     monkeypatch.setattr(pq, "write_table", fill_the_disk)
     with pytest.raises(OSError, match="no space left"):
-        write_predictions(path, ["new"], np.ones((1, 3)), np.ones((1, 3)))
+        write_predictions(path, ["new"], np.ones((1, 3)), np.ones((1, 3)), ["x"], ["male"])
 
     assert list(tmp_path.iterdir()) == [path]
     assert read_predictions(path).ids == ["old"]
@@ -159,7 +162,9 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkey
 
 def test_ids_must_fit_the_predictions(tmp_path):
     with pytest.raises(ValueError, match=r"of 1 ids must have shape \(1, 3\); got \(2, 3\) and \(2, 3\)"):
-        write_predictions(tmp_path / "x.parquet", ["only one"], np.zeros((2, 3)), np.zeros((2, 3)))
+        write_predictions(tmp_path / "x.parquet", ["only one"], np.zeros((2, 3)), np.zeros((2, 3)), [""], [""])
+    with pytest.raises(ValueError, match="must be a speaker for each of the 1 ids; got 2"):
+        write_predictions(tmp_path / "x.parquet", ["only one"], np.zeros((1, 3)), np.zeros((1, 3)), ["", ""], [""])
 
 
 def test_unusable_file_is_named(tmp_path):
@@ -167,7 +172,15 @@ def test_unusable_file_is_named(tmp_path):
         read_predictions(tmp_path / "teacher_test.parquet")
 
     path = tmp_path / "ts_test.parquet"
-    write_predictions(path, ["a"], np.zeros((1, 3)), np.zeros((1, 3)))
+    write_predictions(path, ["a"], np.zeros((1, 3)), np.zeros((1, 3)), ["anna"], [""])
     pq.write_table(pq.read_table(path).drop_columns(["valence"]), path)
     with pytest.raises(ValueError, match=r"ts_test.parquet has no column valence; its columns are id, .*, dominance"):
         read_predictions(path)
+
+
+def test_in_a_file_of_an_earlier_version_all_speakers_are_unknown(tmp_path):
+    path = tmp_path / "ts_test.parquet"
+    write_predictions(path, ["a", "b"], np.zeros((2, 3)), np.zeros((2, 3)), ["anna", "ben"], ["female", "male"])
+    pq.write_table(pq.read_table(path).drop_columns(["speaker", "gender"]), path)
+    found = read_predictions(path)
+    assert found.speakers == found.genders == ["", ""]

@@ -427,5 +427,5 @@ def test_a_sentence_allows_it_and_stands_on_the_card(pushed):
 
 
 def test_the_card_of_a_corpus_without_terms_names_no_licence(folder):
-    card = corpus_card(build(folder).report, None)
+    card = corpus_card(build(folder).report, None, "user/toys")
     assert "license" not in card.data.to_dict() and "Terms" not in card.text

@@ -449,6 +449,7 @@ def test_report(folder):
             "no rows of validation",
             "1 utterance of unknown speakers: whether these cross splits cannot be checked",
         ],
+        "terms": "",
     }
     assert re.fullmatch("[0-9a-f]{12}", report.version)
     assert str(report).splitlines() == [

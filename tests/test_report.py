@@ -25,6 +25,8 @@ def make_results(valence, student="ts"):
                 "ccc": {"activation": 0.7 + shift, "valence": score + shift, "dominance": None},
                 "pearson": {"activation": 0.8 + shift, "valence": score + shift + 0.002, "dominance": None},
                 "mae": dict.fromkeys(DIMENSIONS, 0.1),
+                "interval": {"activation": [0.6, 0.8], "valence": [score - 0.05, score + 0.0494], "dominance": None},
+                "by_gender": {},
             }
             for split, shift in (("validation", 0.01), ("test", 0.0), ("train", 0.05))
         }
@@ -42,6 +44,28 @@ def make_results(valence, student="ts"):
         "seed": 7,
         "versions": {"cmkd": "0.1.0", "torch": "2.13.0"},
         "systems": systems,
+        "comparisons": [
+            {
+                "system": system,
+                "baseline": baseline,
+                "split": "test",
+                "difference": {"activation": 0.0, "valence": valence[system] - valence[baseline], "dominance": None},
+                "interval": {"activation": None, "valence": [-0.01, 0.2], "dominance": None},
+                "p_value": {"activation": None, "valence": 0.0421, "dominance": None},
+            }
+            for system, baseline in (("ts", "finetune"), ("cts", "finetune"), ("cts", "ts"))
+            if system in valence and baseline in valence
+        ],
+        "confidence": {
+            "level": 0.95,
+            "resamples": 10000,
+            "seed": 0,
+            "splits": {
+                "train": {"speakers": 8, "utterances_without_speaker": 0},
+                "validation": {"speakers": 2, "utterances_without_speaker": 0},
+                "test": {"speakers": 2, "utterances_without_speaker": 1234},
+            },
+        },
     }
     if "teacher" in valence:
         results["conditioning"] = {
@@ -63,7 +87,12 @@ def write_run(folder, valence, epochs=3, count=40):
         labels[::7, 2] = np.nan
         predictions = generator.uniform(size=(count, 3))
         write_predictions(
-            folder / f"predictions/{system}_test.parquet", list(map(str, range(count))), predictions, labels
+            folder / f"predictions/{system}_test.parquet",
+            list(map(str, range(count))),
+            predictions,
+            labels,
+            ["anna"] * count,
+            ["female"] * count,
         )
         log = [
             {
@@ -128,8 +157,30 @@ def test_systems_are_listed_in_the_order_of_the_stages(complete_report):
     names = ["audio only, frozen", "text only, frozen", "teacher: audio and text", "audio only, fine-tuned"]
     positions = [report.index(f"| {name} |") for name in [*names, "T/S student (kept)", "cT/S student"]]
     assert positions == sorted(positions)
-    assert cells(report, "audio only, fine-tuned") == ["0.710", "0.610", "n/a", "0.700", "0.600", "n/a"]
+    assert cells(report, "audio only, fine-tuned") == [
+        "0.710 [0.600, 0.800]",
+        "0.610 [0.550, 0.649]",
+        "n/a",
+        "0.700 [0.600, 0.800]",
+        "0.600 [0.550, 0.649]",
+        "n/a",
+    ]
+    assert (
+        "In brackets the 95% interval from 10,000 resamples of the 2 speakers of validation and the 2 speakers of test "
+        "and 1,234 utterances whose speaker is unknown, each on its own (percentile bootstrap, seed 0)." in report
+    )
     assert "`student/` holds the T/S student: better mean CCC on validation." in report
+
+
+def test_differences_come_with_interval_and_p_value(complete_report):
+    report, _ = complete_report
+    compared = report[report.index("## Is the difference more than chance?") :]
+    assert cells(compared, "T/S student less audio only, fine-tuned, test") == [
+        "+0.000 (one speaker)",
+        "+0.200 [-0.010, +0.200], p = 0.0421",
+        "n/a",
+    ]
+    assert cells(compared, "cT/S student less T/S student, test")[1].startswith("-0.260 ")
 
 
 def test_gap_closed_is_the_share_between_baseline_and_teacher(complete_report):
@@ -193,7 +244,8 @@ def test_stages_that_were_not_run_are_said_to_be(tmp_path):
     folder = write_run(tmp_path, {"finetune": 0.6}, epochs=1)
     report = write_report(folder).read_text(encoding="utf-8")
     assert cells(report, "cT/S student") == ["not run"] * 6
-    assert cells(report, "audio only, fine-tuned")[4] == "0.600"
+    assert cells(report, "audio only, fine-tuned")[4] == "0.600 [0.550, 0.649]"
+    assert "Not known: it takes two of fine-tuned, T/S and cT/S." in report
     assert "Not known: it takes both the teacher and the fine-tuned baseline" in report
     assert "`student/` holds" not in report
     assert not (folder / "figures" / "residuals.png").exists()
@@ -219,7 +271,11 @@ def test_missing_file_is_named(tmp_path, name):
     ("name", "content", "message"),
     [
         ("results.json", "{", "results.json is not valid JSON"),
-        ("results.json", '{"seed": 0}', "results.json lacks corpus, versions, systems; it has seed"),
+        (
+            "results.json",
+            '{"seed": 0}',
+            "results.json lacks corpus, versions, systems, comparisons, confidence; it has seed",
+        ),
         ("ts/training_log.json", "[]", "ts/training_log.json holds no epoch"),
         ("ts/training_log.json", '[{"epoch": 1.0}]', "ts/training_log.json lacks train_loss, eval_ccc"),
     ],

@@ -74,7 +74,7 @@ def make_corpus(folder: Path) -> None:
             text = "" if index % 5 == 0 else f"{'high' if high > 0.5 else 'low'} {'long' if long > 0.5 else 'short'}"
             dominance = "" if index == 1 else f"{1 + 6 * generator.random():.3f}"
             lines.append(
-                f"{name},{name}.wav,{text},{1 + 6 * long:.3f},{1 + 6 * high:.3f},{dominance},{split}_s,{split}"
+                f"{name},{name}.wav,{text},{1 + 6 * long:.3f},{1 + 6 * high:.3f},{dominance},{split}_{index % 4},{split}"
             )
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
 
@@ -123,6 +123,9 @@ def test_results_are_those_of_the_predictions(run):
             assert scores["n"] == len(table) == SIZES[split]
             assert list(table["id"]) == [f"{split}_{index}" for index in range(SIZES[split])]
             assert np.isnan(table["dominance"]).sum() == 1
+            assert list(table["speaker"]) == [f"{split}_{index % 4}" for index in range(SIZES[split])]
+            for low, high in scores["interval"].values():
+                assert -1 <= low < high <= 1
             rated = table.dropna()
             assert scores["ccc"]["valence"] == pytest.approx(
                 ccc(table["predicted_valence"], table["valence"]), abs=1e-6

@@ -28,10 +28,11 @@ dominance, correlation of a prediction with the other dimension's level below .1
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
+import json
 import os
-import pickle
 import queue
 import random
 import subprocess
@@ -39,7 +40,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -287,8 +288,12 @@ def speak_utterances(utterances: Sequence[ActedUtterance], num_proc: int) -> Ite
             worker.close()
 
 
+_ERRORS: dict[str, type[Exception]] = {"ImportError": ImportError, "ValueError": ValueError}
+"""What a worker raises that is raised here as the same; everything else is raised as a RuntimeError."""
+
+
 class _Worker:
-    """A Python process that speaks the utterances it is sent."""
+    """A Python process that speaks the utterances it is sent, a line of JSON each, and answers in such lines."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -302,17 +307,20 @@ class _Worker:
 
     def speak(self, utterance: ActedUtterance) -> tuple[bytes, float]:
         try:
-            pickle.dump(utterance, self._requests)
+            self._requests.write(json.dumps(asdict(utterance)).encode() + b"\n")
             self._requests.flush()
-            reply = pickle.load(self._replies)
-        except (EOFError, BrokenPipeError):
+            line = self._replies.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line.endswith(b"\n"):
             raise RuntimeError(
                 f"A process that speaks ended with exit code {self._process.wait()} at utterance {utterance.id!r}; "
                 "what it said itself is above."
-            ) from None
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+            )
+        reply = json.loads(line)
+        if "error" in reply:
+            raise _ERRORS.get(reply["error"], RuntimeError)(reply["message"])
+        return base64.b64decode(reply["flac"]), reply["seconds"]
 
     def close(self) -> None:
         self._process.communicate()  # closes its input, and with that its loop ends
@@ -320,14 +328,16 @@ class _Worker:
 
 def _serve() -> None:
     """The loop of a worker: utterances come in, what `ActedUtterance.speak` returns or raises goes out."""
-    while True:
-        try:
-            utterance = pickle.load(sys.stdin.buffer)
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            reply = utterance.speak()
-        except Exception as error:
-            reply = error
-        pickle.dump(reply, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+    try:
+        for line in sys.stdin.buffer:
+            fields = json.loads(line)
+            fields |= {"voice": Voice(**fields["voice"]), "prosody": Prosody(**fields["prosody"])}
+            try:
+                flac, seconds = ActedUtterance(**fields).speak()
+                reply = {"flac": base64.b64encode(flac).decode(), "seconds": seconds}
+            except Exception as error:
+                reply = {"error": type(error).__name__, "message": str(error)}
+            sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+            sys.stdout.buffer.flush()
+    except KeyboardInterrupt:
+        pass

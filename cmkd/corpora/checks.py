@@ -223,6 +223,7 @@ class CorpusReport:
             "skipped": self.skipped,
             "warnings": self.warnings,
             "notes": self.notes,
+            "terms": self.terms,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
+from cmkd.cards import dataset_card_text
+
 if TYPE_CHECKING:
     from cmkd.corpora.checks import CorpusReport
 
@@ -75,7 +77,7 @@ def push_card(
     repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-    card = corpus_card(report, public_permission)
+    card = corpus_card(report, public_permission, repo_id)
     try:
         existing = api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=revision)
     except EntryNotFoundError:
@@ -85,19 +87,13 @@ def push_card(
     card.push_to_hub(repo_id, token=token, revision=revision, commit_message="Card of the corpus")
 
 
-def corpus_card(report: CorpusReport, public_permission: str | None) -> DatasetCard:
+def corpus_card(report: CorpusReport, public_permission: str | None, repo_id: str) -> DatasetCard:
     """The card of a data set.
 
     Args:
         report (`CorpusReport`): Of the corpus.
         public_permission (`str` or None): The sentence by which a licensed corpus is public.
+        repo_id (`str`): Where it goes, for the code that the card shows.
     """
-    metadata = ["license: other"] if report.terms else []
-    lines = ["---", *metadata, "tags:", "- speech-emotion-recognition", "- cmkd", "---", "", f"# {report.name}", ""]
-    if report.terms:
-        lines += [f"**Terms:** {report.terms}", ""]
-    if public_permission is not None:
-        lines += [f"**Public, since** whoever pushed it says: {public_permission}", ""]
-    lines += ["```", str(replace(report, notes=[], warnings=[])), "```", ""]
-    lines += ["Made with [CMKD](https://arxiv.org/abs/2112.00158): `cmkd.load_corpus(...).push_to_hub(...)`.", ""]
-    return DatasetCard("\n".join(lines))
+    plain_report = str(replace(report, notes=[], warnings=[]))
+    return DatasetCard(dataset_card_text(report, plain_report, public_permission, repo_id))

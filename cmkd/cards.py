@@ -1,0 +1,276 @@
+"""Cards of the Hub, filled from results.json, configuration and recipe by the templates in `hub_cards/`.
+
+No hand writes a figure: a field that results.json lacks, or a figure that is not a number, is an error when the card is
+made. Where something is not defined (a score nobody rated, an interval over one speaker) the template says so in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, UndefinedError
+
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+if TYPE_CHECKING:
+    from cmkd.corpora.checks import CorpusReport
+
+TEMPLATES = Path(__file__).parents[1] / "hub_cards"
+"""Beside the package, in a checkout as where it is installed."""
+
+BASELINE = "finetune"
+"""The stage that a student is compared with: the same network without a teacher."""
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Under what a corpus, and what is derived from it, may be used.
+
+    Attributes:
+        identifier: as the Hub writes it.
+        text: what it allows, in a sentence or two.
+    """
+
+    identifier: str
+    text: str
+
+
+OPEN_CORPORA = {
+    "spoken-demo": Licence(
+        "apache-2.0",
+        "The sentences are CMKD's (Apache-2.0), spoken by espeak-ng, a synthesiser. They may be used for anything.",
+    ),
+    "spoken-emobank": Licence(
+        "cc-by-sa-4.0",
+        "The sentences and their valence are EmoBank's (Sven Buechel and Udo Hahn, 2017), CC-BY-SA 4.0, spoken by "
+        "espeak-ng, a synthesiser: attribute EmoBank, and share what is derived from it under the same licence.",
+    ),
+}
+"""Corpora that CMKD makes itself, all of synthetic speech."""
+
+_AGAIN = "results.json is of another version of cmkd, or of a run that is not complete: run train_distill.py again."
+
+ENGLISH_CORPORA = (*OPEN_CORPORA, "msp-podcast", "iemocap")
+
+
+def training_licence(corpus: Mapping[str, Any]) -> Licence:
+    """What is known of the licence of a corpus that a model was trained on.
+
+    Args:
+        corpus: the entry of results.json, with `name` and `terms`.
+    """
+    if corpus["terms"]:
+        return Licence(
+            "other",
+            f"{corpus['terms'].rstrip('.')}. This repository holds none of it, but weights, scores and settings. "
+            "Whether a model trained on it may be passed on or used commercially is for that agreement to say: read "
+            "yours before you do either.",
+        )
+    unknown = Licence(
+        "other",
+        "The licence of the training data is not recorded. Whoever trained the model knows it: ask before you pass the "
+        "model on.",
+    )
+    return OPEN_CORPORA.get(corpus["name"], unknown)
+
+
+def model_card(
+    results: Mapping[str, Any],
+    config: Mapping[str, Any],
+    files: Sequence[str],
+    repo_id: str,
+    revision: str,
+    is_teacher: bool = False,
+    licence: str | None = None,
+) -> ModelCard:
+    """The card of a student, or of a teacher.
+
+    Args:
+        results: the content of results.json.
+        config: the content of the checkpoint's config.json.
+        files: the names that go into the repository, by which the card knows whether a pipeline is among them.
+        repo_id: "user/name", for the code that the card shows.
+        revision: what that code pins.
+        is_teacher: whether it is the teacher.
+        licence: the Hub's identifier of the model's licence; None: that of the training data.
+
+    Raises:
+        ValueError: results.json lacks something that the card shows, or a figure is not a number.
+    """
+    try:
+        return _model_card(results, config, files, repo_id, revision, is_teacher, licence)
+    except KeyError as error:
+        raise ValueError(f"results.json has no {error}, which the card needs. {_AGAIN}") from None
+
+
+def dataset_card_text(report: CorpusReport, plain_report: str, permission: str | None, repo_id: str) -> str:
+    """The card of a corpus; see `cmkd.corpora.publishing`.
+
+    Args:
+        report: of the corpus.
+        plain_report: the table of its sizes, as text.
+        permission: the sentence by which a licensed corpus is public.
+        repo_id: for the code that the card shows.
+    """
+    licence = "other" if report.terms else None
+    if report.name in OPEN_CORPORA:
+        licence = OPEN_CORPORA[report.name].identifier
+    return render(
+        "dataset.md",
+        name=report.name,
+        terms=report.terms,
+        licence=licence,
+        licence_text=OPEN_CORPORA[report.name].text if report.name in OPEN_CORPORA else None,
+        permission=permission,
+        plain_report=plain_report,
+        label_scale=report.label_scale,
+        repo_id=repo_id,
+    )
+
+
+def metric_card(title: str, description: str, inputs: str, citation: str) -> str:
+    """The README.md of the Space of an `evaluate` metric, from the fields of its `MetricInfo`.
+
+    >>> metric_card("CCC", "How well two agree.", "predictions: numbers", "@article{}").splitlines()[1]
+    'title: "CCC"'
+    """
+    return render("metric.md", title=title, description=description, inputs=inputs, citation=citation)
+
+
+def space_card(repo_id: str, revision: str) -> str:
+    """The README.md of a Space that shows a model, pinned to a revision.
+
+    >>> "user/student" in space_card("user/student", "0123abc")
+    True
+    """
+    return render("space.md", repo_id=repo_id, revision=revision)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fills a template of `hub_cards/`.
+
+    Raises:
+        ValueError: a value that the template asks for is missing, or is no number where it shows one.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": _number, "signed": _signed, "interval": _interval, "percent": _percent}
+    try:
+        return environment.get_template(template).render(**values)
+    except UndefinedError as error:
+        raise ValueError(
+            f"hub_cards/{template}: {error.message}. The card would have an empty place. {_AGAIN}"
+        ) from None
+
+
+def _model_card(
+    results: Mapping[str, Any],
+    config: Mapping[str, Any],
+    files: Sequence[str],
+    repo_id: str,
+    revision: str,
+    is_teacher: bool,
+    licence: str | None,
+) -> ModelCard:
+    stage = "teacher" if is_teacher else results["student"]["stage"]
+    corpus = results["corpus"]
+    if stage not in results["systems"]:
+        raise ValueError(f"results.json has no scores of {stage!r}: a card needs them; run the stage {stage}.")
+    of_data = training_licence(corpus)
+    comparisons = {
+        entry["split"]: entry
+        for entry in results["comparisons"]
+        if (entry["system"], entry["baseline"]) == (stage, BASELINE)
+    }
+    values = {
+        "results": results,
+        "config": config,
+        "stage": stage,
+        "system": results["systems"][stage],
+        "comparisons": comparisons,
+        "has_baseline": BASELINE in results["systems"],
+        "licence": of_data,
+        "is_synthetic": corpus["name"] in OPEN_CORPORA,
+        "is_english": corpus["name"] in ENGLISH_CORPORA,
+        "has_pipeline": "pipeline_cmkd.py" in files,
+        "repo_id": repo_id,
+        "revision": revision,
+        "dimensions": EMOTION_DIMENSIONS,
+    }
+    metadata = ModelCardData(
+        model_name=repo_id.split("/")[-1],
+        language="en" if values["is_english"] else None,
+        license=licence or of_data.identifier,
+        license_name=_licence_name(corpus) if (licence or of_data.identifier) == "other" else None,
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        tags=["cmkd", "speech-emotion-recognition", "arxiv:2112.00158"],
+        base_model=_base_models(config),
+        eval_results=_eval_results(corpus, results["systems"][stage]),
+    )
+    text = render("model_teacher.md" if is_teacher else "model_student.md", metadata=metadata.to_yaml(), **values)
+    return ModelCard(text)
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return f"{_checked(value):.{digits}f}"
+
+
+def _signed(value: Any) -> str:
+    return f"{_checked(value):+.3f}"
+
+
+def _percent(value: Any) -> str:
+    return f"{_checked(value):.1%}"
+
+
+def _interval(value: Sequence[float]) -> str:
+    low, high = value
+    return f"[{_number(low)}, {_number(high)}]"
+
+
+def _checked(value: Any) -> float:
+    if isinstance(value, Undefined):
+        str(value)  # raises UndefinedError, which names it
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} stands where a card shows a figure: it must be a finite number.")
+    return value
+
+
+def _licence_name(corpus: Mapping[str, Any]) -> str:
+    return f"{corpus['name']}-terms" if corpus["terms"] else "not-recorded"
+
+
+def _base_models(config: Mapping[str, Any]) -> list[str] | None:
+    """Hub names of the encoders; a folder of whoever trained it is none."""
+    parts = [config[name] for name in ("speech_config", "text_config") if config.get(name)]
+    names = [part.get("_name_or_path", "") for part in parts]
+    return [name for name in names if name.count("/") == 1 and not name.startswith((".", "/"))] or None
+
+
+def _eval_results(corpus: Mapping[str, Any], splits: Mapping[str, Any]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="dimensional speech emotion recognition",
+            dataset_type=corpus["name"],
+            dataset_name=f"{corpus['name']} {corpus['version']}",
+            dataset_split="test",
+            metric_type="concordance_cc",
+            metric_name=f"CCC of {dimension}",
+            metric_config=dimension,
+            metric_value=round(_checked(value), 4),
+        )
+        for dimension, value in splits["test"]["ccc"].items()
+        if value is not None
+    ]

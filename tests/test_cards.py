@@ -1,0 +1,228 @@
+"""Cards say what results.json says, all of it, and are refused where it says nothing."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from tiny_run import TERMS, make_results
+
+from cmkd.cards import TEMPLATES, metric_card, model_card, render, space_card
+
+DIMENSIONS = ("activation", "valence", "dominance")
+CONFIG = {
+    "label_scale": [1.0, 7.0],
+    "embedding_size": 8,
+    "num_trainable_layers": 1,
+    "speech_config": {"model_type": "hubert", "num_hidden_layers": 2, "_name_or_path": "tones/speech"},
+    "text_config": {"model_type": "bert", "num_hidden_layers": 1, "_name_or_path": "text"},
+}
+FILES = ["config.json", "model.safetensors", "pipeline_cmkd.py"]
+
+
+@pytest.fixture(scope="module")
+def made() -> dict:
+    return make_results(Path("/nowhere"))
+
+
+@pytest.fixture
+def results(made) -> dict:
+    return copy.deepcopy(made)
+
+
+def card_of(results, **arguments) -> ModelCard:
+    return model_card(results, CONFIG, FILES, "user/toys", "cmkd-0123", **arguments)
+
+
+def rows(card, first_cell) -> list[list[str]]:
+    """The cells after the first, of all rows that begin with it, and no cell is empty."""
+    found = []
+    for line in str(card).splitlines():
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert all(cells), line
+            if cells[0] == first_cell:
+                found.append(cells[1:])
+    return found
+
+
+def test_scores_with_intervals_are_those_of_the_results(results):
+    sizes, scores, differences = rows(card_of(results), "test")
+    test = results["systems"]["cts"]["test"]
+    expected = [
+        f"{test['ccc'][name]:.3f} [{test['interval'][name][0]:.3f}, {test['interval'][name][1]:.3f}]"
+        for name in DIMENSIONS
+    ]
+    assert scores == ["36", *expected]
+    (entry,) = [
+        entry
+        for entry in results["comparisons"]
+        if (entry["system"], entry["baseline"], entry["split"]) == ("cts", "finetune", "test")
+    ]
+    assert differences == [
+        f"{entry['difference'][name]:+.3f} [{entry['interval'][name][0]:.3f}, {entry['interval'][name][1]:.3f}], "
+        f"p = {entry['p_value'][name]:.4f}"
+        for name in DIMENSIONS
+    ]
+    assert sizes == ["36", "not measured", "9"]
+
+
+def test_a_student_says_what_it_is_and_where_its_limits_are(results):
+    card = " ".join(str(card_of(results)).split())
+    for expected in (
+        "0 is the minimum of the rating scale of the training corpus, 1, and 1 its maximum, 7",
+        "**activation, valence, dominance**, in this order",
+        "the 95 % interval from 200 resamples",
+        "Test has 9 known speakers. With fewer than about 20 speakers an interval is rough",
+        "On 12.7% of the training utterances it is more than 2 standard deviations off",
+        "Those utterances were left out of the distance",
+        "better mean CCC on validation (T/S 0.500, cT/S 0.600)",
+        "Training utterances were of 1-2 s (30), 2-3 s (6)",
+        "The language of the training speech is not recorded",
+        "teacher 12 s, cts 30 s on 1 cpu process, at most 1.2 GB",
+        "Left out: 3 (empty audio)",
+        TERMS.rstrip("."),
+        "Whether a model trained on it may be passed on or used commercially is for that agreement to say",
+        "eprint = {2112.00158}",
+    ):
+        assert expected in card, expected
+    assert "synthetic" not in card
+    women = results["systems"]["cts"]["test"]["by_gender"]["female"]
+    assert rows(card_of(results), "female") == [["16", *(f"{women['ccc'][name]:.3f}" for name in DIMENSIONS)]]
+
+
+def test_every_snippet_pins_the_revision(results):
+    for is_teacher in (False, True):
+        snippets = re.findall(r"```python\n(.*?)```", str(card_of(results, is_teacher=is_teacher)), re.DOTALL)
+        assert len(snippets) == (1 if is_teacher else 2)
+        for snippet in snippets:
+            compile(snippet, "card", "exec")
+            assert "revision" in snippet and '"cmkd-0123"' in snippet and '"user/toys"' in snippet
+
+
+def test_model_index_survives_the_round_trip(results, tmp_path):
+    card_of(results).save(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data
+    found = {entry.metric_config: entry.metric_value for entry in data.eval_results}
+    expected = results["systems"]["cts"]["test"]["ccc"]
+    assert found == {name: round(expected[name], 4) for name in DIMENSIONS}
+    assert {entry.dataset_split for entry in data.eval_results} == {"test"}
+    assert {entry.dataset_name for entry in data.eval_results} == {"toys 1.0"}
+    assert (data.license, data.license_name, data.language) == ("other", "toys-terms", None)
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "audio-classification")
+    assert data.base_model == ["tones/speech"]
+    assert data.to_dict() == ModelCard(str(ModelCard.load(tmp_path / "README.md"))).data.to_dict()
+
+
+def test_the_metadata_is_what_the_hub_takes_for_a_card(results):
+    text = str(card_of(results))
+    assert text.startswith("---\n") and text.count("\n---\n") == 1
+    assert "{{" not in text and "{%" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "licence", "sentence"),
+    [
+        ("spoken-demo", "apache-2.0", "They may be used for anything."),
+        ("spoken-emobank", "cc-by-sa-4.0", "attribute EmoBank, and share what is derived from it under the same"),
+        ("manifest", "other", "The licence of the training data is not recorded"),
+    ],
+)
+def test_open_corpora_carry_their_licence(results, name, licence, sentence):
+    results["corpus"] |= {"name": name, "terms": ""}
+    card = card_of(results)
+    assert card.data.license == licence and sentence in " ".join(str(card).split())
+    assert ("**synthetic speech**" in str(card)) == (name != "manifest")
+    assert card_of(results, licence="mit").data.license == "mit"
+
+
+def test_what_is_not_defined_is_said_in_words(results):
+    test = results["systems"]["cts"]["test"]
+    test["ccc"]["dominance"] = test["interval"]["dominance"] = test["interval"]["valence"] = None
+    test["by_gender"] = {}
+    for entry in results["comparisons"]:
+        entry["difference"]["dominance"] = entry["interval"]["dominance"] = entry["interval"]["valence"] = None
+    results["corpus"]["durations"] = {"train": {}}
+    card = card_of(results)
+    _, scores, differences = rows(card, "test")
+    assert scores[3] == differences[2] == "not rated"
+    assert scores[2].endswith("(one speaker: no interval)") and differences[1].endswith("(one speaker: no test)")
+    assert "gender of the speakers is not known" in str(card) and "was not measured" in str(card)
+    assert [entry.metric_config for entry in card.data.eval_results] == ["activation", "valence"]
+
+
+def test_without_a_baseline_the_card_says_so(results):
+    del results["systems"]["finetune"]
+    results["comparisons"] = []
+    assert "was not fine-tuned without a teacher in this run" in " ".join(str(card_of(results)).split())
+
+
+def remove(results, path):
+    *parents, last = path.split(".")
+    for parent in parents:
+        results = results[parent]
+    del results[last]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "student",
+        "comparisons",
+        "conditioning",
+        "conditioning.discarded_fraction",
+        "conditioning.residual_std.valence",
+        "confidence.resamples",
+        "corpus.version",
+        "corpus.terms",
+        "corpus.durations",
+        "corpus.speakers.test",
+        "cost.seconds.cts",
+        "cost.device",
+        "seed",
+        "systems.cts",
+        "systems.cts.test",
+        "systems.cts.test.ccc.valence",
+        "systems.cts.test.interval",
+        "systems.cts.validation.n",
+        "systems.cts.test.by_gender",
+    ],
+)
+def test_a_missing_figure_is_an_error_and_no_empty_cell(results, path):
+    remove(results, path)
+    with pytest.raises(ValueError, match="results.json|hub_cards/model_student.md"):
+        card_of(results)
+
+
+def test_a_comparison_that_is_missing_is_an_error(results):
+    results["comparisons"] = [entry for entry in results["comparisons"] if entry["split"] != "test"]
+    with pytest.raises(ValueError, match=r"hub_cards/.*'test'.*empty place"):
+        card_of(results)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "0.5", None, True])
+def test_what_is_no_number_is_refused(results, value):
+    results["conditioning"]["discarded_fraction"] = value
+    with pytest.raises(ValueError, match="must be a finite number"):
+        card_of(results)
+
+
+def test_cards_of_metric_and_space():
+    card = metric_card("CCC: how well", "Agreement.", "predictions: numbers", "@article{lin}")
+    assert ModelCard(card).data.to_dict()["title"] == "CCC: how well" and "@article{lin}" in card
+    assert ModelCard(space_card("user/toys", "0123")).data.to_dict()["models"] == ["user/toys"]
+
+
+def test_every_template_refuses_a_missing_value():
+    templates = [path.name for path in TEMPLATES.glob("[!_]*.md")]
+    assert sorted(templates) == ["dataset.md", "metric.md", "model_student.md", "model_teacher.md", "space.md"]
+    for name in templates:
+        with pytest.raises(ValueError, match=f"hub_cards/{name}: .*is undefined"):
+            render(name)
+
+
+def test_results_are_not_changed(results, made):
+    card_of(results)
+    assert json.dumps(results) == json.dumps(made)

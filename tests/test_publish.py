@@ -1,0 +1,436 @@
+"""Pushing and pulling over HTTP, against a Hub on loopback, with the faults that networks and servers have."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from local_hub import TOKEN, USER, Fault, LocalHub
+from tiny_run import SECRET, TERMS, copy_run, make_run
+from typer.testing import CliRunner
+
+from cmkd.cli import app
+from cmkd.publish import published_results, stage_run, without_paths
+
+CODE = {"configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py"}
+STUDENT = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "results.json"}
+STUDENT |= CODE
+TEACHER = STUDENT | {"tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("of_a_user") / "run")
+
+
+def staged(run, folder, **arguments):
+    folder.mkdir()
+    return stage_run(run, "user/toys", folder, **arguments)
+
+
+# What goes along, without a network
+
+
+def test_what_goes_along_is_listed_by_name(run, tmp_path):
+    student = staged(run, tmp_path / "student")
+    assert {path.name for path in student.folder.iterdir()} == STUDENT
+    assert set(student.left_out) == {
+        "checkpoint-3",
+        "optimizer.pt",
+        "stage.json",
+        "train_embeddings.parquet",
+        "training_args.bin",
+        "training_log.json",
+        f"{SECRET}.wav",
+    }
+    teacher = staged(run, tmp_path / "teacher", is_teacher=True)
+    assert {path.name for path in teacher.folder.iterdir()} == TEACHER
+
+
+@pytest.mark.parametrize("is_teacher", [False, True])
+def test_nothing_of_this_machine_and_of_the_corpus_goes_along(run, tmp_path, is_teacher):
+    folder = staged(run, tmp_path / "x", is_teacher=is_teacher).folder
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for private in (SECRET, str(run.parent), run.parent.name, str(Path.home()) + "/"):
+            assert private.encode() not in content, (path.name, private)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert recipe["corpus"] == {"name": "toys", "transcripts": "words.parquet"}
+    assert recipe["teacher_speech_encoder"] == "big" and recipe["num_epochs"] == 3
+    config = json.loads((folder / "config.json").read_text())
+    assert config["speech_config"]["_name_or_path"] == "tones/speech"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["corpus"]["warnings"] == ["there are 1.5 h in corpus, but Toys 1.0 has 84 h"]
+    assert results["systems"] == json.loads((run / "results.json").read_text())["systems"]
+
+
+def test_a_token_stops_it_and_is_not_shown(run, tmp_path, monkeypatch):
+    token = "hf_" + "a1" * 17
+    other = copy_run(run, tmp_path / "run", student={"stage": "cts", "reason": f"because {token}"})
+    with pytest.raises(ValueError, match=r"README.md holds a token .* revoke it") as caught:
+        staged(other, tmp_path / "x")
+    assert token not in str(caught.value)
+    plain = copy_run(run, tmp_path / "plain", student={"stage": "cts", "reason": "because my-own-token"})
+    with pytest.raises(ValueError, match="holds a token"):
+        staged(plain, tmp_path / "y", token="my-own-token")
+
+
+def test_a_path_that_scrubbing_does_not_know_stops_it(run, tmp_path):
+    other = copy_run(run, tmp_path / "run")
+    code = other / "student/pipeline_cmkd.py"
+    code.write_text(code.read_text() + f"\n# {Path.home()}/my/notes\n")
+    with pytest.raises(ValueError, match="pipeline_cmkd.py holds a path of this machine"):
+        staged(other, tmp_path / "x")
+
+
+def test_paths_lose_all_but_their_last_part():
+    content = {
+        "a": ["/data/me/x.wav", "see C:\\Users\\me\\x.wav, and ~/corpora/y", "https://a.org/b/c", "and/or", 3, None],
+        "_name_or_path": "recipes/../encoders/speech",
+        "speech_config": {"_name_or_path": "facebook/hubert-base-ls960"},
+    }
+    assert without_paths(content) == {
+        "a": ["x.wav", "see x.wav, and y", "https://a.org/b/c", "and/or", 3, None],
+        "_name_or_path": "speech",
+        "speech_config": {"_name_or_path": "facebook/hubert-base-ls960"},
+    }
+
+
+def test_notes_stay_only_of_corpora_that_cmkd_makes(run):
+    results = json.loads((run / "results.json").read_text())
+    assert published_results(results)["corpus"]["notes"] == []
+    results["corpus"] |= {"name": "spoken-demo", "notes": ["synthetic speech"]}
+    assert published_results(results)["corpus"]["notes"] == ["synthetic speech"]
+
+
+def test_the_tag_follows_the_content(run, tmp_path):
+    first = staged(run, tmp_path / "a")
+    assert first.tag == staged(run, tmp_path / "b").tag and first.tag in first.card
+    other = copy_run(run, tmp_path / "run", seed=8)
+    assert staged(other, tmp_path / "c").tag != first.tag
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("results.json", FileNotFoundError, r"no file .*results.json: .* is not the folder of a complete run"),
+        ("student/model.safetensors", FileNotFoundError, r"student lacks model.safetensors: run the stages"),
+        ("student/modeling_cmkd.py", FileNotFoundError, r"student lacks modeling_cmkd.py"),
+    ],
+)
+def test_an_incomplete_run_is_refused(run, tmp_path, change, error, message):
+    other = copy_run(run, tmp_path / "run")
+    (other / change).unlink()
+    with pytest.raises(error, match=message):
+        staged(other, tmp_path / "x")
+
+
+def test_dry_run_lists_the_files_and_prints_the_card(run):
+    result = CliRunner().invoke(app, ["push", str(run), "user/toys", "--dry-run", "--license", "mit"])
+    assert result.exit_code == 0
+    assert set(re.findall(r"^ +[\d,]+  (\S+\.\S+)$", result.stdout, re.MULTILINE)) == STUDENT
+    assert "license: mit" in result.stdout and "## How good it is" in result.stdout
+    assert re.search(r"Stays behind: .*optimizer.pt", result.stdout)
+    result = CliRunner().invoke(app, ["push", str(run), "no name", "--dry-run"])
+    assert result.exit_code == 1 and result.stderr.startswith("cmkd push: Repo id must")
+
+
+# Over HTTP
+
+PUSHES = """
+import json, sys, time
+import cmkd.publish
+from typer.testing import CliRunner
+from cmkd.cli import app
+
+cmkd.publish.TIMEOUT = 1.0
+time.sleep = lambda seconds: None  # between attempts
+answers = {}
+for name, arguments in json.loads(sys.argv[1]).items():
+    result = CliRunner().invoke(app, ["push", *arguments])
+    answers[name] = [result.exit_code, result.stdout, result.stderr, repr(result.exception)]
+print(json.dumps(answers))
+"""
+
+
+def in_process(code: str, *arguments: str, environment: dict[str, str], cwd: Path) -> dict:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert TOKEN not in process.stdout + process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LocalHub() as server:
+        yield server
+
+
+OLD = {"model.safetensors": b"old weights", "README.md": b"old card", "tokenizer.json": b"{}", "photo.png": b"mine"}
+COMMIT, NEW = r"/api/models/user/{}/commit/.*", "/api/repos/create"
+FAULTS = {
+    "commit_fails_twice": ("POST", COMMIT, Fault(status=503), 2),
+    "commit_fails": ("POST", COMMIT, Fault(status=500), 99),
+    "answer_is_lost": ("POST", COMMIT, Fault(lost=True), 1),
+    "no_answer": ("POST", COMMIT, Fault(lost=True), 99),
+    "is_slow_once": ("POST", r"/api/models/user/{}/preupload/.*", Fault(seconds=1.5), 1),
+    "is_slow": ("GET", r"/api/models/user/{}/tree/.*|/api/models/user/{}", Fault(seconds=1.5), 99),
+    "upload_fails_twice": ("PUT", "/lfs/.*", Fault(status=500), 2),
+    "upload_fails": ("POST", r"/user/{}\.git/info/lfs/objects/batch", Fault(status=500), 99),
+    "token_is_refused": (
+        "POST",
+        COMMIT,
+        Fault(401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+        99,
+    ),
+    "may_not_write": ("POST", COMMIT, Fault(403, {"X-Error-Message": "You need write access"}), 99),
+    "is_gone": ("POST", r"/api/models/user/{}/preupload/.*", Fault(404, {"X-Error-Code": "RepoNotFound"}), 99),
+    "is_gated": ("GET", r"/api/models/user/{}(/revision/.*)?", Fault(403, {"X-Error-Code": "GatedRepo"}), 99),
+    "tag_fails_once": ("POST", r"/api/models/user/{}/tag/.*", Fault(status=500), 1),
+}
+
+
+@pytest.fixture(scope="module")
+def pushes(run, hub, tmp_path_factory) -> dict[str, list]:
+    """Exit code, output and error of many calls of `cmkd push`; each with a fault goes to a repository that has OLD."""
+    home = tmp_path_factory.mktemp("home")
+    calls = {
+        "student": [str(run), "user/student"],
+        "again": [str(run), "user/student"],
+        "teacher": [str(run), "user/teacher", "--teacher", "--public"],
+        "over_the_teacher": [str(run), "user/teacher", "--public", "--revision", "students"],
+        "open_already": [str(run), "user/open"],
+        "in_public": [str(run), "user/in_public", "--public"],
+        "no_such_run": [str(run / "nothing"), "user/student"],
+    }
+    for name in ("open", *FAULTS):
+        hub.make("models", f"{USER}/{name}", OLD, private=name != "open")
+    for name, (method, path, fault, times) in FAULTS.items():
+        if method != "PUT":
+            hub.fail(method, path.replace("{}", name), fault, times)
+        calls[name] = [str(run), f"user/{name}"]
+    method, path, fault, times = FAULTS["upload_fails_twice"]
+    hub.fail(method, path, fault, times)
+    checkout = Path(__file__).parents[1]
+    environment = hub.environment(home) | {"PYTHONPATH": str(checkout)}
+    return in_process(PUSHES, json.dumps(calls), environment=environment, cwd=home)
+
+
+def test_a_student_is_pushed_in_one_commit_and_in_private(pushes, hub):
+    code, output, error, _ = pushes["student"]
+    assert code == 0, error
+    repository = hub.repositories["models", "user/student"]
+    assert repository.private and set(hub.files("models", "user/student")) == STUDENT
+    assert repository.messages == ["initial commit", "Model, card and results, by CMKD"]
+    sha = repository.branches["main"]
+    (tag,) = repository.tags
+    assert repository.tags[tag] == sha
+    assert f"AutoModel.from_pretrained('user/student', revision='{sha}', trust_remote_code=True)" in output
+    assert f'"{tag}"' in hub.files("models", "user/student")["README.md"].decode()
+
+
+def test_nothing_private_is_on_the_hub(pushes, hub, run):
+    for (_, name), repository in hub.repositories.items():
+        for tree in repository.commits.values():
+            for path, content in tree.items():
+                for private in (SECRET, str(run.parent), run.parent.name, TOKEN):
+                    assert private.encode() not in content, (name, path, private)
+    for private in (SECRET, run.parent.name):
+        assert not any(private.encode() in content for content in hub.large_files.values())
+
+
+def test_the_same_push_again_changes_nothing(pushes, hub):
+    assert pushes["again"][:2] == pushes["student"][:2]
+    assert len(hub.repositories["models", "user/student"].commits) == 2
+
+
+def test_a_teacher_takes_its_tokenizer_along(pushes, hub):
+    assert pushes["teacher"][0] == 0, pushes["teacher"]
+    assert set(hub.files("models", "user/teacher")) == TEACHER
+    assert not hub.repositories["models", "user/teacher"].private
+
+
+def test_what_only_the_push_before_made_is_removed_on_that_branch(pushes, hub):
+    assert pushes["over_the_teacher"][0] == 0, pushes["over_the_teacher"]
+    assert set(hub.files("models", "user/teacher", "students")) == STUDENT
+    assert set(hub.files("models", "user/teacher")) == TEACHER
+
+
+def test_a_licensed_model_goes_into_the_open_only_on_request(pushes, hub):
+    code, _, error, _ = pushes["open_already"]
+    assert code == 1 and "user/open', which is there already and public" in error and TERMS in error
+    assert hub.files("models", "user/open") == OLD
+    assert pushes["in_public"][0] == 0 and not hub.repositories["models", "user/in_public"].private
+
+
+@pytest.mark.parametrize(
+    "name", ["commit_fails_twice", "answer_is_lost", "is_slow_once", "upload_fails_twice", "tag_fails_once"]
+)
+def test_trouble_that_passes_is_waited_out(pushes, hub, name):
+    code, output, error, _ = pushes[name]
+    assert code == 0, error
+    repository = hub.repositories["models", f"user/{name}"]
+    assert set(hub.files("models", f"user/{name}")) == STUDENT | {"photo.png"}
+    assert repository.branches["main"] in output and list(repository.tags.values()) == [repository.branches["main"]]
+    assert repository.messages.count("Model, card and results, by CMKD") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("commit_fails", r"the Hub cannot serve the request now \(500\), several attempts included"),
+        ("is_slow", r"the Hub does not answer \(ReadTimeout\), several attempts included"),
+        ("upload_fails", r"the Hub cannot serve the request now \(500\)"),
+        ("token_is_refused", r"the Hub does not accept the token \(401\): run `hf auth login`"),
+        ("may_not_write", r"the token may not write to user/may_not_write \(403\).* It says: You need write access"),
+        ("is_gone", r"the Hub does not know user/is_gone, or does not show it to this token \(404\)"),
+        ("is_gated", r"user/is_gated is gated, and this token has no access"),
+    ],
+)
+def test_trouble_that_stays_is_explained_and_the_old_revision_with_it(pushes, hub, name, message):
+    code, output, error, exception = pushes[name]
+    assert (code, output, exception) == (1, "", "SystemExit(1)")
+    last = error.strip().splitlines()[-1]
+    assert re.match(f"cmkd push: {message}", last), error
+    assert "holds what it held before, or all of this push; the same command can be repeated." in last
+    assert "Traceback" not in error and hub.files("models", f"user/{name}") == OLD
+
+
+def test_a_push_whose_every_answer_is_lost_says_so_and_is_there_once(pushes, hub):
+    code, _, error, _ = pushes["no_answer"]
+    messages = hub.repositories["models", "user/no_answer"].messages
+    assert messages.count("Model, card and results, by CMKD") == 1
+    assert code == 0, error  # the second attempt finds everything there
+
+
+def test_errors_before_the_network_are_one_line(pushes):
+    code, _, error, _ = pushes["no_such_run"]
+    assert code == 1 and re.match("cmkd push: no file .*results.json", error)
+
+
+PULLS = """
+import importlib.abc, json, re, sys
+
+class NoCheckout(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in ("cmkd", "configuration_cmkd", "modeling_cmkd", "pipeline_cmkd"):
+            raise ModuleNotFoundError(f"no module {name}", name=name)
+
+sys.meta_path.insert(0, NoCheckout())
+import torch
+from huggingface_hub import hf_hub_download
+from transformers import AutoModel, AutoModelForAudioClassification
+
+wanted = json.loads(sys.argv[1])
+answers = {}
+for name, revision in wanted["cards"].items():
+    card = open(hf_hub_download(name, "README.md", revision=revision)).read()
+    variables = {}
+    for snippet in re.findall(r"```python\\n(.*?)```", card, re.DOTALL):
+        exec(snippet, variables)
+    answers[name] = variables["output"].logits.tolist()
+    if "score" in variables:
+        answers["pipeline"] = list(variables["score"]("speech.wav")["scores"].values())
+        by_class = AutoModelForAudioClassification.from_pretrained(name, revision=revision, trust_remote_code=True)
+        pinned = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=True)
+        for model in (by_class, pinned):
+            states = model.state_dict().items()
+            assert all(torch.equal(value, variables["model"].state_dict()[key]) for key, value in states)
+for name in wanted["faulty"]:
+    try:
+        AutoModel.from_pretrained(name, trust_remote_code=True)
+        answer = "loaded"
+    except Exception as error:
+        answer = f"{type(error).__name__}: {error}"
+    answers.setdefault(name, []).append(answer)
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def pulls(pushes, hub, run, tmp_path_factory) -> dict[str, dict]:
+    """Answers of fresh processes without this package: one that loads from the Hub, and one offline after it."""
+    folder = tmp_path_factory.mktemp("somebody_else")
+    speech = 0.1 * np.random.default_rng(0).standard_normal(8000)
+    soundfile.write(folder / "speech.wav", speech, 16000)
+    student = hub.repositories["models", "user/student"]
+    faults = {
+        "fails_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(status=503), 1),
+        "is_cut_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(half=True), 1),
+        "is_slow_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(seconds=1.5), 1),
+        "is_closed": ("HEAD", "/user/{}/resolve/.*", Fault(403, {"X-Error-Code": "GatedRepo"}), 99),
+        "is_private": ("HEAD", "/user/{}/resolve/.*", Fault(401, {"X-Error-Code": "RepoNotFound"}), 99),
+    }
+    for name, (method, path, fault, times) in faults.items():
+        hub.repositories["models", f"user/{name}"] = student
+        hub.fail(method, path.format(name), fault, times)
+    cards = {"user/student": student.branches["main"], "user/teacher": "main"}
+    faulty = [f"user/{name}" for name in (*faults, "absent", "fails_once")]
+    environment = hub.environment(tmp_path_factory.mktemp("cache")) | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    online = in_process(PULLS, json.dumps({"cards": cards, "faulty": faulty}), environment=environment, cwd=folder)
+    offline = json.dumps({"cards": cards, "faulty": ["user/absent"]})
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    return {"online": online, "offline": in_process(PULLS, offline, environment=environment, cwd=folder)}
+
+
+def test_the_code_on_the_card_gives_what_the_run_s_own_checkpoint_gives(pulls, run):
+    import torch
+    from transformers import AutoFeatureExtractor, AutoTokenizer
+
+    from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
+
+    speech = 0.1 * np.random.default_rng(0).standard_normal(8000)
+    speech = np.round(speech * 2**15) / 2**15  # as a file of 16 bits holds it
+    tokens = AutoTokenizer.from_pretrained(run / "teacher")("what is said in it", return_tensors="pt")
+    text = {"input_ids": tokens["input_ids"], "text_attention_mask": tokens["attention_mask"]}
+    for name, model_class, more in (("student", CMKDStudentModel, {}), ("teacher", CMKDTeacherModel, text)):
+        model = model_class.from_pretrained(run / name).eval()
+        extractor = AutoFeatureExtractor.from_pretrained(run / name)
+        with torch.no_grad():
+            expected = model(**extractor(speech, sampling_rate=16000, return_tensors="pt"), **more).logits
+        np.testing.assert_allclose(pulls["online"][f"user/{name}"], expected.numpy(), atol=2e-4)
+    np.testing.assert_allclose(pulls["online"]["pipeline"], pulls["online"]["user/student"][0], atol=1e-5)
+
+
+def test_what_was_pulled_works_offline(pulls):
+    for name in ("user/student", "user/teacher", "pipeline"):
+        assert pulls["offline"][name] == pulls["online"][name]
+    assert pulls["offline"]["user/absent"][0].startswith("OSError: ")
+
+
+@pytest.mark.parametrize("name", ["is_cut_once", "is_slow_once"])
+def test_a_pull_waits_out_what_passes(pulls, name):
+    assert pulls["online"][f"user/{name}"] == ["loaded"]
+
+
+def test_a_pull_that_the_server_fails_says_so_and_can_be_repeated(pulls):
+    """huggingface_hub does not repeat a download that is answered with an error of the server."""
+    first, second = pulls["online"]["user/fails_once"]
+    assert first.startswith("OSError: ") and "503 Service Unavailable" in first and second == "loaded"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("is_closed", "OSError: You are trying to access a gated repo"),
+        ("is_private", "OSError: user/is_private is not a local folder and is not a valid model identifier"),
+        ("absent", "OSError: user/absent is not a local folder and is not a valid model identifier"),
+    ],
+)
+def test_a_pull_that_is_not_allowed_says_why(pulls, name, message):
+    (answer,) = pulls["online"][f"user/{name}"]
+    assert answer.startswith(message)
