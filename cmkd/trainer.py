@@ -103,7 +103,9 @@ class CMKDTrainer(Trainer):
 
     def _advice_on_memory(self, inputs) -> str:
         batch = self.args.per_device_train_batch_size
-        longest = f"; the longest training utterance has {max(self.train_durations):.1f} s" if self.train_durations else ""
+        longest = ""
+        if self.train_durations is not None:
+            longest = f"; the longest training utterance has {max(self.train_durations):.1f} s"
         shapes = {name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         return (
             f"Out of memory at training step {self.state.global_step + 1}, with a batch of {len(inputs['labels'])} "

@@ -188,7 +188,8 @@ FAULTS = {
     "answer_is_lost": ("POST", COMMIT, Fault(lost=True), 1),
     "no_answer": ("POST", COMMIT, Fault(lost=True), 99),
     "is_slow_once": ("POST", r"/api/models/user/{}/preupload/.*", Fault(seconds=1.5), 1),
-    "is_slow": ("GET", r"/api/models/user/{}/tree/.*|/api/models/user/{}", Fault(seconds=1.5), 99),
+    "is_slow": ("GET", "/api/models/user/{}", Fault(seconds=1.5), 99),
+    "is_slow_to_commit": ("POST", COMMIT, Fault(seconds=1.5), 1),
     "upload_fails_twice": ("PUT", "/lfs/.*", Fault(status=500), 2),
     "upload_fails": ("POST", r"/user/{}\.git/info/lfs/objects/batch", Fault(status=500), 99),
     "token_is_refused": (
@@ -287,6 +288,12 @@ def test_trouble_that_passes_is_waited_out(pushes, hub, name):
     assert set(hub.files("models", f"user/{name}")) == STUDENT | {"photo.png"}
     assert repository.branches["main"] in output and list(repository.tags.values()) == [repository.branches["main"]]
     assert repository.messages.count("Model, card and results, by CMKD") == 1
+
+
+def test_a_commit_that_is_answered_too_late_is_not_lost(pushes, hub):
+    code, _, error, _ = pushes["is_slow_to_commit"]
+    assert code == 0, error
+    assert set(hub.files("models", "user/is_slow_to_commit")) == STUDENT | {"photo.png"}
 
 
 @pytest.mark.parametrize(

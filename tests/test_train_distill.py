@@ -73,9 +73,8 @@ def make_corpus(folder: Path) -> None:
             soundfile.write(folder / f"{name}.wav", wave, 16000)
             text = "" if index % 5 == 0 else f"{'high' if high > 0.5 else 'low'} {'long' if long > 0.5 else 'short'}"
             dominance = "" if index == 1 else f"{1 + 6 * generator.random():.3f}"
-            lines.append(
-                f"{name},{name}.wav,{text},{1 + 6 * long:.3f},{1 + 6 * high:.3f},{dominance},{split}_{index % 4},{split}"
-            )
+            labels = f"{1 + 6 * long:.3f},{1 + 6 * high:.3f},{dominance}"
+            lines.append(f"{name},{name}.wav,{text},{labels},{split}_{index % 4},{split}")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -307,6 +306,22 @@ def test_a_half_written_checkpoint_does_not_block_a_stage(recipe, tmp_path):
     arguments = ["--output_dir", str(tmp_path), "--stages", "audio", "--num_epochs", "1"]
     train_distill.main([str(recipe), *arguments])
     assert json.loads((tmp_path / "results.json").read_text())["systems"].keys() == {"audio"}
+
+
+def test_a_complete_run_is_pushed_on_request(run, recipe, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(train_distill, "check_push", lambda repo_id: pushed.append(repo_id))
+    monkeypatch.setattr(train_distill, "push_run", lambda *arguments, **options: pushed.append((arguments, options)))
+    train_distill.main([str(recipe), "--hub_model_id", "user/tones", "--hub_private", "false"])
+    assert pushed == ["user/tones", ((run, "user/tones"), {"private": False})]
+    assert "hub_model_id" not in json.loads((run / "results.json").read_text())["recipe"]
+
+
+def test_a_push_without_token_is_refused_before_training(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmkd.publish.get_token", lambda: None)
+    with pytest.raises(OSError, match=r"no token for the Hub: run `hf auth login`"):
+        train_distill.main([str(recipe), "--output_dir", str(tmp_path), "--hub_model_id", "user/tones"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_students_do_not_outlive_their_teacher(run, recipe, tmp_path):

@@ -161,6 +161,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_touched(
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_out_of_memory_says_what_helps(error, tmp_path, monkeypatch):
+    job = trainer(tmp_path, train_durations=[1.0] * 9 + [7.5], **NO_EVALUATION)
+
+    def fail(inputs):
+        raise error
+
+    monkeypatch.setattr(job.model, "forward", fail)
+    with pytest.raises(MemoryError, match=r"step 1, .* [34] utterances; the longest .* 7.5 s.*batch_size \(it is 4\)"):
+        job.train()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -1,4 +1,4 @@
-"""Run by test_whole_step.py under torchrun: the first step of several trainers, of which every process saves what it saw.
+"""Run by test_whole_step.py under torchrun: the first step of several trainers; every process saves what it saw.
 
     torchrun ... whole_step_worker.py FOLDER CASE...
 
