@@ -113,8 +113,6 @@ class SpeechEmotionPipeline(ChunkPipeline):
                 f"This {type(self.model).__name__} also reads a transcript, which a pipeline over audio does not have. "
                 "Load the student, or call the teacher itself with input_ids."
             )
-        # pipeline() leaves classes in this entry, which json cannot write.
-        self.model.config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
 
     def __call__(self, inputs, **kwargs):
         """Scores audio: see the class for the arguments and the result."""
@@ -153,10 +151,10 @@ class SpeechEmotionPipeline(ChunkPipeline):
     def _lengths(self, window, hop) -> tuple[int, int, int]:
         """In samples: the longest audio that is not cut, the windows of longer audio, and their hop."""
         rate = self.feature_extractor.sampling_rate
-        longest = LONGEST_UTTERANCE if window is None else window
-        window = LONG_AUDIO_WINDOW if window is None else window
-        hop = window if hop is None else hop
         limit = self._longest_input()
+        longest = min(LONGEST_UTTERANCE, limit) if window is None else window
+        window = min(LONG_AUDIO_WINDOW, limit) if window is None else window
+        hop = window if hop is None else hop
         if not SHORTEST_AUDIO <= window <= limit or not math.isfinite(window):
             most = "" if limit == math.inf else f" and at most {limit:g}, which is all that the encoder takes"
             raise ValueError(f"window={window!r}: must be a finite number of seconds, at least {SHORTEST_AUDIO}{most}.")
@@ -165,7 +163,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
                 f"hop={hop!r}: must be above 0 and at most the window of {window:g} s, or audio between windows would "
                 "not be heard."
             )
-        return round(min(longest, limit) * rate), round(window * rate), round(hop * rate)
+        return round(longest * rate), round(window * rate), round(hop * rate)
 
     def _longest_input(self) -> float:
         """Seconds of audio that the encoder takes at once."""
@@ -216,10 +214,8 @@ def _time_shares(windows: list[dict]) -> np.ndarray:
     starts, ends = (np.array([window[edge] for window in windows])[audible] for edge in ("start", "end"))
     edges = np.unique(np.concatenate([starts, ends]))
     covering = np.searchsorted(starts, edges, "right") - np.searchsorted(ends, edges, "right")
-    shared = np.diff(edges) / np.maximum(
-        covering[:-1], 1
-    )  # seconds from one edge to the next, for each who covers them
-    clock = np.concatenate([[0.0], np.cumsum(shared)])
+    seconds_each = np.diff(edges) / np.maximum(covering[:-1], 1)  # from one edge to the next; nobody covers silence
+    clock = np.concatenate([[0.0], np.cumsum(seconds_each)])
     shares = np.zeros(len(windows))
     shares[audible] = clock[np.searchsorted(edges, ends)] - clock[np.searchsorted(edges, starts)]
     return shares / shares.sum()

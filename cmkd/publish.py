@@ -46,6 +46,10 @@ TOKENIZER_FILES = (
 
 MADE_HERE = ("README.md", "recipe.yaml", "results.json")
 
+_RECIPE_HEADER = """\
+# The settings of the run. To repeat it, say where your copy of the corpus is and where the run is to go:
+#   python train_distill.py recipe.yaml --corpus.data_dir ... --output_dir ...
+"""
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _NEEDED = ("config.json", "configuration_cmkd.py", "modeling_cmkd.py")
 _SCRUBBED = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -152,7 +156,7 @@ def push_run(
 
         def send() -> tuple[str, str]:
             api.create_repo(repo_id, private=private, exist_ok=True)
-            if private and terms and not api.model_info(repo_id).private:
+            if private and terms and not api.model_info(repo_id, timeout=TIMEOUT).private:
                 raise PermissionError(
                     f"repo_id is {repo_id!r}, which is there already and public, but the model was trained on a "
                     f"licensed corpus: {terms} Make it private or take another name, or pass --public if your licence "
@@ -228,7 +232,7 @@ def stage_run(
     results = published_results(results)
     _write_json(folder / "results.json", results)
     recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
-    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(_RECIPE_HEADER + recipe, encoding="utf-8")
     tag = f"cmkd-{_digest(folder)}"
     config = _read_json(folder / "config.json")
     card = model_card(results, config, going, repo_id, tag, is_teacher, licence)
@@ -341,7 +345,8 @@ def _commit(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tup
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(name, folder / name) for name in ours
     ]
-    for name in api.list_repo_files(repo_id, revision=revision):
+    there = api.model_info(repo_id, revision=revision, timeout=TIMEOUT).siblings or []
+    for name in (file.rfilename for file in there):
         if name not in ours and (name in known or _WEIGHTS.fullmatch(name)):
             operations.append(CommitOperationDelete(name))
     info = api.create_commit(repo_id, operations, commit_message=COMMIT_MESSAGE, revision=revision)
@@ -432,7 +437,10 @@ def _explanation(error: BaseException, repo_id: str) -> str:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): repeat the stage that writes it.") from error
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -1,9 +1,16 @@
 """What importing the package costs and brings along."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import cmkd
+
+CHECKOUT = Path(__file__).parents[1]
+OURS = [*CHECKOUT.glob("*.py"), *(CHECKOUT / "cmkd").rglob("*.py")]
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -18,3 +25,17 @@ def test_every_public_name_is_there():
     for name in cmkd.__all__:
         assert getattr(cmkd, name) is not None
     assert set(cmkd.__all__) <= set(dir(cmkd))
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_nothing_of_ours_reads_or_writes_pickles(path):
+    """As docs/security.md promises; what Trainer itself keeps beside its checkpoints is said there."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = {node.module or ""} if isinstance(node, ast.ImportFrom) else {name.name for name in node.names}
+            modules = {module.split(".")[0] for module in modules}
+            assert modules.isdisjoint({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"})
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}
+        if isinstance(node, ast.keyword):
+            assert node.arg != "allow_pickle"

@@ -12,8 +12,15 @@ import pytest
 import soundfile
 import soxr
 import torch
-from test_modeling import ALL_CONFIGS, SMALL, student, teacher, whisper_extractor
-from transformers import AutoFeatureExtractor, HubertConfig, Wav2Vec2FeatureExtractor, pipeline
+from test_modeling import ALL_CONFIGS, SMALL, WHISPER, student, teacher, whisper_extractor
+from transformers import (
+    AutoFeatureExtractor,
+    HubertConfig,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    pipeline,
+)
 
 from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDStudentModel
@@ -331,6 +338,15 @@ def test_whisper_takes_thirty_seconds_and_no_more():
         score(noise(1), sampling_rate=RATE, window=31)
 
 
+def test_an_encoder_that_takes_less_sets_the_default_window():
+    config = WhisperConfig(**WHISPER.to_dict() | {"max_source_positions": 100})
+    short = WhisperFeatureExtractor(feature_size=80, chunk_length=2)
+    score = SpeechEmotionPipeline(model=student(config), feature_extractor=short)
+    assert [window["start"] for window in score(noise(5), sampling_rate=RATE)["timeline"]] == [0, 2, 3]
+    with pytest.raises(ValueError, match="window=3: .* at most 2,"):
+        score(noise(5), sampling_rate=RATE, window=3)
+
+
 def test_arguments_may_be_given_when_the_pipeline_is_made():
     score = SpeechEmotionPipeline(
         model=student(ALL_CONFIGS["hubert"]), feature_extractor=extractor("hubert"), window=2, return_embeddings=True
@@ -363,7 +379,6 @@ from transformers import AutoModel, pipeline
 score = pipeline(model=folder, trust_remote_code=True)
 answer = score(audio)
 score.save_pretrained(folder + "-pipeline")
-print(score.model.config)  # can be printed
 AutoModel.from_pretrained(folder, trust_remote_code=True).save_pretrained(folder + "-model")
 from pathlib import Path
 (Path(folder) / "preprocessor_config.json").rename(Path(folder + "-model") / "preprocessor_config.json")

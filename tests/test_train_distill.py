@@ -30,6 +30,7 @@ from transformers import (
 )
 
 import train_distill
+from cmkd.publish import stage_run
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")
@@ -315,6 +316,18 @@ def test_a_complete_run_is_pushed_on_request(run, recipe, monkeypatch):
     train_distill.main([str(recipe), "--hub_model_id", "user/tones", "--hub_private", "false"])
     assert pushed == ["user/tones", ((run, "user/tones"), {"private": False})]
     assert "hub_model_id" not in json.loads((run / "results.json").read_text())["recipe"]
+
+
+@pytest.mark.parametrize("is_teacher", [False, True])
+def test_what_a_run_leaves_is_all_that_a_card_needs(run, recipe, tmp_path, is_teacher):
+    staged = stage_run(run, "user/tones", tmp_path, is_teacher=is_teacher)
+    results = json.loads((run / "results.json").read_text())
+    scores = results["systems"]["teacher" if is_teacher else results["student"]["stage"]]["test"]
+    low, high = scores["interval"]["valence"]
+    assert f"{scores['ccc']['valence']:.3f} [{low:.3f}, {high:.3f}]" in staged.card
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["speech_config"]["_name_or_path"] == "tones/speech"
+    assert not any(str(recipe.parent).encode() in path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_a_push_without_token_is_refused_before_training(recipe, tmp_path, monkeypatch):
