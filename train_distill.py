@@ -46,6 +46,8 @@ from cmkd.training_args import CMKDTrainingArguments, plateau_schedule
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
+LENGTH_CORRELATION = 0.3  # between a label and the duration, above which there is a warning
+
 
 def main(arguments: list[str]) -> None:
     recipe = load_recipe(arguments[0], arguments[1:])
@@ -62,6 +64,8 @@ def main(arguments: list[str]) -> None:
         corpus = load_corpus(**recipe.corpus)
     say(corpus.report)
     check_labels(corpus)
+    if recipe.group_by_length:
+        warn_of_length(corpus["train"])
     version = corpus.report.version
     repeated = recipe.stages if recipe.overwrite else []
     complete = [stage for stage in STAGES if stage not in repeated and stage_is_complete(run, stage, recipe, version)]
@@ -129,6 +133,18 @@ def check_labels(corpus: DatasetDict) -> None:
                 )
 
 
+def warn_of_length(rows: Dataset) -> None:
+    """Says where labels go with length, so that steps of like length have less of their spread."""
+    for name, column in zip(EMOTION_DIMENSIONS, unit_interval_labels(rows).T, strict=True):
+        rated = ~np.isnan(column)
+        correlation = np.corrcoef(np.array(rows["duration"])[rated], column[rated])[0, 1]
+        if abs(correlation) > LENGTH_CORRELATION:
+            say(
+                f"WARNING: {name} goes with the length of the utterance (correlation {correlation:.2f}), so steps of "
+                "like length have less of its spread, which may cost CCC: compare with --group_by_length false"
+            )
+
+
 def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> None:
     """Trains one system, evaluates it on every split, and saves its checkpoint and predictions."""
     say(f"\n{stage}")
@@ -154,7 +170,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
         train_dataset=UtteranceDataset(columns),
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
-        train_durations=corpus["train"]["duration"],
+        train_durations=corpus["train"]["duration"] if recipe.group_by_length else None,
     )
     with PartialState().main_process_first():
         checkpoint = usable_checkpoint(folder)

@@ -42,6 +42,7 @@ class Recipe(BaseModel):
 
     batch_size: int = Field(default=32, ge=1, description="Utterances a device and accumulation step.")
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="Batches between two updates of the weights.")
+    group_by_length: bool = Field(default=True, description="Utterances of like length in a step: less padding.")
     loss_over: Literal["step", "batch"] = Field(default="step", description="See CMKDTrainingArguments.")
     num_epochs: int = Field(default=50, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)

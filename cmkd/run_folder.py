@@ -35,7 +35,7 @@ from cmkd.recipe import STAGES, Recipe
 from cmkd.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-_STEP = {"batch_size", "gradient_accumulation_steps", "loss_over"}
+_STEP = {"batch_size", "gradient_accumulation_steps", "group_by_length", "loss_over"}
 _SCHEDULE = {"num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
 _TRAINING = {"corpus", "seed", "cache_dtype"} | _STEP | _SCHEDULE
 _AUDIO = _TRAINING | {"student_speech_encoder", "use_weighted_layer_sum"}

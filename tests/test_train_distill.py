@@ -454,6 +454,17 @@ def test_without_a_cache_it_learns_the_same(run, recipe, tmp_path, stage):
         assert of_computed == pytest.approx(of_cached, abs=1e-5)
 
 
+def test_labels_that_go_with_the_length_are_named(recipe, tmp_path, capsys):
+    """In the tones the length is the activation."""
+    arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "audio", "--num_epochs", "1"]
+    train_distill.main(arguments)
+    grouped = capsys.readouterr().out
+    assert "WARNING: activation goes with the length of the utterance (correlation 1.00)" in grouped
+    assert "WARNING: valence" not in grouped
+    train_distill.main([*arguments, "--overwrite", "--group_by_length", "false"])
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_a_student_without_its_teacher_is_refused(recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match="add the stage teacher"):
         train_distill.main([str(recipe), "--output_dir", str(tmp_path), "--stages", "ts"])
