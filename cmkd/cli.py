@@ -173,6 +173,22 @@ def push(
             print(f"{staged}\n\n{staged.card}")
 
 
+@app.command()
+def push_metric(
+    repo_id: Annotated[str, typer.Argument(help="user/concordance_cc on the Hub; it is made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="For a Space that has to be made.")] = True,
+) -> None:
+    """Puts the metric concordance_cc on the Hub, as a Space that `evaluate.load` takes.
+
+    \b
+    cmkd push-metric user/concordance_cc --public
+    """
+    with _errors("push-metric"):
+        from cmkd.publish import push_metric as push
+
+        print(push(repo_id, private=private))
+
+
 def _load(name: str, data_dir: Path | None, on_error: str, settings: list[str] | None) -> Corpus:
     from cmkd.corpora import load_corpus
     from cmkd.recipe import parse_arguments

@@ -26,6 +26,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, Of
 from huggingface_hub.utils import get_session, validate_repo_id  # type: ignore[attr-defined]
 
 from cmkd.cards import OPEN_CORPORA, model_card
+from cmkd.metrics import CONCORDANCE_CC
 
 ALLOWED = ("config.json", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "preprocessor_config.json")
 """Files of a checkpoint, beside its weights, that go to the Hub."""
@@ -61,6 +62,7 @@ FIRST_PAUSE = 1.0
 TIMEOUT = 100.0
 """Seconds without a byte from the Hub after which a request has failed; huggingface_hub would wait for ever."""
 COMMIT_MESSAGE = "Model, card and results, by CMKD"
+METRIC_FILES = ("README.md", "app.py", "concordance_cc.py", "requirements.txt")
 
 
 class PushError(OSError):
@@ -76,18 +78,17 @@ class Pushed:
         sha: of the commit.
         tag: the revision that the card pins.
         url: of the commit.
+        line: of Python that loads just this commit.
     """
 
     repo_id: str
     sha: str
     tag: str
     url: str
+    line: str
 
     def __str__(self) -> str:
-        return (
-            f"Pushed: {self.url}\nLoad it with\n  AutoModel.from_pretrained({self.repo_id!r}, revision={self.sha!r}, "
-            "trust_remote_code=True)"
-        )
+        return f"Pushed: {self.url}\nLoad it with\n  {self.line}"
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,40 @@ def push_run(
 
         with _explained(repo_id):
             sha, url = _repeated(send)
-        return Pushed(repo_id, sha, staged.tag, url)
+        line = f"AutoModel.from_pretrained({repo_id!r}, revision={sha!r}, trust_remote_code=True)"
+        return Pushed(repo_id, sha, staged.tag, url, line)
+
+
+def push_metric(repo_id: str, *, private: bool = True, token: str | None = None) -> Pushed:
+    """Pushes the metric `concordance_cc` as a Space, in one commit.
+
+    Args:
+        repo_id: "user/concordance_cc"; it is made if it is not there. `evaluate.load` looks for the file that is called
+            as the Space is.
+        private: whether it is to be private if it has to be made.
+        token: None: the stored one.
+
+    Raises:
+        PushError: the Hub refuses it or cannot be reached.
+        ValueError: `repo_id` is no name, or not that of the metric.
+    """
+    token = token or check_push(repo_id)
+    folder = Path(CONCORDANCE_CC)
+    if repo_id.split("/")[-1] != folder.name:
+        raise ValueError(
+            f"repo_id is {repo_id!r}, but must end in /{folder.name}: evaluate looks for a file of this name."
+        )
+    files = [CommitOperationAdd(name, folder / name) for name in METRIC_FILES]
+    api = HfApi(token=token)
+
+    def send() -> tuple[str, str]:
+        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        info = api.create_commit(repo_id, files, repo_type="space", commit_message=COMMIT_MESSAGE)
+        return info.oid, info.commit_url
+
+    with _explained(repo_id):
+        sha, url = _repeated(send)
+    return Pushed(repo_id, sha, sha, url, f"evaluate.load({repo_id!r}, revision={sha!r})")
 
 
 def check_push(repo_id: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torchmetrics.functional import concordance_corrcoef
 
+from cmkd.cards import metric_card
 from cmkd.evaluation import evaluate_predictions
 from cmkd.metrics import CONCORDANCE_CC
 
@@ -158,3 +159,10 @@ def test_the_folder_is_a_space_whose_card_tells_the_truth(metric):
     )
     printed = str(found["per_dimension"][0])[:6], str(found["concordance_cc"])[:6]
     assert all(figure in card for figure in printed)
+
+
+def test_the_card_of_the_space_is_made_from_the_template():
+    """README.md of the folder is what `cmkd.cards.metric_card` gives; this is how it was written."""
+    info = evaluate.load(CONCORDANCE_CC)
+    card = metric_card("Concordance correlation coefficient", info.description, info.inputs_description, info.citation)
+    assert (Path(CONCORDANCE_CC) / "README.md").read_text(encoding="utf-8") == card

@@ -16,6 +16,7 @@ from tiny_run import SECRET, TERMS, copy_run, make_run
 from typer.testing import CliRunner
 
 from cmkd.cli import app
+from cmkd.metrics import CONCORDANCE_CC
 from cmkd.publish import published_results, stage_run, without_paths
 
 CODE = {"configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py"}
@@ -441,3 +442,26 @@ def test_a_pull_that_the_server_fails_says_so_and_can_be_repeated(pulls):
 def test_a_pull_that_is_not_allowed_says_why(pulls, name, message):
     (answer,) = pulls["online"][f"user/{name}"]
     assert answer.startswith(message)
+
+
+def test_the_metric_becomes_a_space(tmp_path):
+    with LocalHub() as hub:
+        environment = os.environ | hub.environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        commands = [["user/concordance_cc"], ["user/concordance_cc"], ["user/ccc"]]
+        done = [
+            subprocess.run(
+                [sys.executable, "-m", "cmkd.cli", "push-metric", *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+                timeout=120,
+            )
+            for arguments in commands
+        ]
+        assert [result.returncode for result in done] == [0, 0, 1], done
+        files = hub.files("spaces", "user/concordance_cc")
+        repository = hub.repositories["spaces", "user/concordance_cc"]
+    assert files == {path.name: path.read_bytes() for path in Path(CONCORDANCE_CC).iterdir() if path.is_file()}
+    assert repository.private and f"revision={repository.branches['main']!r}" in done[1].stdout
+    assert "must end in /concordance_cc" in done[2].stderr
