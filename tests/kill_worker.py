@@ -3,8 +3,9 @@
     kill_worker.py RECIPE OUTPUT_DIR SEED KILLS
 
 Every try is a fork of this process, which has imported everything, and kills itself by SIGKILL at a moment drawn by
-SEED: just before or after one of the things that it does with files of the run, or before a training step. Prints a
-line for each kill, with the stage and what it was about to do. After KILLS kills it is left alone.
+SEED: just before or after one of the things that it does with files of the run, or before a training step. The first
+kills are in stored features and in checkpoints, the others anywhere. Prints a line for each kill, with what it was
+about to do. After KILLS kills it is left alone.
 """
 
 import os
@@ -18,17 +19,18 @@ from cmkd.trainer import CMKDTrainer
 
 WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
 LONGEST = 60  # events between two kills
+FIRST = ["/cache/", "/cache/", "/checkpoint-", "/checkpoint-"]
 
 
-def run_and_kill(arguments: list[str], output: Path, moment: int) -> None:
-    """Runs the job; kills this process at the given event, if it comes to that."""
+def run_and_kill(arguments: list[str], output: Path, moment: int, place: str) -> None:
+    """Runs the job; kills this process at the given event in a place, if it comes to that."""
     events = 0
     step = CMKDTrainer.training_step
 
     def count(event: str, detail: str) -> None:
         nonlocal events
-        events += 1
-        if events == moment:
+        events += place in detail
+        if place in detail and events == moment:
             os.write(1, f"killed {event} {detail}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -52,14 +54,16 @@ def run_and_kill(arguments: list[str], output: Path, moment: int) -> None:
 def main(recipe: str, output: str, seed: int, kills: int) -> None:
     rng = random.Random(seed)
     arguments = [recipe, "--output_dir", output]
+    places = [""] * (kills - len(FIRST)) + FIRST[::-1] if kills else []
     while True:
-        moment = rng.randint(1, LONGEST) if kills > 0 else -1
+        place = places.pop() if places else ""
+        moment = rng.randint(1, 6 if place else LONGEST) if kills > 0 else -1
         child = os.fork()
         if child == 0:
             log = os.open(f"{output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 2)
             try:
-                run_and_kill(arguments, Path(output), moment)
+                run_and_kill(arguments, Path(output), moment, place)
             except BaseException as error:
                 os.write(1, f"failed {error!r}\n".encode())
                 os._exit(1)

@@ -9,25 +9,37 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train_distill import STAGES, recipe, run  # noqa: F401 - the fixtures: a small corpus, and a run of all stages
+from test_train_distill import STAGES, recipe  # noqa: F401 - the fixture: a small corpus
 
 from cmkd.checkpoints import usable_checkpoint
 
 KILLS = 24
 
 
-@pytest.fixture(scope="module")
-def killed(recipe, tmp_path_factory):  # noqa: F811
-    """A run of the same recipe that was killed `KILLS` times, and what the kills hit."""
-    output = tmp_path_factory.mktemp("killed") / "run"
+def run_with_kills(recipe, output: Path, kills: int) -> list[str]:  # noqa: F811
+    """Runs the recipe, in a process of one thread; returns what the kills hit."""
     script = Path(__file__).with_name("kill_worker.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
-    command = [sys.executable, str(script), str(recipe), str(output), "0", str(KILLS)]
+    command = [sys.executable, str(script), str(recipe), str(output), "0", str(kills)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
     log = Path(f"{output}.log").read_text()
     assert result.returncode == 0, result.stdout + result.stderr + log[-3000:]
-    kills = [line.removeprefix("killed ") for line in result.stdout.splitlines() if line.startswith("killed ")]
-    return output, kills
+    return [line.removeprefix("killed ") for line in result.stdout.splitlines() if line.startswith("killed ")]
+
+
+@pytest.fixture(scope="module")
+def killed(recipe, tmp_path_factory):  # noqa: F811
+    """A run that was killed `KILLS` times, and what the kills hit."""
+    output = tmp_path_factory.mktemp("killed") / "run"
+    return output, run_with_kills(recipe, output, KILLS)
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tmp_path_factory):  # noqa: F811
+    """A run of the same recipe that nobody disturbed."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert run_with_kills(recipe, output, 0) == []
+    return output
 
 
 def test_it_was_killed_everywhere(killed):
@@ -42,14 +54,14 @@ def test_it_was_killed_everywhere(killed):
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "student"])
-def test_the_weights_are_the_same_to_the_bit(killed, run, stage):  # noqa: F811
+def test_the_weights_are_the_same_to_the_bit(killed, run, stage):
     found, expected = (load_file(folder / stage / "model.safetensors") for folder in (killed[0], run))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 
 
-def test_history_and_results_are_the_same(killed, run):  # noqa: F811
+def test_history_and_results_are_the_same(killed, run):
     output, _ = killed
     for stage in STAGES:
         found, expected = (json.loads((folder / stage / "training_log.json").read_text()) for folder in (output, run))

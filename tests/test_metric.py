@@ -153,12 +153,7 @@ def test_the_folder_is_a_space_whose_card_tells_the_truth(metric):
         "concordance_cc.py",
         "requirements.txt",
     }
-    found = metric.compute(
-        predictions=[[0.2, 0.5, 0.4], [0.6, 0.4, 0.5], [0.9, 0.7, 0.6]],
-        references=[[0.1, 0.5, float("nan")], [0.5, 0.3, 0.4], [0.8, 0.8, 0.7]],
-    )
-    printed = str(found["per_dimension"][0])[:6], str(found["concordance_cc"])[:6]
-    assert all(figure in card for figure in printed)
+    assert f"# {metric.compute(predictions=[0, 1, 1], references=[0, 1, 2])}" in card
 
 
 def test_the_card_of_the_space_is_made_from_the_template():

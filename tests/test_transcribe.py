@@ -407,7 +407,7 @@ def test_killed_at_any_time_nothing_is_lost_or_done_twice(models, corpus, folder
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "kills 4"
+    assert result.stdout.strip() in ("kills 2", "kills 3", "kills 4")  # a fast machine may be done before the last
     transcribe(corpus, "tiny/whisper", tmp_path / "whole.parquet", models_dir=str(models), batch_seconds=4)
     assert rows_of(output) == rows_of(tmp_path / "whole.parquet") and len(rows_of(output)) == 12
     assert not (tmp_path / "t.parquet.parts").exists()
