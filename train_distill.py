@@ -35,6 +35,7 @@ from cmkd.run_folder import (
     begin_stage,
     complete_stage,
     read_conditioning,
+    remove_checkpoints,
     stage_is_complete,
     write_conditioning,
     write_embeddings,
@@ -74,6 +75,8 @@ def main(arguments: list[str]) -> None:
             continue
         if stage in complete:
             say(f"\n{stage}: complete, not repeated")
+            if state.is_main_process:
+                remove_checkpoints(run, stage)
             continue
         if state.is_main_process:
             begin_stage(run, stage, recipe, version)

@@ -104,7 +104,12 @@ def complete_stage(run: Path, stage: str, seconds: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     cost = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak, 2)}
     write_json(folder / "stage.json", _read_json(folder / "stage.json") | {"complete": True} | cost)
-    for checkpoint in folder.glob("checkpoint-*"):
+    remove_checkpoints(run, stage)
+
+
+def remove_checkpoints(run: Path, stage: str) -> None:
+    """Removes what only a stage in training needs; one that was killed just as it became complete may still have it."""
+    for checkpoint in (run / stage).glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
 

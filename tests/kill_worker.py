@@ -18,7 +18,7 @@ import train_distill
 from cmkd.trainer import CMKDTrainer
 
 WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
-LONGEST = 60  # events between two kills
+LONGEST = 72  # events between two kills
 FIRST = ["/cache/", "/cache/", "/checkpoint-", "/checkpoint-"]
 
 
