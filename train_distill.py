@@ -290,6 +290,8 @@ if __name__ == "__main__":
         sys.exit(0)
     try:
         main(sys.argv[1:])
+        if torch.distributed.is_initialized():  # else a thread of gloo may outlive the interpreter, which aborts
+            torch.distributed.destroy_process_group()
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         sys.exit(f"train_distill: {error}")
     except KeyboardInterrupt:

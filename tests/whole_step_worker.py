@@ -110,3 +110,6 @@ if __name__ == "__main__":
         folder = Path(sys.argv[1]) / case
         folder.mkdir(exist_ok=True)
         main(folder, getattr(torch, dtype), int(accumulation), loss_over)
+    if torch.distributed.is_initialized():  # else a thread of gloo may outlive the interpreter, which aborts
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
