@@ -26,13 +26,14 @@ from cmkd.collator import collate_utterances
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import write_predictions
-from cmkd.feature_store import frozen_features
+from cmkd.feature_store import audio_keys, frozen_features
 from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.publish import check_push, push_run
 from cmkd.recipe import STAGES, Recipe, load_recipe
 from cmkd.report import format_systems, write_report
 from cmkd.run_folder import (
     begin_stage,
+    check_teacher_run,
     complete_stage,
     read_conditioning,
     remove_checkpoints,
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
     run = Path(recipe.output_dir)
     transformers_logging.disable_progress_bar()
     on_cpu = not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # others wait while the main process stores features
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # a process may wait long for others
     if torch.cuda.device_count() > 1 and state.num_processes == 1:
         raise ValueError("Several GPUs: use accelerate launch train_distill.py ..., or CUDA_VISIBLE_DEVICES=0 for one.")
     check_encoders(recipe)
@@ -68,6 +69,8 @@ def main(arguments: list[str]) -> None:
     if recipe.group_by_length:
         warn_of_length(corpus["train"])
     version = corpus.report.version
+    if recipe.teacher_run is not None and {"ts", "cts"} & set(recipe.stages):
+        check_teacher_run(recipe, version)
     repeated = recipe.stages if recipe.overwrite else []
     complete = [stage for stage in STAGES if stage not in repeated and stage_is_complete(run, stage, recipe, version)]
     for stage in STAGES:
@@ -81,7 +84,7 @@ def main(arguments: list[str]) -> None:
         if state.is_main_process:
             begin_stage(run, stage, recipe, version)
             if stage in ("ts", "cts"):
-                write_conditioning(run, recipe.residual_threshold)
+                write_conditioning(run, recipe.teacher_folder, recipe.residual_threshold)
         state.wait_for_everyone()
         train_stage(stage, recipe, corpus, run)
     if state.is_main_process:
@@ -228,15 +231,13 @@ def input_columns(model, rows: Dataset, feature_extractor, tokenizer, recipe: Re
         features = None
         if encoder.num_trainable_layers != -1:
             settings = (encoder.num_frozen_layers, model.config.use_weighted_layer_sum, feature_extractor.to_dict())
-            run = model.extract_speech_features
-            stored_as = (recipe.cache_dtype, recipe.cache_limit_gb)
-            features = frozen_features(cache, rows, inputs, encoder, run, settings, "speech", *stored_as)
+            frozen = (audio_keys(rows), encoder, model.extract_speech_features, settings, "speech")
+            features = frozen_features(cache, rows, inputs, *frozen, recipe.cache_dtype, recipe.cache_limit_gb)
         columns |= {model.config.speech_input_name: inputs} if features is None else {"speech_features": features}
     if tokenizer is not None:
-        tokens, run = TextInputs(rows, tokenizer), model.extract_text_features
-        columns["text_features"] = frozen_features(
-            cache, rows, tokens, model.text_encoder, run, tokens.ids, "text", recipe.cache_dtype
-        )
+        tokens = TextInputs(rows, tokenizer)
+        frozen = (tokens.ids, model.text_encoder, model.extract_text_features, None, "text")
+        columns["text_features"] = frozen_features(cache, rows, tokens, *frozen, recipe.cache_dtype)
     return columns
 
 

@@ -1,18 +1,23 @@
 """The output of a network's frozen parts, computed once an utterance and kept on the disk.
 
 A frozen part gives the same output for an utterance in every epoch, stage and run, so it runs once, on that utterance
-alone. The outputs lie in a folder whose name is a digest of what they depend on: weights and configuration of the part,
-the code that runs it, its settings, the ids and the audio (path, size and time of change, or content) or transcripts.
+alone. The outputs lie in a folder whose name is a digest of what all of them depend on: weights and configuration of
+the part, the code that runs it and its settings.
 
-In it are safetensors files of `CHUNK` utterances each, which are mapped into memory, not read. A file appears whole or
-not at all, and carries a checksum: one that is truncated or damaged is found, named and computed anew. So several
-processes, and several jobs, may fill one folder at once, and what was there when a job was stopped, or the disk was
-full, is used by the next.
+In it are safetensors files of about `CHUNK` utterances each, which are mapped into memory, not read. The name of a file
+is a digest of its utterances' keys, the audio (path, size and time of change, or content) or the tokens. Where one file
+ends and the next begins depends on the utterances there and on nothing before them, so that splits, folds and
+versions of a corpus that have a run of utterances in common have its files in common.
+
+A file appears whole or not at all, and carries a checksum: one that is truncated or damaged is found, named and
+computed anew. So several processes, and several jobs, may fill one folder at once, and what was there when a job was
+stopped, or the disk was full, is used by the next.
 """
 
+import bisect
+import functools
 import hashlib
 import inspect
-import json
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -32,38 +37,39 @@ from tqdm.auto import tqdm
 from cmkd.atomic import written_whole
 
 CHUNK = 32
-"""Utterances a file: 40 MB of HuBERT Large in fp32."""
+"""Utterances a file on average, twice as many at most: 40 MB of HuBERT Large in fp32."""
 
 StoredDtype = Literal["float32", "bfloat16"]
 
 
 class StoredFeatures(Sequence):
-    """Arrays (length, ...) in fp32, one an utterance, from the files of a folder.
+    """Arrays (length, ...) in fp32, one an utterance, from files as [`frozen_features`] writes them.
 
     Args:
-        folder (`Path`): As [`frozen_features`] fills it.
-        number (`int`): Of utterances.
+        paths: Of the files.
+        starts: The number of the first utterance of each, from 0 on, and at the end the number of utterances.
     """
 
-    def __init__(self, folder: Path, number: int):
-        self.folder = folder
-        self.number = number
+    def __init__(self, paths: Sequence[Path], starts: Sequence[int]):
+        self.paths = paths
+        self.starts = starts
         self._open: dict[int, tuple[Any, list[int]]] = {}
 
     def __reduce__(self):
-        return StoredFeatures, (self.folder, self.number)  # workers of a data loader map the files themselves
+        return StoredFeatures, (self.paths, self.starts)  # workers of a data loader map the files themselves
 
     def __len__(self) -> int:
-        return self.number
+        return self.starts[-1]
 
     def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]
-        if not 0 <= index < self.number:
-            raise IndexError(f"utterance {index} of {self.number}")
-        chunk, row = divmod(index, CHUNK)
+        if not 0 <= index < len(self):
+            raise IndexError(f"utterance {index} of {len(self)}")
+        chunk = bisect.bisect_right(self.starts, index) - 1
         if chunk not in self._open:
-            file = safe_open(chunk_path(self.folder, chunk), "pt")
+            file = safe_open(self.paths[chunk], "pt")
             self._open[chunk] = (file.get_slice("values"), [0, *file.get_tensor("ends").tolist()])
         values, ends = self._open[chunk]
+        row = index - self.starts[chunk]
         return values[ends[row] : ends[row + 1]].float()
 
 
@@ -71,6 +77,7 @@ def frozen_features(
     cache_dir: Path,
     rows: Dataset,
     inputs: Sequence,
+    keys: Sequence,
     encoder: Any,
     run: Callable,
     settings: Any,
@@ -84,8 +91,9 @@ def frozen_features(
 
     Args:
         cache_dir (`Path`): Holds the folders.
-        rows (`Dataset`): A split of a corpus.
+        rows (`Dataset`): A split of a corpus; its ids and durations are used.
         inputs: The part's inputs, as many as there are rows.
+        keys: What each utterance's input depends on, as many; must print the same whenever they mean the same.
         encoder: The speech or text encoder of a CMKD model, whose weights and configuration the output depends on.
         run: Takes a batch of one and returns its features (1, length, ...) and their mask.
         settings: Whatever else the output depends on; must print the same whenever it means the same.
@@ -100,11 +108,10 @@ def frozen_features(
         ValueError: the part refuses an utterance, which is named.
         OSError: the disk is full; what was stored until then stays.
     """
-    folder = cache_dir / f"{name}-{_digest(rows, encoder, (settings, dtype, CHUNK))}"
-    chunks = range(-(-len(rows) // CHUNK))
+    folder = cache_dir / f"{name}-{_digest(encoder, (settings, dtype))}"
+    starts, digests = cut_into_files(keys)
+    paths = [folder / f"{digest}.safetensors" for digest in digests]
     state = PartialState()
-    mine = chunks[state.process_index :: state.num_processes]
-    missing = [chunk for chunk in mine if not _is_whole(chunk_path(folder, chunk))]
 
     def compute(index: int) -> torch.Tensor:
         device = next(encoder.parameters()).device
@@ -115,22 +122,48 @@ def frozen_features(
             raise ValueError(f"Utterance {rows[index]['id']!r}: {error}") from error
 
     if limit_gb is not None:
-        fits = [_fits(cache_dir, folder, rows, compute, limit_gb) if state.is_main_process else None]
+        fits = [_fits(cache_dir, paths, rows, compute, limit_gb) if state.is_main_process else None]
         if not broadcast_object_list(fits)[0]:
             return None
-    with tqdm(total=len(missing) * CHUNK, desc=f"  {name}", unit=" utterances", disable=None) as progress:
+    mine = range(state.process_index, len(paths), state.num_processes)
+    missing = [chunk for chunk in mine if not _is_whole(paths[chunk])]
+    number = sum(starts[chunk + 1] - starts[chunk] for chunk in missing)
+    with tqdm(total=number, desc=f"  {name}", unit=" utterances", disable=None) as progress:
         for chunk in missing:
             features = []
-            for index in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(rows))):
+            for index in range(starts[chunk], starts[chunk + 1]):
                 features.append(compute(index))
                 progress.update()
-            _write(chunk_path(folder, chunk), features)
+            _write(paths[chunk], features)
     state.wait_for_everyone()
-    return StoredFeatures(folder, len(rows))
+    return StoredFeatures(paths, starts)
 
 
-def chunk_path(folder: Path, chunk: int) -> Path:
-    return folder / f"{chunk:06}.safetensors"
+def cut_into_files(keys: Sequence) -> tuple[list[int], list[str]]:
+    """Where files begin, and at the end the number of utterances; and the digest of each file's keys.
+
+    A file ends with an utterance whose own digest is a multiple of `CHUNK`, or with the 2 `CHUNK`th.
+
+    >>> keys = range(1000)
+    >>> whole, part = cut_into_files(keys)[1], cut_into_files(keys[300:])[1]
+    >>> len(set(part) - set(whole))  # only the first file differs
+    1
+    """
+    starts, digests, content = [0], [], hashlib.sha256()
+    for index, key in enumerate(keys):
+        own = hashlib.sha256(repr(key).encode()).digest()
+        content.update(own)
+        is_end = int.from_bytes(own[:8], "big") % CHUNK == 0 or index + 1 - starts[-1] == 2 * CHUNK
+        if is_end or index + 1 == len(keys):
+            starts.append(index + 1)
+            digests.append(content.hexdigest()[:24])
+            content = hashlib.sha256()
+    return starts, digests
+
+
+def audio_keys(rows: Dataset) -> list[Any]:
+    """What the audio of each row is known by."""
+    return [_audio_key(row["audio"]) for row in rows.select_columns(["audio"])]
 
 
 def _write(path: Path, features: Sequence[torch.Tensor]) -> None:
@@ -155,52 +188,60 @@ def _is_whole(path: Path) -> bool:
     """Whether a file is there and undamaged; a damaged one is named and removed."""
     if not path.exists():
         return False
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ("values", "ends")}
-            if file.metadata()["crc32"] == str(_checksum(tensors)):
-                return True
-            damage = "its checksum is wrong"
-    except (SafetensorError, KeyError, TypeError) as error:
-        damage = str(error)
+    status = path.stat()
+    damage = _damage(path, status.st_size, status.st_mtime_ns)
+    if damage is None:
+        return True
     tqdm.write(f"  {path} is damaged ({damage}) and computed anew")
     path.unlink(missing_ok=True)
     return False
 
 
+@functools.cache  # once a process, unless the file changes
+def _damage(path: Path, size: int, changed: int) -> str | None:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("values", "ends")}
+            return None if file.metadata()["crc32"] == str(_checksum(tensors)) else "its checksum is wrong"
+    except (SafetensorError, KeyError, TypeError) as error:
+        return str(error)
+
+
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
     checksum = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, checksum)
+        checksum = zlib.crc32(_bytes(tensors[name]), checksum)
     return checksum
 
 
-def _fits(cache_dir: Path, folder: Path, rows: Dataset, compute: Callable, limit_gb: float) -> bool:
-    others = sum(file.stat().st_size for file in cache_dir.rglob("*.safetensors") if file.parent != folder)
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _fits(cache_dir: Path, paths: Sequence[Path], rows: Dataset, compute: Callable, limit_gb: float) -> bool:
+    others = sum(file.stat().st_size for file in set(cache_dir.rglob("*.safetensors")) - set(paths))
     longest = int(np.argmax(rows["duration"]))
     size = compute(longest).nbytes / rows["duration"][longest] * sum(rows["duration"])
     if others + size <= limit_gb * 1e9:
         return True
     tqdm.write(
-        f"  {folder.name} would take {size / 1e9:.2f} GB, beside {others / 1e9:.2f} GB that are there already: more "
+        f"  {paths[0].parent.name} would take {size / 1e9:.2f} GB, beside {others / 1e9:.2f} GB that are there: more "
         f"than cache_limit_gb={limit_gb:g}. It is computed anew in every epoch instead, which takes longer."
     )
     return False
 
 
-def _digest(rows: Dataset, encoder: Any, settings: Any) -> str:
+def _digest(encoder: Any, settings: Any) -> str:
     code = Path(inspect.getfile(type(encoder))).read_bytes()
     depends = (settings, encoder.encoder.config.to_dict(), transformers.__version__)
     digest = hashlib.sha256(repr(depends).encode() + code)
     for key, tensor in sorted(encoder.state_dict().items()):
         digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for row in rows.select_columns(["id", "audio", "transcript"]):
-        digest.update(json.dumps([row["id"], row["transcript"], _audio_identity(row["audio"])]).encode())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()[:16]
 
 
-def _audio_identity(audio: Mapping[str, Any]) -> Any:
+def _audio_key(audio: Mapping[str, Any]) -> Any:
     if audio["bytes"] is not None:
         return hashlib.sha256(audio["bytes"]).hexdigest()
     status = Path(audio["path"]).stat()

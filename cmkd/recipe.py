@@ -1,11 +1,12 @@
 """Recipes: YAML files that name every setting of a training run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from cmkd.feature_store import StoredDtype
 from cmkd.losses import Distance
@@ -21,6 +22,9 @@ class Recipe(BaseModel):
 
     Encoders are Hub names or folders. One that begins with `./` or `../` is a folder relative to the recipe's; all
     other relative paths (`output_dir`, `models_dir`, `data_dir` of the corpus) are relative to the current folder.
+
+    A file may begin with `inherits: common.yaml`, the name of another in the same folder, and then says only what
+    differs from that one.
     """
 
     _folder: Path = PrivateAttr(default=Path())
@@ -28,7 +32,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     corpus: dict[str, Any] = Field(description="`name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`.")
-    output_dir: str = Field(description="Folder of the run.")
+    output_dir: str = Field(description="Folder of the run; if a file does not say, runs/<its folder>/<its name>.")
     stages: list[Stage] = Field(default=list(STAGES), description="Which stages to run; always in the order of STAGES.")
     overwrite: bool = Field(default=False, description="Repeat stages that are already complete.")
     seed: int = Field(default=0, ge=0, description="Of initial weights, dropout and the order of the batches.")
@@ -37,6 +41,10 @@ class Recipe(BaseModel):
     teacher_speech_encoder: str = Field(default="facebook/hubert-large-ll60k", description="Of the teacher; frozen.")
     text_encoder: str = Field(default="bert-base-uncased", description="Of the teacher; frozen.")
     models_dir: str | None = Field(default=None, description="Folder that holds encoders under their Hub names.")
+    teacher_run: str | None = Field(
+        default=None,
+        description="Run whose teacher the stages ts and cts learn from, relative to output_dir; None: this run's own.",
+    )
     num_trainable_layers: int = Field(default=6, ge=-1, description="Top layers of the student's encoder; -1 all.")
     use_weighted_layer_sum: bool = Field(default=False, description="Learn which layers to listen to.")
 
@@ -70,6 +78,25 @@ class Recipe(BaseModel):
     )
     hub_private: bool = Field(default=True, description="Whether it is to be private if it has to be made.")
 
+    @model_validator(mode="after")
+    def _has_one_teacher(self) -> "Recipe":
+        if self.teacher_run is not None and "teacher" in self.stages:
+            raise ValueError(
+                f"teacher_run is {self.teacher_run!r}, trained elsewhere, but stages has a teacher of this run too: "
+                "take out one of the two."
+            )
+        return self
+
+    @property
+    def teacher_folder(self) -> Path:
+        """The run that has the teacher."""
+        return Path(os.path.normpath(Path(self.output_dir, self.teacher_run or "")))
+
+    @property
+    def folder(self) -> Path:
+        """Where the recipe's file is."""
+        return self._folder
+
     def locate(self, encoder: str) -> str:
         """Where an encoder is: beside the recipe, in `models_dir` if it is there, else what was given."""
         if encoder.startswith(("./", "../")):
@@ -91,14 +118,16 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
         FileNotFoundError: there is no such recipe.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no recipe {str(path)!r}; recipes/ of the project holds some.")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("corpus", {}), dict):
-        raise ValueError(f"{path}: a recipe is a mapping of settings to values, and so is its corpus.")
+    settings = _read(path)
+    base = settings.pop("inherits", None)
+    if base is not None:
+        if not isinstance(base, str) or Path(base).name != base or not (path.parent / base).is_file():
+            raise ValueError(f"{path}: inherits is {base!r}, but must be the name of a recipe in the same folder.")
+        inherited = _read(path.parent / base)
+        if "inherits" in inherited:
+            raise ValueError(f"{path}: inherits is {base!r}, which inherits itself; one level is all there is.")
+        settings = inherited | settings | {"corpus": inherited.get("corpus", {}) | settings.get("corpus", {})}
+    settings.setdefault("output_dir", str(Path("runs", path.resolve().parent.name, path.stem)))
     for key, value in parse_arguments(arguments).items():
         if key.startswith("corpus."):
             settings.setdefault("corpus", {})[key.removeprefix("corpus.")] = value
@@ -113,14 +142,28 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
         recipe = Recipe(**settings)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(str(part) for part in problem['loc'])} = {problem['input']!r}: {problem['msg']}"
-            if problem["type"] != "missing"
-            else f"  {'.'.join(str(part) for part in problem['loc'])} is missing"
+            f"  {'.'.join(str(part) for part in problem['loc'])} is missing"
+            if problem["type"] == "missing"
+            else f"  {'.'.join(str(part) for part in problem['loc'])} = {problem['input']!r}: {problem['msg']}"
+            if problem["loc"]
+            else f"  {problem['msg']}"
             for problem in error.errors()
         ]
         raise ValueError("\n".join([f"{path}: these settings are wrong:", *lines])) from None
     recipe._folder = path.parent
     return recipe
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {str(path)!r}; recipes/ of the project holds some.")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("corpus", {}), dict):
+        raise ValueError(f"{path}: a recipe is a mapping of settings to values, and so is its corpus.")
+    return settings
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:

@@ -9,8 +9,11 @@
 <run>/results.json  report.md  figures/
 <run>/cache/                   stored output of frozen encoders; may be deleted
 ```
+
+A run whose recipe has a `teacher_run` has no teacher/ of its own and takes that run's.
 """
 
+import hashlib
 import json
 import platform
 import resource
@@ -53,7 +56,10 @@ _SETTINGS = {
 }
 """The settings that change what a stage learns."""
 
-_OF_THIS_MACHINE = {"output_dir", "models_dir", "cache_dir", "hub_model_id", "hub_private"}
+_OF_THE_TEACHERS_RUN = {"corpus", "teacher_speech_encoder", "text_encoder"}
+"""The settings in which a student must agree with the run that it takes its teacher from."""
+
+_OF_THIS_MACHINE = {"output_dir", "teacher_run", "models_dir", "cache_dir", "hub_model_id", "hub_private"}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -72,16 +78,40 @@ def stage_is_complete(run: Path, stage: str, recipe: Recipe, corpus_version: str
     if not marker.is_file():
         return False
     state = _read_json(marker)
-    wanted = _stage_settings(stage, recipe, corpus_version)
-    lines = [f"  {key}: {state['settings'].get(key)!r} then, {value!r} now" for key, value in wanted.items()
-             if state["settings"].get(key) != value]  # fmt: skip
-    if lines:
+    differences = _differences(state["settings"], _stage_settings(stage, recipe, corpus_version))
+    if differences:
         raise ValueError(
-            f"Stage {stage!r} in {str(run)!r} was made with other settings:\n"
-            + "\n".join(lines)
-            + f"\nChoose another --output_dir, or repeat it: --overwrite --stages {stage} ..."
+            f"Stage {stage!r} in {str(run)!r} was made with other settings:\n{differences}\n"
+            f"Choose another --output_dir, or repeat it: --overwrite --stages {stage} ..."
         )
     return state["complete"]
+
+
+def check_teacher_run(recipe: Recipe, corpus_version: str) -> None:
+    """Checks that students which learn from another run's teacher find it there.
+
+    Raises:
+        FileNotFoundError: it is not, or not complete; the message has the command that makes it.
+        ValueError: it has other encoders or learnt from another corpus.
+    """
+    folder = recipe.teacher_folder
+    if not _is_complete(folder, "teacher"):
+        is_fold = folder.name.startswith("fold_")
+        name = folder.parent.name if is_fold else folder.name
+        command = "cmkd crossval" if is_fold else "python train_distill.py"
+        file = recipe.folder / f"{name}.yaml"
+        made_by = f"make it with: {command} {file}" if file.is_file() else "run the stage teacher with that output_dir"
+        raise FileNotFoundError(
+            f"The students learn from the teacher of {str(folder)!r} (teacher_run), but there is no complete one: "
+            f"{made_by}"
+        )
+    wanted = recipe.model_dump(mode="json", include=_OF_THE_TEACHERS_RUN) | {"corpus_version": corpus_version}
+    differences = _differences(_read_json(folder / "teacher" / "stage.json")["settings"], wanted)
+    if differences:
+        raise ValueError(
+            f"The teacher of {str(folder)!r} is not the one that this recipe names:\n{differences}\n"
+            "Give both recipes the same settings, or name another teacher_run."
+        )
 
 
 def begin_stage(run: Path, stage: str, recipe: Recipe, corpus_version: str) -> None:
@@ -119,19 +149,19 @@ def write_embeddings(run: Path, ids: list[str], embeddings: np.ndarray) -> None:
     _write_parquet(run / "teacher" / "train_embeddings.parquet", columns)
 
 
-def write_conditioning(run: Path, threshold: float) -> None:
+def write_conditioning(run: Path, teacher_run: Path, threshold: float) -> None:
     """Judges the teacher on every training utterance (Eq. 8), and stores what the students take from it.
 
     Raises:
         FileNotFoundError: the teacher has not run.
     """
-    if not _is_complete(run, "teacher"):
+    if not _is_complete(teacher_run, "teacher"):
         raise FileNotFoundError(
-            f"The stages ts and cts need the teacher, which is not in {run}: add the stage teacher."
+            f"The stages ts and cts need the teacher, which is not in {teacher_run}: add the stage teacher."
         )
-    found = read_predictions(run / "predictions" / "teacher_train.parquet")
+    found = read_predictions(teacher_run / "predictions" / "teacher_train.parquet")
     residuals = fit_residuals(torch.from_numpy(found.predictions), torch.from_numpy(found.labels))
-    embeddings = pq.read_table(run / "teacher" / "train_embeddings.parquet")
+    embeddings = pq.read_table(teacher_run / "teacher" / "train_embeddings.parquet")
     columns = {"id": embeddings["id"], "embedding": embeddings["embedding"]}
     columns |= {f"residual_{name}": residuals[:, index].numpy() for index, name in enumerate(EMOTION_DIMENSIONS)}
     columns["weight"] = quality_weights(residuals, threshold).numpy()
@@ -177,8 +207,8 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
         "processes": PartialState().num_processes,
         "device": PartialState().device.type,
     }
-    if "teacher" in systems:
-        write_conditioning(run, recipe.residual_threshold)
+    if {"teacher", "ts", "cts"} & systems.keys():
+        write_conditioning(run, recipe.teacher_folder, recipe.residual_threshold)
         results["conditioning"] = _conditioning(run, recipe.residual_threshold)
     stage, reason = choose_student(systems, recipe.kept_student)
     if stage is not None:
@@ -211,7 +241,17 @@ def versions() -> dict[str, str]:
 
 
 def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", include=_SETTINGS[stage]) | {"corpus_version": corpus_version}
+    settings = recipe.model_dump(mode="json", include=_SETTINGS[stage]) | {"corpus_version": corpus_version}
+    if stage in ("ts", "cts") and recipe.teacher_run is not None:
+        embeddings = recipe.teacher_folder / "teacher" / "train_embeddings.parquet"
+        settings["teacher_embeddings"] = hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16]
+    return settings
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """A line for each of the present settings that was another."""
+    changed = [key for key, value in now.items() if then.get(key) != value]
+    return "\n".join(f"  {key}: {then.get(key)!r} then, {now[key]!r} now" for key in changed)
 
 
 def _is_complete(run: Path, stage: str) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from cmkd import feature_store
-from cmkd.feature_store import StoredFeatures, frozen_features
+from cmkd.feature_store import StoredFeatures, audio_keys, cut_into_files, frozen_features
 
 
 class Part(nn.Module):
@@ -36,8 +36,8 @@ class Part(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def two_utterances_a_file(monkeypatch):
-    monkeypatch.setattr(feature_store, "CHUNK", 2)
+def one_utterance_a_file(monkeypatch):
+    monkeypatch.setattr(feature_store, "CHUNK", 1)
 
 
 def make_rows(folder: Path, number: int = 5) -> Dataset:
@@ -45,7 +45,7 @@ def make_rows(folder: Path, number: int = 5) -> Dataset:
     for index in range(number):
         path = folder / f"{index}.wav"
         soundfile.write(path, np.random.default_rng(index).normal(size=1000 * (index + 1)) / 10, 16000)
-        row = {"id": f"u{index}", "audio": {"path": str(path), "bytes": None}, "transcript": "a b"}
+        row = {"id": f"u{index}", "audio": {"path": str(path), "bytes": None}}
         table.append(row | {"duration": (index + 1) / 16})
     return Dataset.from_list(table)
 
@@ -57,7 +57,8 @@ def make_inputs(number: int = 5) -> list[torch.Tensor]:
 def load(folder: Path, part: Part, *, rows=None, inputs=None, run=None, settings="a", **options):
     rows = make_rows(folder) if rows is None else rows
     inputs = make_inputs() if inputs is None else inputs
-    return frozen_features(folder / "cache", rows, inputs, part, run or part.run, settings, "speech", **options)
+    part_and_run = (part, run or part.run, settings, "speech")
+    return frozen_features(folder / "cache", rows, inputs, audio_keys(rows), *part_and_run, **options)
 
 
 def check(stored, scale: float = 2.0) -> None:
@@ -83,10 +84,30 @@ def test_computed_once_for_what_they_depend_on(tmp_path):
     assert part.calls == 15
     soundfile.write(tmp_path / "1.wav", np.zeros(500), 16000)
     load(tmp_path, part, rows=rows)
-    assert part.calls == 20
+    assert part.calls == 16  # that utterance alone
     part.encoder.config.hidden_act = "relu"
     load(tmp_path, part, rows=rows)
-    assert part.calls == 25
+    assert part.calls == 21
+
+
+def test_folds_and_splits_share_what_they_have_in_common(tmp_path):
+    rows, part = make_rows(tmp_path), Part()
+    load(tmp_path, part, rows=rows.select(range(3)), inputs=make_inputs()[:3])
+    stored = load(tmp_path, part, rows=rows.select(range(1, 5)), inputs=make_inputs()[1:])
+    assert part.calls == 5
+    for found, expected in zip(stored, make_inputs()[1:], strict=True):
+        torch.testing.assert_close(found, 2 * expected[:, None].repeat(1, 2))
+
+
+def test_files_are_of_about_the_size_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(feature_store, "CHUNK", 32)
+    starts, digests = cut_into_files([f"utterance {index}" for index in range(10_000)])
+    sizes = np.diff(starts)
+    assert starts[0] == 0 and starts[-1] == 10_000 and len(digests) == len(set(digests)) == len(sizes)
+    assert sizes.max() == 64 and 24 < sizes.mean() < 32
+    assert cut_into_files([]) == ([0], [])
+    one, other = cut_into_files(["a", "b"]), cut_into_files(["b", "a"])
+    assert set(one[1]).isdisjoint(other[1])
 
 
 def test_in_bfloat16_they_take_half_the_space(tmp_path):
@@ -104,14 +125,14 @@ def opened(stored: StoredFeatures):
 
     from safetensors import safe_open
 
-    for path in sorted(stored.folder.iterdir()):
+    for path in stored.paths:
         yield SimpleNamespace(values=safe_open(path, "pt").get_tensor("values"))
 
 
-def test_they_travel_to_workers_as_a_path(tmp_path):
+def test_they_travel_to_workers_as_paths(tmp_path):
     stored = load(tmp_path, Part())
     sent = ForkingPickler.dumps(stored)
-    assert len(sent) < 1000
+    assert len(sent) < 2000
     check(ForkingPickler.loads(sent))
 
 
@@ -125,22 +146,21 @@ def test_an_interrupted_job_goes_on_where_it_stopped(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         load(tmp_path, part, rows=rows, run=interrupted)
-    assert len(files(tmp_path)) == 1
+    assert len(files(tmp_path)) == 3
     check(load(tmp_path, part, rows=rows))
-    assert part.calls == 3 + 3  # the first two are not computed again, the third is
+    assert part.calls == 3 + 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit", "empty", "not safetensors"])
 def test_a_damaged_file_is_named_and_computed_anew(tmp_path, damage, capsys):
     rows, part = make_rows(tmp_path), Part()
-    load(tmp_path, part, rows=rows)
-    path = files(tmp_path)[1]
+    path = load(tmp_path, part, rows=rows).paths[1]
     content = bytearray(path.read_bytes())
     if damage == "flipped bit":
         content[-3] ^= 1
     path.write_bytes({"truncated": content[:-4], "empty": b"", "not safetensors": b"x" * 100}.get(damage, content))
     check(load(tmp_path, part, rows=rows))
-    assert part.calls == 5 + 2
+    assert part.calls == 5 + 1
     assert f"{path} is damaged" in capsys.readouterr().out
 
 
@@ -156,7 +176,7 @@ def test_a_full_disk_is_said_and_what_is_stored_is_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(feature_store, "save_file", full)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))
-    with pytest.raises(OSError, match=r"disk is full: .*000002.safetensors .*--cache_limit_gb 0"):
+    with pytest.raises(OSError, match=r"disk is full: .*safetensors .*--cache_limit_gb 0"):
         load(tmp_path, part, rows=rows)
     assert len(list((tmp_path / "cache").rglob("*.*"))) == 2  # nothing half-written lies about
     monkeypatch.setattr(feature_store, "save_file", save_file)
@@ -189,7 +209,7 @@ sys.path.insert(0, sys.argv[2])
 import torch
 import test_feature_store
 from cmkd import feature_store
-feature_store.CHUNK = 2
+feature_store.CHUNK = 1
 rows = test_feature_store.Dataset.load_from_disk(sys.argv[3])
 test_feature_store.check(test_feature_store.load(Path(sys.argv[1]), test_feature_store.Part(), rows=rows))
 """
@@ -201,4 +221,4 @@ def test_several_jobs_may_fill_one_folder_at_once(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     jobs = [subprocess.Popen([sys.executable, "-c", TWO_JOBS, *arguments], env=environment) for _ in range(3)]
     assert [job.wait(timeout=200) for job in jobs] == [0, 0, 0]
-    assert len(files(tmp_path)) == 3
+    assert len(files(tmp_path)) == 5

@@ -112,6 +112,39 @@ def test_encoders_beside_the_recipe(recipe, tmp_path):
     assert found.locate("openai/whisper-base.en") == "openai/whisper-base.en"
 
 
+def test_a_recipe_may_inherit_from_one_beside_it(tmp_path):
+    common = {"corpus": {"name": "iemocap", "fold": 1}, "num_epochs": 3, "seed": 5}
+    (tmp_path / "common.yaml").write_text(yaml.safe_dump(common))
+    child = {"inherits": "common.yaml", "corpus": {"fold": 2}, "seed": 6}
+    (tmp_path / "row.yaml").write_text(yaml.safe_dump(child))
+    found = load_recipe(tmp_path / "row.yaml", ["--num_epochs", "4"])
+    assert (found.corpus, found.num_epochs, found.seed) == ({"name": "iemocap", "fold": 2}, 4, 6)
+    assert found.output_dir == f"runs/{tmp_path.name}/row"
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nothing.yaml", "inherits is 'nothing.yaml', but must be the name of a recipe in the same folder"),
+        ("../common.yaml", "must be the name of a recipe in the same folder"),
+        (3, "must be the name of a recipe in the same folder"),
+        ("row.yaml", "inherits is 'row.yaml', which inherits itself"),
+    ],
+)
+def test_what_cannot_be_inherited_is_refused(tmp_path, base, message):
+    (tmp_path / "row.yaml").write_text(yaml.safe_dump({"inherits": base}))
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tmp_path / "row.yaml")
+
+
+def test_where_the_teacher_is(recipe):
+    assert load_recipe(recipe()).teacher_folder == Path("runs/x")
+    assert load_recipe(recipe(stages=["ts"], teacher_run="../t")).teacher_folder == Path("runs/t")
+    assert load_recipe(recipe(stages=["ts"], teacher_run="/a/t")).teacher_folder == Path("/a/t")
+    with pytest.raises(ValueError, match="teacher_run is '../t', trained elsewhere, but stages"):
+        load_recipe(recipe(teacher_run="../t"))
+
+
 def test_every_setting_is_described():
     undescribed = {
         "num_epochs",

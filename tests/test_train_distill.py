@@ -300,6 +300,38 @@ def test_settings_of_the_students_leave_the_teacher_alone(run, recipe, tmp_path)
     assert weights.sum() < pq.read_table(run / "conditioning/train.parquet")["weight"].to_numpy().sum()
 
 
+def test_students_may_learn_from_the_teacher_of_another_run(run, recipe, tmp_path):
+    teacher = tmp_path / "tones_teacher"
+    shutil.copytree(run, teacher, ignore=shutil.ignore_patterns("ts", "cts", "student", "conditioning"))
+    arguments = ["--output_dir", str(tmp_path / "cts"), "--teacher_run", "../tones_teacher", "--stages", "cts"]
+    train_distill.main([str(recipe), *arguments])
+    found, expected = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "cts", run))
+    assert list(found["systems"]) == ["cts"] and "teacher_run" not in found["recipe"]
+    assert found["conditioning"] == expected["conditioning"]
+    for split, scores in found["systems"]["cts"].items():
+        assert scores["ccc"] == pytest.approx(expected["systems"]["cts"][split]["ccc"], abs=1e-5)
+    assert "Not run." in (tmp_path / "cts/report.md").read_text()
+
+    embeddings = teacher / "teacher/train_embeddings.parquet"
+    table = pq.read_table(embeddings)
+    pq.write_table(table, embeddings, compression="gzip")  # a teacher that was trained again
+    with pytest.raises(ValueError, match=r"(?s)Stage 'cts'.*teacher_embeddings: .* then"):
+        train_distill.main([str(recipe), *arguments])
+
+
+def test_a_teacher_that_is_not_there_or_another_is_refused_before_anything_trains(run, recipe, tmp_path):
+    arguments = [str(recipe), "--output_dir", str(tmp_path / "a"), "--stages", "finetune", "ts", "--teacher_run"]
+    with pytest.raises(FileNotFoundError, match=r"teacher of .*/recipe' .*: python train_distill.py .*/recipe.yaml$"):
+        train_distill.main([*arguments, "../recipe"])
+    with pytest.raises(FileNotFoundError, match=r"make it with: cmkd crossval .*/recipe.yaml$"):
+        train_distill.main([*arguments, "../../recipe/fold_2"])
+    with pytest.raises(FileNotFoundError, match="run the stage teacher with that output_dir"):
+        train_distill.main([*arguments, "../elsewhere"])
+    with pytest.raises(ValueError, match="(?s)is not the one .*text_encoder: './text' then, 'bert' now"):
+        train_distill.main([*arguments, str(run), "--text_encoder", "bert"])
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_half_written_checkpoint_does_not_block_a_stage(recipe, tmp_path):
     half = tmp_path / "audio" / "checkpoint-3"
     half.mkdir(parents=True)
