@@ -1,4 +1,4 @@
-"""Configurations of the CMKD teacher and student.
+"""Configurations of the CMKD teacher and student, and of Modified CPC, a speech encoder that transformers lacks.
 
 This file travels to the Hub with every checkpoint, beside `modeling_cmkd.py`. It imports transformers and nothing else.
 """
@@ -9,11 +9,44 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 EMOTION_DIMENSIONS = ("activation", "valence", "dominance")
 """The order of the three outputs, everywhere."""
 
-WAVEFORM_ENCODERS = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
+WAVEFORM_ENCODERS = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "cmkd_cpc")
 """Model types of the speech encoders that take `input_values`, a waveform."""
 
 SPECTROGRAM_ENCODERS = ("whisper",)
 """Model types of the speech encoders that take `input_features`, a log-mel spectrogram."""
+
+
+class CPCConfig(PreTrainedConfig):
+    """Configuration of [`CPCModel`], the Modified CPC of arXiv 2002.02848 (row 3 of the paper's Table 2).
+
+    Args:
+        num_channels (`int`, *optional*, defaults to 256):
+            Channels of the five convolutions.
+        hidden_size (`int`, *optional*, defaults to 256):
+            Units of the recurrent network, which is the size of the features.
+        num_hidden_layers (`int`, *optional*, defaults to 1):
+            Layers of the recurrent network.
+        recurrent_type (`str`, *optional*, defaults to `"lstm"`):
+            "lstm" or "gru".
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    model_type = "cmkd_cpc"
+
+    def __init__(self, num_channels=256, hidden_size=256, num_hidden_layers=1, recurrent_type="lstm", **kwargs):
+        self.num_channels = num_channels
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.recurrent_type = recurrent_type
+        super().__init__(**kwargs)
+        for name, least in (("num_channels", 2), ("hidden_size", 1), ("num_hidden_layers", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: must be a whole number of at least {least}.")
+        if recurrent_type not in ("lstm", "gru"):
+            raise ValueError(f"recurrent_type={recurrent_type!r}: must be 'lstm' or 'gru'.")
 
 
 class _CMKDConfig(PreTrainedConfig):
@@ -75,11 +108,25 @@ class _CMKDConfig(PreTrainedConfig):
         for name in ("add_adapter", "conv_pos_batch_norm"):
             if getattr(self.speech_config, name, False):
                 raise ValueError(f"speech_config.{name}=True is not supported: choose an encoder without it.")
+        if self.speech_config.model_type == CPCConfig.model_type:
+            self._check_cpc_fields()
         layers = self.speech_config.num_hidden_layers
         if not isinstance(self.num_trainable_layers, int) or not -1 <= self.num_trainable_layers <= layers:
             raise ValueError(
                 f"num_trainable_layers={self.num_trainable_layers!r}: must be between 0 (frozen) and {layers}, "
                 "the encoder's number of layers, or -1 (all of the encoder)."
+            )
+
+    def _check_cpc_fields(self):
+        if self.num_trainable_layers not in (0, -1):
+            raise ValueError(
+                f"num_trainable_layers={self.num_trainable_layers!r}: must be 0 (frozen) or -1 (all of the encoder) "
+                "with a CPC encoder, whose recurrent layers are one module."
+            )
+        if self.use_weighted_layer_sum:
+            raise ValueError(
+                "use_weighted_layer_sum=True: leave it out with a CPC encoder, whose recurrent layers are one module "
+                "that gives the last layer's output only."
             )
 
     @property
@@ -108,7 +155,8 @@ class CMKDTeacherConfig(_CMKDConfig):
 
     Args:
         speech_config (`PreTrainedConfig` or `dict`, *optional*):
-            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper. None: the teacher only reads.
+            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper or CPC. None: the teacher only
+            reads.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             The text encoder, any that `AutoModel` loads. None: the teacher only hears.
         gru_hidden_size (`int`, *optional*, defaults to 128):
@@ -119,10 +167,10 @@ class CMKDTeacherConfig(_CMKDConfig):
             Size of the utterance embedding e (Eq. 1 and 2). Teacher and student must agree in it.
         num_trainable_layers (`int`, *optional*, defaults to 0):
             How many of the speech encoder's top layers train: 0 is a frozen encoder, 6 the paper's fine-tuning, -1
-            all of the encoder, convolutions included. The text encoder is always frozen.
+            all of the encoder, convolutions included. CPC takes 0 or -1. The text encoder is always frozen.
         use_weighted_layer_sum (`bool`, *optional*, defaults to `False`):
             Feed the GRU a learnt softmax-weighted sum of the encoder's input and all of its layers, instead of the
-            last.
+            last. Not with CPC.
         label_scale (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
             Minimum and maximum of the corpus's rating scale, used by [`~_CMKDConfig.to_label_scale`].
         label_mean (`tuple[float, float, float]`, *optional*, defaults to `(0.0, 0.0, 0.0)`):
@@ -153,7 +201,7 @@ class CMKDStudentConfig(_CMKDConfig):
 
     Args:
         speech_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `HubertConfig()`):
-            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper.
+            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper or CPC.
         kwargs:
             The other fields, their meaning and defaults are those of [`CMKDTeacherConfig`], less `text_config`.
 
@@ -173,11 +221,16 @@ def _sub_config(name, value):
         return value
     if not isinstance(value, dict):
         raise ValueError(f"{name}={value!r}: must be a configuration or a dict of one.")
+    fields = {key: field for key, field in value.items() if key != "model_type"}
+    if value.get("model_type") == CPCConfig.model_type:
+        return CPCConfig(**fields)
     if value.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(f"{name}['model_type']={value.get('model_type')!r}: must name a model type of transformers.")
-    fields = {key: field for key, field in value.items() if key != "model_type"}
     return CONFIG_MAPPING[value["model_type"]](**fields)
 
 
+if not __package__:  # what a checkpoint brought along serves that checkpoint only
+    AutoConfig.register(CPCConfig.model_type, CPCConfig, exist_ok=True)
+CPCConfig.register_for_auto_class()
 CMKDTeacherConfig.register_for_auto_class()
 CMKDStudentConfig.register_for_auto_class()

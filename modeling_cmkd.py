@@ -1,5 +1,7 @@
 """The CMKD teacher, which hears and reads, and the student, which only hears (Figure 1 of arXiv 2112.00158).
 
+Their encoders are those of transformers, and Modified CPC, which transformers lacks.
+
 This file travels to the Hub with every checkpoint, beside `configuration_cmkd.py`. It imports torch and transformers
 and nothing else; `pipeline_cmkd.py` only to name it when a model is saved. What a model answers for an utterance does
 not depend on what else is in its batch, nor on the padding: see [`SpeechEncoder`].
@@ -11,17 +13,32 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput
 
 try:
-    from .configuration_cmkd import EMOTION_DIMENSIONS, SPECTROGRAM_ENCODERS, CMKDStudentConfig, CMKDTeacherConfig
+    from .configuration_cmkd import (
+        EMOTION_DIMENSIONS,
+        SPECTROGRAM_ENCODERS,
+        CMKDStudentConfig,
+        CMKDTeacherConfig,
+        CPCConfig,
+    )
 except ImportError:
-    from configuration_cmkd import EMOTION_DIMENSIONS, SPECTROGRAM_ENCODERS, CMKDStudentConfig, CMKDTeacherConfig
+    from configuration_cmkd import (
+        EMOTION_DIMENSIONS,
+        SPECTROGRAM_ENCODERS,
+        CMKDStudentConfig,
+        CMKDTeacherConfig,
+        CPCConfig,
+    )
 
+CPC_CONVOLUTIONS = ((10, 5, 3), (8, 4, 2), (4, 2, 1), (4, 2, 1), (4, 2, 1))
+"""Kernel size, stride and padding on either side of CPC's convolutions: a frame every 160 samples."""
 
 WHISPER_HOP = 160
 """Samples from one log-mel frame to the next, in all Whisper models."""
@@ -68,8 +85,109 @@ def _first(output):
     return output[0] if isinstance(output, tuple) else output
 
 
+class ChannelNorm(nn.Module):
+    """Normalises every frame over its channels by the unbiased variance; torch's layer norm takes the biased one."""
+
+    eps = 1e-5
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, frames) -> the same."""
+        variance, mean = torch.var_mean(hidden.float(), dim=1, correction=1, keepdim=True)
+        normalized = (hidden.float() - mean) * torch.rsqrt(variance + self.eps)
+        return (normalized * self.weight[:, None] + self.bias[:, None]).to(hidden.dtype)
+
+
+class CPCLayer(nn.Module):
+    """A convolution of CPC, its norm and ReLU: (batch, channels, frames) -> (batch, channels, fewer frames)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int):
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, padding)
+        self.norm = ChannelNorm(out_channels)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(self.norm(self.conv(hidden)))
+
+    def num_frames(self, lengths: torch.Tensor) -> torch.Tensor:
+        """How many frames come out where `lengths` go in."""
+        kernel, stride, padding = self.conv.kernel_size[0], self.conv.stride[0], self.conv.padding[0]
+        return torch.div(lengths + 2 * padding - kernel, stride, rounding_mode="floor") + 1
+
+
+class CPCModel(PreTrainedModel):
+    """Modified CPC (Rivière et al. 2020, arXiv 2002.02848): five convolutions and a recurrent network over 100 Hz.
+
+    It takes the waveform as it is, not scaled to unit variance. Padding does not reach a real frame: before every
+    convolution it is set to the zeros that the unpadded utterance would see, and the recurrent network runs from left
+    to right.
+    """
+
+    config_class = CPCConfig
+    base_model_prefix = "cpc"
+    main_input_name = "input_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            CPCLayer(1 if index == 0 else config.num_channels, config.num_channels, *shape)
+            for index, shape in enumerate(CPC_CONVOLUTIONS)
+        )
+        recurrent = {"lstm": nn.LSTM, "gru": nn.GRU}[config.recurrent_type]
+        self.recurrent = recurrent(config.num_channels, config.hidden_size, config.num_hidden_layers, batch_first=True)
+        self.post_init()
+
+    def _init_weights(self, module):
+        """torch's own initialisation."""
+        if isinstance(module, nn.Conv1d):
+            bound = (module.in_channels * module.kernel_size[0]) ** -0.5
+        elif isinstance(module, nn.LSTM | nn.GRU):
+            bound = module.hidden_size**-0.5
+        elif isinstance(module, ChannelNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            return
+        else:
+            return
+        for parameter in module.parameters():
+            init.uniform_(parameter, -bound, bound)
+
+    def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
+        """Runs the network.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, samples)`): 16 kHz waveforms, full scale being 1.
+            attention_mask (`torch.Tensor` of shape `(batch, samples)`, *optional*): 1 where real, padding on the right.
+
+        Returns:
+            `last_hidden_state` (batch, frames, hidden size), what comes after an utterance's last real frame being
+            of no meaning.
+
+        Raises:
+            ValueError: an utterance has fewer than 159 samples, which give no frame, or is padded on the left.
+        """
+        return BaseModelOutput(last_hidden_state=self.encode(input_values, attention_mask)[0])
+
+    def encode(self, wave: torch.Tensor, attention_mask: torch.Tensor | None = None):
+        """As `forward`; returns the features (batch, frames, hidden size) and the number of real frames of each row."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(wave, dtype=torch.long)
+        lengths = [_lengths(attention_mask, "attention_mask")]
+        for layer in self.layers:
+            lengths.append(layer.num_frames(lengths[-1]))
+        _check_not_empty(lengths[-1])
+        hidden = wave[:, None]
+        for layer, real in zip(self.layers, lengths[:-1], strict=True):
+            hidden = layer(hidden.masked_fill(~_mask(real, hidden.shape[2])[:, None], 0.0))
+        return self.recurrent(hidden.transpose(1, 2))[0], lengths[-1]
+
+
 class SpeechEncoder(nn.Module):
-    """A stock speech encoder, run part by part so that padding never reaches a real frame.
+    """A speech encoder, run part by part so that padding never reaches a real frame.
 
     The stock `forward` lets the padding leak in: through the group norm of HuBERT Base and its kin, through the stacked
     positional convolutions of data2vec-audio, and Whisper's insists on 30 s. Here each part sees the real frames
@@ -78,7 +196,7 @@ class SpeechEncoder(nn.Module):
     it can be stored.
 
     Args:
-        config: the configuration of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio or Whisper encoder.
+        config: the configuration of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper or CPC encoder.
         num_trainable_layers: top layers that train; 0 none, -1 the whole encoder.
         use_weighted_layer_sum: return a learnt weighted sum over the input of the layers and all their outputs.
     """
@@ -90,13 +208,19 @@ class SpeechEncoder(nn.Module):
         self.is_whisper = config.model_type in SPECTROGRAM_ENCODERS
         self.is_data2vec = config.model_type == "data2vec-audio"
         self.is_wavlm = config.model_type == "wavlm"
-        self.normalizes_last = self.is_whisper or (not self.is_data2vec and config.do_stable_layer_norm)
+        self.is_cpc = config.model_type == CPCConfig.model_type
+        self.normalizes_last = self.is_whisper or (
+            not self.is_data2vec and not self.is_cpc and config.do_stable_layer_norm
+        )
         size = len(self.layers) + 1
         self.layer_weights = nn.Parameter(torch.zeros(size)) if use_weighted_layer_sum else None
         self.freeze()
 
     @property
     def layers(self) -> nn.ModuleList:
+        """The layers that can train while those below them do not; CPC has none."""
+        if self.is_cpc:
+            return nn.ModuleList()
         return self.encoder.layers if self.is_whisper else self.encoder.encoder.layers
 
     @property
@@ -152,14 +276,14 @@ class SpeechEncoder(nn.Module):
             their mask (batch, frames).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.num_trainable_layers == -1):
-            hidden, lengths = self._embed(inputs.to(self.final_norm.weight.dtype), attention_mask)
+            hidden, lengths = self._embed(inputs.to(self.encoder.dtype), attention_mask)
             mask = _mask(lengths, hidden.shape[1])
             states = self._run_layers([hidden], mask, 0, self.num_frozen_layers)
             return states[-1] if self.layer_weights is None else torch.stack(states, dim=2), mask
 
     def run_trainable(self, features: torch.Tensor, mask: torch.Tensor):
         """Runs the trainable layers on what `run_frozen` returned; the same output as `forward`."""
-        features = features.to(self.final_norm.weight.dtype)
+        features = features.to(self.encoder.dtype)
         states = [features] if self.layer_weights is None else list(features.unbind(2))
         states = self._run_layers(states, mask, self.num_frozen_layers, len(self.layers))
         if self.normalizes_last:
@@ -170,6 +294,8 @@ class SpeechEncoder(nn.Module):
         return sum(weight * state for weight, state in zip(weights, states, strict=True)), mask
 
     def _run_layers(self, states: list[torch.Tensor], mask: torch.Tensor, start: int, stop: int) -> list[torch.Tensor]:
+        if start == stop:
+            return states
         if self.is_wavlm:
             # The relative position bias is layer 0's; the other layers take it over.
             bias = self.layers[0].attention.compute_bias(mask.shape[1], mask.shape[1])
@@ -182,11 +308,11 @@ class SpeechEncoder(nn.Module):
 
     def _embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
         """The input of the first layer (batch, frames, hidden size) and the number of real frames of each row."""
-        return (
-            self._embed_spectrogram(inputs, attention_mask)
-            if self.is_whisper
-            else self._embed_wave(inputs, attention_mask)
-        )
+        if self.is_cpc:
+            return self.encoder.encode(inputs, attention_mask)
+        if self.is_whisper:
+            return self._embed_spectrogram(inputs, attention_mask)
+        return self._embed_wave(inputs, attention_mask)
 
     def _embed_wave(self, wave: torch.Tensor, attention_mask: torch.Tensor | None):
         if attention_mask is None:
@@ -553,6 +679,8 @@ class CMKDStudentModel(CMKDPreTrainedModel):
 
 def _build_encoder(config) -> nn.Module:
     """A randomly initialised encoder; of an encoder-decoder only the encoder."""
+    if config.model_type == CPCConfig.model_type:
+        return CPCModel(config)
     if config.model_type in SPECTROGRAM_ENCODERS:
         return WhisperEncoder(config)
     model = AutoModel.from_config(config, dtype=torch.get_default_dtype())
@@ -561,7 +689,9 @@ def _build_encoder(config) -> nn.Module:
 
 def _load_encoder(name_or_path: str) -> nn.Module:
     """A pretrained encoder in fp32; of an encoder-decoder only the encoder."""
-    model, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
+    fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    kind = CPCModel if fields.get("model_type") == CPCConfig.model_type else AutoModel
+    model, info = kind.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
     unused = ("masked_spec_embed", "pooler.dense.weight", "pooler.dense.bias")
     missing = sorted(key for key in info["missing_keys"] if not key.endswith(unused))
     if missing:
@@ -576,5 +706,8 @@ def _shorten(names: list[str], most: int = 5) -> str:
     return f"{listed} and {len(names) - most} more" if len(names) > most else listed
 
 
+if not __package__:  # as in configuration_cmkd.py
+    AutoModel.register(CPCConfig, CPCModel, exist_ok=True)
+CPCModel.register_for_auto_class("AutoModel")
 CMKDTeacherModel.register_for_auto_class("AutoModel")
 CMKDStudentModel.register_for_auto_class("AutoModel")

@@ -26,7 +26,7 @@ from transformers import (
     pipeline,
 )
 
-from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
+from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig, CPCConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel, GRUSummarizer
 
 pytestmark = [
@@ -70,7 +70,8 @@ WHISPER = WhisperConfig(
     init_std=0.2,
 )
 TEXT = BertConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-ALL_CONFIGS = WAVEFORM_CONFIGS | {"whisper": WHISPER}
+CPC = CPCConfig(num_channels=16, hidden_size=32, num_hidden_layers=2)
+ALL_CONFIGS = WAVEFORM_CONFIGS | {"whisper": WHISPER, "cpc": CPC}
 
 
 def student(speech_config, **config) -> CMKDStudentModel:
@@ -120,14 +121,18 @@ def assert_batch_invariant(model):
 
 
 @pytest.mark.parametrize("name", ALL_CONFIGS)
-@pytest.mark.parametrize("weighted", [False, True], ids=["last-layer", "weighted-sum"])
-def test_an_utterance_scores_the_same_alone_padded_and_in_any_order(name, weighted):
-    assert_batch_invariant(student(ALL_CONFIGS[name], use_weighted_layer_sum=weighted))
+def test_an_utterance_scores_the_same_alone_padded_and_in_any_order(name):
+    assert_batch_invariant(student(ALL_CONFIGS[name]))
 
 
-@pytest.mark.parametrize("name", ["hubert-base", "whisper-tiny"])
-def test_batch_invariance_at_real_size(name):
-    config = HubertConfig() if name == "hubert-base" else WhisperConfig()  # whose defaults are these two
+@pytest.mark.parametrize("name", [name for name in ALL_CONFIGS if name != "cpc"])
+def test_a_weighted_layer_sum_does_not_see_padding(name):
+    assert_batch_invariant(student(ALL_CONFIGS[name], use_weighted_layer_sum=True))
+
+
+@pytest.mark.parametrize("kind", [HubertConfig, WhisperConfig, CPCConfig])
+def test_batch_invariance_at_real_size(kind):
+    config = kind()  # of HuBERT Base, Whisper Tiny, and CPC as it was published
     config.update({"initializer_range": 0.05, "init_std": 0.05})
     assert_batch_invariant(student(config))
 
@@ -215,7 +220,7 @@ def test_the_network_is_the_one_of_the_paper(name):
 
 @pytest.mark.parametrize("name", ALL_CONFIGS)
 def test_stored_features_take_the_place_of_speech(name):
-    model = student(ALL_CONFIGS[name], num_trainable_layers=1)
+    model = student(ALL_CONFIGS[name], num_trainable_layers=0 if name == "cpc" else 1)
     batch = padded(utterances(model), 2 * max(next(iter(item.values())).shape[-1] for item in utterances(model)))
     with torch.no_grad():
         features, mask = model.extract_speech_features(batch[model.config.speech_input_name], batch["attention_mask"])
@@ -300,13 +305,13 @@ def test_a_teacher_may_read_only_and_any_encoder_serves():
         assert not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
 
 
-@pytest.mark.parametrize("kind", ["student", "teacher"])
+@pytest.mark.parametrize("kind", ["student", "cpc-student", "teacher"])
 def test_a_folder_loads_elsewhere_without_this_package(kind, tmp_path):
-    model = (
-        student(WAVEFORM_CONFIGS["wavlm"], num_trainable_layers=1, label_scale=(1, 7))
-        if kind == "student"
-        else teacher()
-    )
+    model = {
+        "student": lambda: student(WAVEFORM_CONFIGS["wavlm"], num_trainable_layers=1, label_scale=(1, 7)),
+        "cpc-student": lambda: student(CPC, num_trainable_layers=-1, label_scale=(1, 7)),
+        "teacher": teacher,
+    }[kind]()
     inputs = {"input_values": utterances(model)[0]["input_values"]}
     if kind == "teacher":
         inputs["input_ids"] = torch.tensor([[2, 7, 3]])
@@ -420,7 +425,7 @@ def test_weights_that_are_not_safetensors_are_refused(tmp_path):
         CMKDStudentModel.from_pretrained(tmp_path, use_safetensors=False)
 
 
-@pytest.mark.parametrize("name", ["hubert", "whisper"])
+@pytest.mark.parametrize("name", ["hubert", "whisper", "cpc"])
 def test_encoders_load_from_a_folder(name, tmp_path):
     torch.manual_seed(3)
     stock = AutoModel.from_config(ALL_CONFIGS[name])
@@ -435,7 +440,8 @@ def test_encoders_load_from_a_folder(name, tmp_path):
     assert all(torch.equal(loaded[key], value.float()) for key, value in encoder.state_dict().items())
     assert model.dtype == torch.float32 and not model.training
     assert (model.config.label_scale, model.config.label_mean) == ([1.0, 5.0], [0.4, 0.5, 0.6])
-    again = CMKDStudentModel.from_pretrained_encoder(str(tmp_path / "speech"), num_trainable_layers=1)
+    layers = -1 if name == "cpc" else 1
+    again = CMKDStudentModel.from_pretrained_encoder(str(tmp_path / "speech"), num_trainable_layers=layers)
     assert any(parameter.requires_grad for parameter in again.speech_encoder.encoder.parameters())
 
 
@@ -450,8 +456,9 @@ def test_an_incomplete_encoder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_loads_and_answers_in_fp32(dtype, tmp_path):
-    model = student(WAVEFORM_CONFIGS["hubert"])
+@pytest.mark.parametrize("name", ["hubert", "cpc"])
+def test_half_precision_loads_and_answers_in_fp32(name, dtype, tmp_path):
+    model = student(ALL_CONFIGS[name])
     model.save_pretrained(tmp_path)
     item = utterances(model)[0]
     half = CMKDStudentModel.from_pretrained(tmp_path, dtype=dtype)
@@ -484,6 +491,9 @@ def test_initial_weights_survive_a_save_and_depend_on_the_seed_only():
         ({"speech_config": TEXT}, "speech_config.model_type='bert': must be one of hubert"),
         ({"speech_config": {"model_type": "hubertt"}}, r"speech_config\['model_type'\]='hubertt'"),
         ({"speech_config": "facebook/hubert-base-ls960"}, "must be a configuration or a dict"),
+        ({"speech_config": CPC, "num_trainable_layers": 1}, "num_trainable_layers=1: must be 0 .* or -1 .* CPC"),
+        ({"speech_config": CPC, "num_trainable_layers": -2}, "num_trainable_layers=-2: must be 0 .* or -1"),
+        ({"speech_config": CPC, "use_weighted_layer_sum": True}, "use_weighted_layer_sum=True: leave it out .* CPC"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_rule(fields, message):
