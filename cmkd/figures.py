@@ -213,6 +213,60 @@ def draw_valence(scores: Mapping[str, Mapping[str, float | None]], kept: str | N
     return figure
 
 
+def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
+    """Valence CCC of the systems of each table with their intervals, and the published figures as rings.
+
+    Args:
+        panels: by title, by stage from bottom to top of the method, `name`, and `published`, `ccc`, `interval` [low,
+            high] and `fold_mean`, each None where there is none; `ccc` is None for a system that was not run.
+    """
+    figure = Figure(figsize=(9.6, 0.7 + 2.4 * len(panels)), layout="constrained")
+    values = [
+        value
+        for systems in panels.values()
+        for system in systems.values()
+        for value in (system["published"], system["ccc"], *(system["interval"] or ()))
+        if value is not None
+    ]
+    limits = min(values, default=0.0) - 0.05, max(values, default=1.0) + 0.05
+    dot: dict[str, Any] = {"marker": "o", "markersize": 7, "linestyle": ""}
+    bar: dict[str, Any] = {"linewidth": 2.2, "solid_capstyle": "butt"}
+    ring: dict[str, Any] = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": ""}
+    mean: dict[str, Any] = {"marker": "|", "markersize": 16, "markeredgewidth": 1.8, "linestyle": ""}
+    axes = figure.subplots(len(panels), squeeze=False).ravel()
+    for panel, (title, systems) in zip(axes, panels.items(), strict=True):
+        beside = panel.get_yaxis_transform()
+        panel.text(1.01, -0.85, "ours", transform=beside, va="center")
+        audio, teacher = (systems[stage]["ccc"] for stage in ("audio", "teacher"))
+        if audio is not None and teacher is not None and teacher > audio:
+            panel.axvspan(audio, teacher, color="#f0e442", alpha=0.35, linewidth=0)
+        for row, (stage, system) in enumerate(systems.items()):
+            colour = _COLOURS[stage]
+            if system["published"] is not None:
+                panel.plot(system["published"], row, color=colour, **ring)
+            if system["ccc"] is None:
+                panel.text(1.01, row, "not run", transform=beside, va="center", color="#7f7f7f")
+                continue
+            if system["interval"] is not None:
+                panel.plot(system["interval"], [row, row], color=colour, **bar)
+            panel.plot(system["ccc"], row, color=colour, **dot)
+            if system["fold_mean"] is not None:
+                panel.plot(system["fold_mean"], row, color=colour, **mean)
+            panel.text(1.01, row, format_number(system["ccc"]), transform=beside, va="center")
+        panel.set(xlim=limits, ylim=(len(systems) - 0.4, -0.6), title=title)
+        panel.set_yticks(range(len(systems)), [system["name"] for system in systems.values()])
+        panel.xaxis.set_major_locator(MultipleLocator(0.1))
+    panel.set_xlabel("valence CCC")
+    for label, style in (("ours", dot), ("95% interval", bar), ("published", ring)):
+        panel.plot([], [], color="#4d4d4d", label=label, **style)
+    if any(system["fold_mean"] is not None for systems in panels.values() for system in systems.values()):
+        panel.plot([], [], color="#4d4d4d", label="mean over folds", **mean)
+    if any(patch for panel in axes for patch in panel.patches):
+        panel.fill_between([], [], color="#f0e442", alpha=0.35, linewidth=0, label="our gap, audio only to teacher")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    return figure
+
+
 def format_number(value: float | None) -> str:
     """Three decimals; `n/a` for what is undefined."""
     return "n/a" if value is None else f"{value:.3f}"

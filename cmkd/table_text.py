@@ -1,0 +1,222 @@
+"""A table as it is shown, and its text in Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cmkd.figures import format_number
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+Scores = Mapping[str, float | None]
+"""By dimension; None where it is not defined, or not published."""
+
+_INITIALS = [dimension[0].upper() for dimension in EMOTION_DIMENSIONS]
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row as it is shown.
+
+    Attributes:
+        number: as in the paper; "+1" and so on for systems that the paper does not have; "" for later work.
+        system: its name.
+        stage: that trains it; None for figures that are only quoted.
+        published: by dimension; None where nobody has published any.
+        run: name of the folder that fills it; None if it was not run.
+        score: ours, by dimension; of a cross-validation the pooled one.
+        interval: of `score`, by dimension [low, high].
+        folds: of a cross-validation `{"number": …, "mean": {…}, "std": {…}}`.
+        difference: ours (of a cross-validation the mean over folds) less published, by dimension.
+        paired: `{"against": number, "difference": {…}, "interval": {…}, "p_value": {…}}`, of the CCC (pooled) less that
+            of the row it builds on; or `{"against": number, "reason": …}` if that is not known; None if it builds on
+            none.
+    """
+
+    number: str
+    system: str
+    stage: str | None
+    published: Scores | None
+    run: str | None = None
+    score: Scores | None = None
+    interval: Mapping[str, Sequence[float] | None] | None = None
+    folds: Mapping[str, Any] | None = None
+    difference: Scores | None = None
+    paired: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """A table as it is shown.
+
+    Attributes:
+        name: such as "Table 2".
+        title: what it shows.
+        corpus, release, split: what was scored.
+        rows: in the order of the paper.
+        notes: sentences that belong below it.
+        runs: that fill it, each with the keys `folder` (its name), `rows`, `seed`, `corpus_version`, `versions`,
+            `folds`, `transcripts`, and `settings`: those other than the defaults, by name [value, default].
+        gap: for the figure, by stage the index of its row in `rows`.
+    """
+
+    name: str
+    title: str
+    corpus: str
+    release: str
+    split: str
+    rows: Sequence[TableRow]
+    notes: Sequence[str]
+    runs: Sequence[Mapping[str, Any]]
+    gap: Mapping[str, int]
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name} on {self.corpus} {self.release}: {self.title}"
+
+
+def format_markdown(table: ResultsTable) -> str:
+    """A heading, the table, aligned, and its notes."""
+    has_published, has_paired = _parts(table)
+    header = ["#", "system"]
+    header += ["published A V D"] if has_published else []
+    header += [f"ours {initial}" for initial in _INITIALS]
+    header += ["difference A V D"] if has_published else []
+    header += ["p A V D"] if has_paired else []
+    lines = [header]
+    for row in table.rows:
+        cells = [row.number, row.system]
+        cells += [" ".join(_three(row.published))] if has_published else []
+        cells += [_absent(row)] * 3 if row.score is None else [_ours(row, name) for name in EMOTION_DIMENSIONS]
+        cells += [" ".join(_three(row.difference, "+.3f"))] if has_published else []
+        cells += [f"on {row.paired['against']}: {' '.join(_p_values(row.paired))}" if row.paired else ""] * has_paired
+        lines.append(cells)
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    shown = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines]
+    notes = [f"- {note}" for note in _all_notes(table)]
+    return "\n".join([f"## {table.heading}", "", *shown, *(["", *notes] if notes else [])])
+
+
+def format_latex(table: ResultsTable) -> str:
+    """A `table*` that needs adjustbox and booktabs; intervals, and what is pooled, stand in a line of their own."""
+    has_published, has_paired = _parts(table)
+    groups = [("published", 3)] if has_published else []
+    groups += [("ours", 3)] + ([("difference", 3)] if has_published else [])
+    groups += [("p, against row", 4)] if has_paired else []
+    above, rules, below = ["", ""], [], [r"\#", "system"]
+    for name, width in groups:
+        above.append(rf"\multicolumn{{{width}}}{{c}}{{{name}}}")
+        rules.append(rf"\cmidrule(lr){{{len(below) + 1}-{len(below) + width}}}")
+        below += [*[""] * (width - 3), *_INITIALS]
+    rows = [line for row in table.rows for line in _latex_lines(row, has_published, has_paired, len(below))]
+    return "\n".join(
+        [
+            r"\begin{table*}",
+            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{_escaped(table.heading)}}}",
+            r"\begin{adjustbox}{max width=\textwidth}",
+            rf"\begin{{tabular}}{{rp{{5cm}}{'r' * (len(below) - 2)}}}",
+            r"\toprule",
+            " & ".join(above) + r" \\",
+            " ".join(rules),
+            " & ".join(below) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{adjustbox}",
+            r"\par\smallskip\begin{minipage}{\linewidth}\scriptsize",
+            " \\par\n".join(_escaped(note) for note in _all_notes(table)),
+            r"\end{minipage}",
+            r"\end{table*}",
+        ]
+    )
+
+
+def _latex_lines(row: TableRow, has_published: bool, has_paired: bool, columns: int) -> list[str]:
+    """A row, and below it what `_ours_second` has to say, if anything."""
+    cells, second = [row.number, _escaped(row.system)], ["", ""]
+    if has_published:
+        cells += _three(row.published)
+        second += [""] * 3
+    if row.score is None:
+        cells.append(rf"\multicolumn{{3}}{{c}}{{{_absent(row)}}}")
+    else:
+        cells += [_escaped(_ours_first(row, name)) for name in EMOTION_DIMENSIONS]
+        below = [_ours_second(row, name) for name in EMOTION_DIMENSIONS]
+        second += [rf"{{\scriptsize {text}}}" if text else "" for text in below]
+    cells += _three(row.difference, "+.3f") if has_published else []
+    if has_paired and row.paired and "reason" in row.paired:
+        cells += [row.paired["against"], rf"\multicolumn{{3}}{{l}}{{{row.paired['reason']}}}"]
+    elif has_paired:
+        cells += [row.paired["against"], *_p_values(row.paired)] if row.paired else [""] * 4
+    second += [""] * (columns - len(second))
+    return [" & ".join(line) + r" \\" for line in (cells, second) if any(line)]
+
+
+def _parts(table: ResultsTable) -> tuple[bool, bool]:
+    """Whether the table has published figures, and whether it has comparisons of rows."""
+    return any(row.published for row in table.rows), any(row.paired for row in table.rows)
+
+
+def _three(scores: Scores | None, form: str = ".3f") -> list[str]:
+    if scores is None:
+        return [""] * 3
+    values = [scores[name] for name in EMOTION_DIMENSIONS]
+    return ["–" if value is None else format(value, form) for value in values]
+
+
+def _absent(row: TableRow) -> str:
+    return "not run" if row.stage else ""
+
+
+def _ours(row: TableRow, dimension: str) -> str:
+    return f"{_ours_first(row, dimension)}{';' if row.folds else ''} {_ours_second(row, dimension)}".strip()
+
+
+def _ours_first(row: TableRow, dimension: str) -> str:
+    if row.folds:
+        return f"{format_number(row.folds['mean'][dimension])} ± {format_number(row.folds['std'][dimension])}"
+    return format_number(row.score[dimension]) if row.score else ""
+
+
+def _ours_second(row: TableRow, dimension: str) -> str:
+    """The interval, and what it is of if that is not what stands before it."""
+    interval = row.interval[dimension] if row.interval else None
+    shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return f"pooled {format_number(row.score[dimension])} {shown}".strip() if row.folds and row.score else shown
+
+
+def _p_values(paired: Mapping[str, Any]) -> list[str]:
+    """Three, or one that says why there is none."""
+    if "reason" in paired:
+        return [paired["reason"]]
+    values = [paired["p_value"][name] for name in EMOTION_DIMENSIONS]
+    return ["n/a" if value is None else f"{value:.2g}" for value in values]
+
+
+def _all_notes(table: ResultsTable) -> list[str]:
+    return [*table.notes, *(_run_sentence(run) for run in table.runs)]
+
+
+def _run_sentence(run: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {value} instead of {default}" for name, (value, default) in run["settings"].items())
+    parts = [
+        f"Row {', '.join(run['rows'])}: {run['folder']}, seed {run['seed']}, corpus version {run['corpus_version']}",
+        *([f"{run['folds']} folds"] if run["folds"] else []),
+        settings or "all defaults",
+        *run["transcripts"],
+    ]
+    return "; ".join(parts) + "."
+
+
+def _escaped(text: str) -> str:
+    """Text as LaTeX takes it.
+
+    >>> print(_escaped("a_b & 50% ± {c}"))
+    a\\_b \\& 50\\% $\\pm$ \\{c\\}
+    """
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    return "".join(special.get(letter, rf"\{letter}" if letter in "&%$#_{}" else letter) for letter in text)

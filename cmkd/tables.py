@@ -1,0 +1,496 @@
+"""The paper's tables with our figures beside the published ones, from the folders of runs.
+
+A stage of a run fills the row that has its stage and its encoders. Runs on a corpus that the paper does not have fill a
+table of their own, by stage, without published figures: those are of other speech.
+
+Ours is the CCC over the whole split, with the interval that results.json holds. A cross-validation has two figures: the
+mean over its folds, with their standard deviation, and the CCC over the predictions of all folds together ("pooled"),
+which is the one that has an interval and is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmkd.atomic import written_whole
+from cmkd.confidence import LEVEL, RESAMPLES, SEED, bootstrap_ccc, confidence_interval, paired_p_value
+from cmkd.corpora.schema import SPLITS
+from cmkd.evaluation import Predictions, read_predictions
+from cmkd.figures import SYSTEM_NAMES, draw_valence_gap, figure_style
+from cmkd.paper import LATER, LATER_RELEASE, TABLE_1, TABLE_2, TABLES, PublishedRow, PublishedTable
+from cmkd.recipe import STAGES, Recipe
+from cmkd.run_folder import write_json
+from cmkd.table_text import ResultsTable, Scores, TableRow, format_latex, format_markdown
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+_ENCODERS = {
+    "audio": ("student_speech_encoder",),
+    "text": ("text_encoder",),
+    "teacher": ("teacher_speech_encoder", "text_encoder"),
+    "finetune": ("student_speech_encoder",),
+    "ts": ("student_speech_encoder", "teacher_speech_encoder", "text_encoder"),
+    "cts": ("student_speech_encoder", "teacher_speech_encoder", "text_encoder"),
+}
+_FINE_TUNED, _STUDENTS, _WITHOUT_WORDS = ("finetune", "ts", "cts"), ("ts", "cts"), {"audio", "finetune"}
+_SETTINGS = {
+    "num_epochs": STAGES,
+    "learning_rate": STAGES,
+    "plateau_factor": STAGES,
+    "plateau_patience": STAGES,
+    "loss_over": STAGES,
+    "group_by_length": STAGES,
+    "use_weighted_layer_sum": ("audio", "teacher", *_FINE_TUNED),
+    "num_trainable_layers": _FINE_TUNED,
+    "encoder_learning_rate_factor": _FINE_TUNED,
+    "distillation_weight": _STUDENTS,
+    "embedding_distance": _STUDENTS,
+    "residual_threshold": ("cts",),
+}
+"""The settings whose defaults a run is compared with, and the stages they matter to."""
+
+_FURTHER_BASE = {"finetune": "audio", "ts": "finetune", "cts": "ts"}
+_METRICS = {"ccc": "CCC", "pearson": "Pearson"}
+_GAP_NAMES = {"audio": "audio only", "ts": "T/S", "cts": "cT/S", "teacher": "teacher"}
+_FIGURE_CAPTION = (
+    "Valence CCC with its interval, and the published figures as rings. Of a cross-validation the dot and the interval "
+    "are of the pooled CCC; the upright stroke is the mean over the folds, which the table compares with the ring."
+)
+_RUN_AGAIN = "it is of another version of cmkd, or of a run that is not complete: give its command again."
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    folder: Path
+    results: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def corpus(self) -> str:
+        return self.results["corpus"]["name"]
+
+    @property
+    def release(self) -> str:
+        """The version of the corpus less what its transcripts and the checks of this copy add to it."""
+        return re.sub(r"(\+transcripts-\w+)?(-[0-9a-f]{12}|-streamed)?$", "", self.results["corpus"]["version"])
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        return self.results["recipe"]
+
+    def stages(self, split: str) -> list[str]:
+        return [stage for stage in STAGES if split in self.results["systems"].get(stage, {})]
+
+    def encoders(self, stage: str) -> list[str]:
+        return [self.recipe[setting] for setting in _ENCODERS[stage]]
+
+
+def gather_tables(runs: Sequence[Path]) -> list[ResultsTable]:
+    """Reads runs and fills the tables of their corpora.
+
+    Args:
+        runs: folders of `train_distill.py` or `cmkd crossval`, with results.json and predictions.
+
+    Returns:
+        Tables 1 and 2 if there is a run on msp-podcast, Table 3 if there is one on iemocap, and for each other corpus
+        the rows of Table 2, and of Table 1 if its teacher was scored on train.
+
+    Raises:
+        FileNotFoundError: a folder has no results.json, or lacks predictions.
+        ValueError: there are no runs, or one twice; results.json cannot be read or lacks something; two runs fill the
+            same row; or runs of one table are on different releases or were scored on different test sets.
+    """
+    if not runs:
+        raise ValueError("runs is empty: name at least one folder of a run.")
+    twice = [str(folder) for folder, times in Counter(folder.resolve() for folder in runs).items() if times > 1]
+    if twice:
+        raise ValueError(f"runs names {', '.join(twice)} more than once: name each folder once.")
+    read = [_read_run(folder) for folder in runs]
+    tables = []
+    for corpus in sorted({run.corpus for run in read}, key=_corpus_order):
+        chosen = [run for run in read if run.corpus == corpus]
+        _require_one_release(chosen)
+        published = [table for table in TABLES if table.corpus == corpus] or _rows_elsewhere(chosen)
+        tables += [_fill(table, chosen) for table in published]
+    return tables
+
+
+def format_tables(tables: Sequence[ResultsTable]) -> str:
+    """The tables in Markdown, aligned for a terminal."""
+    return "\n\n".join(format_markdown(table) for table in tables)
+
+
+def write_tables(tables: Sequence[ResultsTable], output: Path) -> list[Path]:
+    """Writes tables.md, tables.tex, tables.json and valence_gap.png.
+
+    Args:
+        tables: as `gather_tables` returns them.
+        output: a folder; it is made if it is not there.
+
+    Returns:
+        The files.
+    """
+    markdown, latex, numbers, figure = (
+        output / name for name in ("tables.md", "tables.tex", "tables.json", "valence_gap.png")
+    )
+    picture = f"![The valence gap]({figure.name})\n\n{_FIGURE_CAPTION}"
+    _write_text(markdown, f"{format_tables(tables)}\n\n{picture}\n")
+    _write_text(
+        latex,
+        "\n\n".join(["% needs \\usepackage{adjustbox,booktabs}", *(format_latex(table) for table in tables)]) + "\n",
+    )
+    write_json(numbers, {"tables": [asdict(table) for table in tables]})
+    with figure_style(), written_whole(figure) as unfinished:
+        panels = {table.heading: _gap_systems(table) for table in tables if table.gap}
+        draw_valence_gap(panels).savefig(unfinished, format="png")
+    return [markdown, latex, numbers, figure]
+
+
+def _read_run(folder: Path) -> _Run:
+    path = folder / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no results.json: name the folder of a run that is complete.")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): {_RUN_AGAIN}") from error
+    costs = () if "folds" in results else ("cost",)
+    _require(path, results, ("corpus", "seed", "versions", "systems", "recipe", *costs))
+    _require(path, results["corpus"], ("name", "version", "utterances", "notes"), "corpus")
+    for stage, splits in results["systems"].items():
+        _require(path, results["recipe"], _ENCODERS[stage], "recipe")
+        for split, scores in splits.items():
+            _require(path, scores, ("ccc", "pearson", "interval"), f"systems.{stage}.{split}")
+        if "folds" in results:
+            _require(path, results["folds"], ("number", "mean", "std"), "folds")
+            for name in ("mean", "std"):
+                _require(path, results["folds"][name], (stage,), f"folds.{name}")
+    run = _Run(folder, results)
+    if not run.stages("test"):
+        raise ValueError(
+            f"{path} has no scores on the split test, which the tables show: run a stage on a corpus with one."
+        )
+    return run
+
+
+def _require(path: Path, entry: Mapping[str, Any], keys: Iterable[str], where: str = "") -> None:
+    missing = [f"{where}.{key}".lstrip(".") for key in keys if key not in entry]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: {_RUN_AGAIN}")
+
+
+def _require_one_release(runs: Sequence[_Run]) -> None:
+    first = runs[0]
+    for run in runs:
+        if run.release != first.release:
+            raise ValueError(
+                f"{first.folder} is on {first.corpus} {first.release}, {run.folder} on {run.release}: a table takes "
+                "runs on one version. Make a table of each."
+            )
+
+
+def _corpus_order(corpus: str) -> tuple[int, str]:
+    known = [table.corpus for table in TABLES]
+    return known.index(corpus) if corpus in known else len(known), corpus
+
+
+def _rows_elsewhere(runs: Sequence[_Run]) -> list[PublishedTable]:
+    """The rows of Tables 1 and 2 for a corpus that the paper does not have; whatever encoders a run has fill them."""
+
+    def elsewhere(row: PublishedRow, system: str) -> PublishedRow:
+        base = 6 if row.builds_on == 7 else row.builds_on  # the one frozen audio-only row
+        return replace(row, system=system, scores=None, encoders={}, builds_on=base)
+
+    def table(original: PublishedTable, rows: Iterable[PublishedRow]) -> PublishedTable:
+        synthetic = ", synthetic speech" if corpus.startswith("spoken-") else ""
+        name, title = f"The rows of {original.name}", f"{original.title}{synthetic}"
+        return replace(original, name=name, title=title, corpus=corpus, rows=tuple(rows), release=None, utterances=None)
+
+    corpus = runs[0].corpus
+    fit = table(TABLE_1, (elsewhere(row, f"teacher, {_METRICS[row.metric]}") for row in TABLE_1.rows))
+    chosen = (row for row in TABLE_2.rows if row.number in (6, 8, 9, 10, 11, 12))
+    systems = table(TABLE_2, (elsewhere(row, SYSTEM_NAMES[str(row.stage)]) for row in chosen))
+    return [fit, systems] if any("teacher" in run.stages("train") for run in runs) else [systems]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A row before its figures are looked up."""
+
+    number: str
+    row: PublishedRow
+    run: _Run | None = None
+    base: str | None = None
+
+
+def _fill(table: PublishedTable, runs: Sequence[_Run]) -> ResultsTable:
+    """Puts each run into its row, and what has no row below them."""
+    slots = _slots(table, runs)
+    filled = list(dict.fromkeys(slot.run for slot in slots if slot.run))
+    answers = _read_answers(table, slots)
+    resampled, ccc = {}, {}
+    if answers and table.split == "test":
+        first = next(iter(answers.values()))
+        predictions = {number: answer.predictions for number, answer in answers.items()}
+        resampled = bootstrap_ccc(predictions, first.labels, first.speakers)
+        ccc = {slot.number: slot.run.results["systems"][slot.row.stage]["test"]["ccc"] for slot in slots if slot.run}
+    rows = [_table_row(table.split, slot, _paired(slot, ccc, resampled)) for slot in slots]
+    numbers = [row.number for row in rows]
+    gap = {}
+    for stage, candidates in table.gap.items():
+        was_run = [str(number) for number in candidates if str(number) in answers]
+        gap[stage] = numbers.index(was_run[0] if was_run else str(candidates[0]))
+    return ResultsTable(
+        name=table.name,
+        title=table.title,
+        corpus=table.corpus,
+        release=runs[0].release,
+        split=table.split,
+        rows=rows,
+        notes=_notes(table, filled, rows, answers),
+        runs=[_describe_run(run, [slot for slot in slots if slot.run is run]) for run in filled],
+        gap=gap,
+    )
+
+
+def _slots(table: PublishedTable, runs: Sequence[_Run]) -> list[_Slot]:
+    """The rows of the paper, then systems that it does not have, then later work.
+
+    Raises:
+        ValueError: two runs fill the same row.
+    """
+    owners: dict[int, _Run] = {}
+    further = []
+    for run in runs:
+        for stage in run.stages(table.split):
+            places = [place for place, row in enumerate(table.rows) if _is_row(run, stage, row)]
+            for place in places:
+                if place in owners:
+                    row, other = table.rows[place], owners[place]
+                    seeds = ""
+                    if other.results["seed"] != run.results["seed"]:
+                        seeds = f" with the seeds {other.results['seed']} and {run.results['seed']}"
+                    raise ValueError(
+                        f"{other.folder} and {run.folder} both fill row {row.number} of {table.name} ({row.system})"
+                        f"{seeds}: a row shows one run. Make a table of each."
+                    )
+                owners[place] = run
+            if not places and table.split == "test":
+                further.append((run, stage))
+    slots = [
+        _Slot(str(row.number), row, owners.get(place), None if row.builds_on is None else str(row.builds_on))
+        for place, row in enumerate(table.rows)
+    ]
+    further.sort(key=lambda found: (STAGES.index(found[1]), found[0].encoders(found[1]), found[0].name))
+    slots += [
+        _Slot(f"+{index}", PublishedRow(None, SYSTEM_NAMES[stage], None, stage), run)
+        for index, (run, stage) in enumerate(further, start=1)
+    ]
+    slots = [replace(slot, base=_further_base(slot, slots)) if slot.number.startswith("+") else slot for slot in slots]
+    if table is TABLE_2:
+        slots += [_Slot("", row) for row in LATER]
+    return slots
+
+
+def _is_row(run: _Run, stage: str, row: PublishedRow) -> bool:
+    return stage == row.stage and all(run.recipe[setting] == value for setting, value in row.encoders.items())
+
+
+def _further_base(slot: _Slot, slots: Sequence[_Slot]) -> str | None:
+    """The row of the stage before with the same speech encoder, if there is exactly one."""
+    found = [
+        other.number
+        for other in slots
+        if slot.run
+        and other.run
+        and other.row.stage == _FURTHER_BASE.get(str(slot.row.stage))
+        and other.run.recipe["student_speech_encoder"] == slot.run.recipe["student_speech_encoder"]
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _read_answers(table: PublishedTable, slots: Sequence[_Slot]) -> dict[str, Predictions]:
+    """The predictions of each row that was run, by its number.
+
+    Raises:
+        ValueError: two are about other utterances, or other labels.
+    """
+    answers: dict[str, Predictions] = {}
+    first: tuple[_Run, Predictions] | None = None
+    for slot in slots:
+        if slot.run is None:
+            continue
+        answer = read_predictions(slot.run.folder / "predictions" / f"{slot.row.stage}_{table.split}.parquet")
+        first = first or (slot.run, answer)
+        if answer.ids != first[1].ids or not np.array_equal(answer.labels, first[1].labels, equal_nan=True):
+            raise ValueError(
+                f"{first[0].folder} and {slot.run.folder} were scored on other utterances or labels of {table.split}: "
+                "one table takes one test set. Run both on the same data, or make a table of each."
+            )
+        answers[slot.number] = answer
+    return answers
+
+
+def _table_row(split: str, slot: _Slot, paired: Mapping[str, Any] | None) -> TableRow:
+    row, run = slot.row, slot.run
+    if run is None or row.stage is None:
+        return TableRow(slot.number, row.system, row.stage, row.scores)
+    scores = run.results["systems"][row.stage][split]
+    folds = None
+    if "folds" in run.results and split == "test":
+        of_run = run.results["folds"]
+        folds = {"number": of_run["number"], "mean": of_run["mean"][row.stage], "std": of_run["std"][row.stage]}
+    return TableRow(
+        number=slot.number,
+        system=row.system if row.scores else f"{row.system} ({_encoder_names(run, row.stage)})",
+        stage=row.stage,
+        published=row.scores,
+        run=run.name,
+        score=scores[row.metric],
+        interval=scores["interval"] if row.metric == "ccc" else None,
+        folds=folds,
+        difference=_less(folds["mean"] if folds else scores[row.metric], row.scores) if row.scores else None,
+        paired=paired,
+    )
+
+
+def _paired(slot: _Slot, ccc: Mapping[str, Scores], resampled: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """The paired test of a row that was run against the one it builds on."""
+    if slot.run is None or slot.base is None:
+        return None
+    if slot.base not in resampled:
+        return {"against": slot.base, "reason": f"row {slot.base} was not run"}
+    differences = resampled[slot.number] - resampled[slot.base]
+    return {
+        "against": slot.base,
+        "difference": _less(ccc[slot.number], ccc[slot.base]),
+        "interval": confidence_interval(differences),
+        "p_value": paired_p_value(differences),
+    }
+
+
+def _less(scores: Scores, others: Scores) -> dict[str, float | None]:
+    pairs = {dimension: (scores[dimension], others[dimension]) for dimension in EMOTION_DIMENSIONS}
+    return {name: None if ours is None or theirs is None else ours - theirs for name, (ours, theirs) in pairs.items()}
+
+
+def _encoder_names(run: _Run, stage: str) -> str:
+    """Without the owner on the Hub, or the folder they lie in."""
+    speech, *others = (Path(encoder).name for encoder in run.encoders(stage))
+    if stage in _FINE_TUNED:
+        layers = run.recipe["num_trainable_layers"]
+        speech += ", all layers" if layers == -1 else f", top {layers} layers"
+    return f"{speech}; teacher {' + '.join(others)}" if stage in _STUDENTS else " + ".join([speech, *others])
+
+
+def _notes(
+    table: PublishedTable, runs: Sequence[_Run], rows: Sequence[TableRow], answers: Mapping[str, Predictions]
+) -> list[str]:
+    notes = []
+    if answers:
+        first = next(iter(answers.values()))
+        unknown = first.speakers.count("")
+        alone = f" and of {unknown:,} utterances whose speaker is unknown, each on its own" if unknown else ""
+        notes.append(
+            f"Ours: over the {len(first.ids):,} utterances of {table.split}. In brackets the {LEVEL:.0%} interval of "
+            f"the CCC from {RESAMPLES:,} resamples of the {len(set(first.speakers) - {''}):,} speakers{alone} "
+            f"(percentile bootstrap, seed {SEED}). With fewer than about 20 speakers it is rough, and "
+            "rather too narrow."
+        )
+    if any(row.folds for row in rows):
+        notes.append(
+            "A cross-validation has two figures: the mean over its folds ± their standard deviation (divisor n - 1), "
+            "and, pooled, the CCC over the predictions of all folds together, with its interval. The paper does not "
+            "say which of the two it reports. The difference from its figure is of the mean; p is of the pooled CCC."
+        )
+    if any(row.difference for row in rows):
+        notes.append("Difference: ours less published. The published figures come without an interval.")
+    if any(row.paired for row in rows):
+        notes.append(
+            "p: two-sided, of no difference in CCC to the row named first, on the same resamples of the speakers for "
+            "both. Not corrected for the number of comparisons."
+        )
+    if any(row.stage is None and row.number for row in rows):
+        numbers = ", ".join(f"row {row.number}" for row in rows if row.stage is None and row.number)
+        notes.append(f"Quoted by the paper from others: {numbers}.")
+    if any(not row.number for row in rows):
+        notes.append(f"Rows without number: other papers' later figures, on another release ({LATER_RELEASE}).")
+    if any(row.number.startswith("+") for row in rows):
+        notes.append("Rows with +: systems that the paper does not have.")
+    if table.release and runs and runs[0].release != table.release:
+        notes.append(
+            f"Another release: the paper has {table.corpus} {table.release}, these runs {runs[0].release}. Differences "
+            "are of training and test data too."
+        )
+    sizes = {run.name: sum(run.results["corpus"]["utterances"].get(split, 0) for split in SPLITS) for run in runs}
+    others = [f"{name} {size:,}" for name, size in sizes.items() if size != table.utterances]
+    if table.utterances and others:
+        notes.append(f"Utterances of all splits, where the paper has {table.utterances:,}: {', '.join(others)}.")
+    if table.corpus == "iemocap":
+        single = [
+            f"{run.name} (fold {run.recipe['corpus'].get('fold', 1)})" for run in runs if "folds" not in run.results
+        ]
+        notes += [f"One fold alone, not a cross-validation: {', '.join(single)}."] if single else []
+    if runs:
+        notes.append("By run, the settings that are not the defaults, which are the paper's where it gives one:")
+    return notes
+
+
+def _describe_run(run: _Run, slots: Sequence[_Slot]) -> dict[str, Any]:
+    stages = [str(slot.row.stage) for slot in slots]
+    settings = {}
+    for setting, where in _SETTINGS.items():
+        value, default = run.recipe.get(setting, "not recorded"), Recipe.model_fields[setting].default
+        if value != default and any(stage in where for stage in stages):
+            settings[setting] = [value, default]
+    step, default = _utterances_a_step(run), Recipe.model_fields["batch_size"].default
+    if step != default:
+        settings["utterances a step"] = [step, default]
+    corpus = run.results["corpus"]
+    return {
+        "folder": run.name,
+        "rows": list(dict.fromkeys(slot.number for slot in slots)),
+        "seed": run.results["seed"],
+        "corpus_version": corpus["version"],
+        "versions": run.results["versions"],
+        "folds": run.results["folds"]["number"] if "folds" in run.results else None,
+        "settings": settings,
+        "transcripts": [
+            note for note in corpus["notes"] if note.startswith("transcripts: ") and not {*stages} <= _WITHOUT_WORDS
+        ],
+    }
+
+
+def _utterances_a_step(run: _Run) -> int:
+    """On all processes together; those of a cross-validation take a fold each."""
+    processes = 1 if "folds" in run.results else run.results["cost"]["processes"]
+    return run.recipe["batch_size"] * run.recipe["gradient_accumulation_steps"] * processes
+
+
+def _gap_systems(table: ResultsTable) -> dict[str, dict[str, Any]]:
+    systems = {}
+    for stage, index in table.gap.items():
+        row = table.rows[index]
+        systems[stage] = {
+            "name": f"{_GAP_NAMES[stage]} (row {row.number})",
+            "published": row.published["valence"] if row.published else None,
+            "ccc": row.score["valence"] if row.score else None,
+            "interval": row.interval["valence"] if row.interval else None,
+            "fold_mean": row.folds["mean"]["valence"] if row.folds else None,
+        }
+    return systems
+
+
+def _write_text(path: Path, text: str) -> None:
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
