@@ -141,9 +141,12 @@ def check_labels(corpus: DatasetDict) -> None:
 
 def warn_of_length(rows: Dataset) -> None:
     """Says where labels go with length, so that steps of like length have less of their spread."""
+    durations = np.array(rows["duration"])
     for name, column in zip(EMOTION_DIMENSIONS, unit_interval_labels(rows).T, strict=True):
         rated = ~np.isnan(column)
-        correlation = np.corrcoef(np.array(rows["duration"])[rated], column[rated])[0, 1]
+        if np.ptp(durations[rated]) == 0:
+            continue
+        correlation = np.corrcoef(durations[rated], column[rated])[0, 1]
         if abs(correlation) > LENGTH_CORRELATION:
             say(
                 f"WARNING: {name} goes with the length of the utterance (correlation {correlation:.2f}), so steps of "

@@ -5,7 +5,7 @@
 
 First every utterance is transcribed (resumable, like `cmkd transcribe`), and the word error rate is taken by jiwer,
 after both texts have gone through Whisper's English normaliser (lower case, no punctuation, numbers as digits,
-contractions written out; British spellings stay). Then the stages `text` and `teacher` of recipes/spoken_emobank.yaml
+contractions written out; British spellings stay). Then the stages `text` and `teacher` of recipes/spoken_emobank/common.yaml
 are trained by train_distill.py, with the true sentences and with the recognised ones, in all splits. Synthetic speech.
 """
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--models_dir", type=Path, required=True, help="folder of models under their Hub names")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file")
     parser.add_argument("--model", default="openai/whisper-tiny.en", help="the recogniser")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/spoken_emobank.yaml")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/spoken_emobank/common.yaml")
     parser.add_argument("--max_utterances", type=int, default=1500, help="of each split")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of initial weights and order, a run each")
     parser.add_argument("--work", type=Path, default=Path("runs/asr_cost"), help="folder of transcripts and runs")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from whole_step_worker import NUMBER, Dropping, columns
 
-CASES = ["float64-1-step", "float64-2-step", "float64-4-step", "float32-2-step", "float64-2-batch"]
+CASES = ["float64-1-step", "float64-2-step", "float64-4-step", "float32-2-step", "float64-2-batch", "sharded"]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
@@ -84,6 +84,15 @@ def test_the_gradient_is_that_of_one_batch(runs, accumulation):
 def test_the_gradient_in_fp32(runs):
     gradient, masks, _ = read(runs, "float32-2-step")
     assert relative_error(gradient, oracle(masks, torch.float32)[1]) < 1e-6
+
+
+def test_the_gradient_with_weights_in_shards(runs):
+    """As FSDP keeps them; on a CPU, where accelerate takes its preset for DistributedDataParallel."""
+    gradient, masks, loss = read(runs, "sharded")
+    expected_loss, expected = oracle(masks, torch.float64)
+    assert len(masks) == NUMBER // 2
+    assert relative_error(gradient, expected) < 1e-12
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
 
 
 def test_the_loss_of_each_batch_is_another_one(runs):

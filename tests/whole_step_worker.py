@@ -2,7 +2,8 @@
 
     torchrun ... whole_step_worker.py FOLDER CASE...
 
-A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, and the name of its folder.
+A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, and the name of its folder. The case "sharded" is a step of one batch a
+device in fp64 with FSDP in the place of DistributedDataParallel, which accelerate does not offer on a CPU.
 """
 
 import os
@@ -12,13 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 from transformers.utils import ModelOutput
 
 from cmkd.collator import collate_utterances
 from cmkd.features import UtteranceDataset
+from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
 from cmkd.trainer import CMKDTrainer
 from cmkd.training_args import CMKDTrainingArguments
+from cmkd.whole_step import backward, loss_and_output_gradients
 
 NUMBER = 61  # of utterances, in steps of 31 and 30: no device or accumulation step gets its even share
 STEP_SIZE = 32
@@ -104,11 +110,38 @@ def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str) ->
     torch.save(loss, folder / f"loss_{arguments.process_index}.pt")
 
 
+def sharded(folder: Path) -> None:
+    """Saves what `main` saves."""
+    accelerator = Accelerator(cpu=True)
+    rank, devices = accelerator.process_index, accelerator.num_processes
+    torch.manual_seed(0)
+    model = Dropping().double()
+    for module in (model.embedding, model.prediction, model):
+        fully_shard(module, mesh=init_device_mesh("cpu", (devices,)))
+    torch.manual_seed(rank)
+    batch = {name: value[rank : NUMBER // 2 : devices] for name, value in columns(torch.float64).items()}
+    outputs = model(batch.pop("inputs"), batch.pop("row"))
+
+    def loss(logits, embeddings, labels, teacher_embeddings, quality_weights):
+        distance = embedding_distance(embeddings, teacher_embeddings, "norm")
+        return ccc_loss(logits, labels) + 2.0 * weighted_mean(distance, quality_weights)
+
+    value, gradients = loss_and_output_gradients(accelerator, loss, [{**outputs, **batch}])
+    backward(accelerator, outputs, gradients[0])
+    found = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
+    masks = {row: torch.stack(masks) for row, masks in model.masks.items()}
+    torch.save((found, masks, devices), folder / f"gradient_{rank}.pt")
+    torch.save(value.item(), folder / f"loss_{rank}.pt")
+
+
 if __name__ == "__main__":
     for case in sys.argv[2:]:
-        dtype, accumulation, loss_over = case.split("-")
         folder = Path(sys.argv[1]) / case
         folder.mkdir(exist_ok=True)
+        if case == "sharded":
+            sharded(folder)
+            continue
+        dtype, accumulation, loss_over = case.split("-")
         main(folder, getattr(torch, dtype), int(accumulation), loss_over)
     if torch.distributed.is_initialized():  # else a thread of gloo may outlive the interpreter, which aborts
         torch.distributed.barrier()

@@ -1,0 +1,203 @@
+"""Cross-validation: every fold of a corpus a run of train_distill.py, and what the folds come to together.
+
+```
+<output_dir>/fold_1/ ...               a run folder each, see cmkd/run_folder.py
+<output_dir>/predictions/<stage>_test.parquet   of all folds, every utterance once
+<output_dir>/results.json              see `gather_folds`
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from cmkd.corpora.iemocap import NUM_FOLDS
+from cmkd.evaluation import Predictions, read_predictions, write_predictions
+from cmkd.recipe import Recipe, load_recipe
+from cmkd.run_folder import write_json
+from cmkd.scores import score_systems
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+PROTOCOL = "leave-one-session-out"
+_OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+
+
+def cross_validate(path: Path, arguments: Sequence[str] = ()) -> dict[str, Any] | None:
+    """Trains and tests on every fold, and gathers the results.
+
+    Folds run one after the other; where several processes were launched, each takes its share, on a GPU of its own if
+    there are any. A fold that is complete is not repeated, and one that was interrupted goes on where it stopped.
+
+    Args:
+        path: a recipe whose corpus has folds.
+        arguments: settings that come over the recipe's, as for `train_distill.py`, less `--corpus.fold`.
+
+    Returns:
+        The content of results.json; None in all processes but the main one.
+
+    Raises:
+        ValueError: the corpus has no folds, or the fold is given.
+        ChildProcessError: a fold did not come to its end.
+    """
+    recipe = load_recipe(path, arguments)
+    number = number_of_folds(recipe)
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the fold in progress stops too
+    for fold in range(state.process_index + 1, number + 1, state.num_processes):
+        print(f"\nfold {fold} of {number}", flush=True)
+        run_fold([str(path), *arguments, *_fold_arguments(recipe, fold)], Path(recipe.output_dir, f"fold_{fold}.log"))
+    state.wait_for_everyone()
+    return gather_folds(Path(recipe.output_dir), number) if state.is_main_process else None
+
+
+def number_of_folds(recipe: Recipe) -> int:
+    """How many folds the protocol of a recipe's corpus has.
+
+    Raises:
+        ValueError: the corpus has none, or the recipe asks for one of them.
+    """
+    if recipe.corpus["name"] != "iemocap":
+        raise ValueError(f"the corpus {recipe.corpus['name']!r} has no folds; iemocap has. Use train_distill.py.")
+    if "fold" in recipe.corpus:
+        raise ValueError(
+            f"corpus.fold is {recipe.corpus['fold']!r}, but cross-validation runs all folds: leave it out, or run "
+            "train_distill.py for one."
+        )
+    protocol = recipe.corpus.get("protocol", PROTOCOL)
+    if protocol not in NUM_FOLDS:
+        raise ValueError(f"corpus.protocol is {protocol!r}, but must be one of {', '.join(NUM_FOLDS)}.")
+    return NUM_FOLDS[protocol]
+
+
+def run_fold(arguments: Sequence[str], log: Path) -> None:
+    """Runs train_distill.py in a process of its own; with several side by side, what it says goes to `log`."""
+    state = PartialState()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCH)}
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[state.local_process_index]
+    command = [sys.executable, "-m", "train_distill", *arguments]
+    if state.num_processes == 1:
+        code, said = subprocess.run(command, env=environment, check=False).returncode, "above"
+    else:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            code = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False).returncode
+        said = f"in {log}"
+    if code:
+        raise ChildProcessError(
+            f"{' '.join(arguments)} ended with exit code {code}; what it said is {said}. The same command goes on "
+            "where it stopped."
+        )
+
+
+def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
+    """Pools the test predictions of all folds, and writes them and results.json.
+
+    Returns:
+        The content of results.json, which has the keys of a run's with these differences. `systems` has the split test
+        only: scores over the pooled predictions of all folds, on which the intervals and comparisons are too. `corpus`
+        is that of fold 1, less its fold, with the sizes of the pooled test splits. `folds` has `number` and, of the
+        test CCC by stage and dimension, `mean`, `std` (with number - 1) and `each`, a list by fold.
+
+    Raises:
+        FileNotFoundError: a fold has not been run.
+        ValueError: an utterance is tested in two folds.
+    """
+    folders = [output_dir / f"fold_{fold}" for fold in range(1, number + 1)]
+    runs = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
+    stages = [stage for stage in runs[0]["systems"] if all(stage in run["systems"] for run in runs)]
+    pooled = {}
+    for stage in stages:
+        file = f"predictions/{stage}_test.parquet"
+        found = _pool(read_predictions(folder / file) for folder in folders)
+        order = (found.ids, found.predictions, found.labels, found.speakers, found.genders)
+        write_predictions(output_dir / file, *order)
+        pooled[stage] = found
+    scores = score_systems({"test": pooled})
+    each = [{stage: run["systems"][stage]["test"]["ccc"] for stage in stages} for run in runs]
+
+    def over_folds(summary: Any) -> dict[str, dict[str, float]]:
+        values = {
+            stage: {name: [fold[stage][name] for fold in each] for name in EMOTION_DIMENSIONS} for stage in stages
+        }
+        return {stage: {name: float(summary(column)) for name, column in of.items()} for stage, of in values.items()}
+
+    corpus, recipe = runs[0]["corpus"], runs[0]["recipe"]
+    for size in ("utterances", "hours", "speakers"):
+        corpus[size] = {"test": sum(run["corpus"][size]["test"] for run in runs)}
+    corpus["speakers"]["test"] = len(set(next(iter(pooled.values())).speakers) - {""})
+    recipe["corpus"] = {key: value for key, value in recipe["corpus"].items() if key != "fold"}
+    results = {
+        "corpus": corpus,
+        "seed": runs[0]["seed"],
+        "versions": runs[0]["versions"],
+        **scores,
+        "recipe": recipe,
+        "folds": {
+            "number": number,
+            "mean": over_folds(np.mean),
+            "std": over_folds(lambda column: np.std(column, ddof=1)),
+            "each": each,
+        },
+        "cost": {
+            "seconds": {stage: sum(run["cost"]["seconds"][stage] for run in runs) for stage in stages},
+            "peak_memory_gb": max(run["cost"]["peak_memory_gb"] for run in runs),
+        },
+    }
+    write_json(output_dir / "results.json", results)
+    return results
+
+
+def format_folds(results: dict[str, Any]) -> str:
+    """CCC on test as plain text: the mean over the folds with its spread, and the pooled one with its interval."""
+    lines = [f"{'CCC on test':24}" + "".join(f"{name:>22}" for name in EMOTION_DIMENSIONS)]
+    for stage, splits in results["systems"].items():
+        means, pooled = results["folds"]["mean"][stage], splits["test"]
+        spread = results["folds"]["std"][stage]
+        cells = [f"{means[name]:.3f} ± {spread[name]:.3f}" for name in EMOTION_DIMENSIONS]
+        lines.append(f"{stage + ', mean ± std':24}" + "".join(f"{cell:>22}" for cell in cells))
+        cells = [
+            f"{pooled['ccc'][name]:.3f} [{pooled['interval'][name][0]:.3f}, {pooled['interval'][name][1]:.3f}]"
+            for name in EMOTION_DIMENSIONS
+        ]
+        lines.append(f"{stage + ', pooled':24}" + "".join(f"{cell:>22}" for cell in cells))
+    lines.append("The mean is over the folds; pooled is one CCC over the test utterances of all folds, in brackets its")
+    lines.append(f"{results['confidence']['level']:.0%} interval over speakers.")
+    return "\n".join(lines)
+
+
+def _fold_arguments(recipe: Recipe, fold: int) -> list[str]:
+    folder = Path(recipe.output_dir, f"fold_{fold}")
+    cache = recipe.cache_dir or str(Path(recipe.output_dir, "cache"))  # an utterance is in every fold
+    found = ["--corpus.fold", str(fold), "--output_dir", str(folder), "--cache_dir", cache]
+    if recipe.teacher_run is not None:
+        found += ["--teacher_run", os.path.relpath(recipe.teacher_folder / f"fold_{fold}", folder)]
+    return found
+
+
+def _pool(folds: Iterable[Predictions]) -> Predictions:
+    parts = list(folds)
+    ids = [identifier for part in parts for identifier in part.ids]
+    if len(set(ids)) != len(ids):
+        twice = next(identifier for identifier in ids if ids.count(identifier) > 1)
+        raise ValueError(f"the utterance {twice!r} is tested in two folds: the folds are of different protocols.")
+    return Predictions(
+        ids,
+        np.concatenate([part.predictions for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        [speaker for part in parts for speaker in part.speakers],
+        [gender for part in parts for gender in part.genders],
+    )

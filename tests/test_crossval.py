@@ -1,0 +1,152 @@
+"""Cross-validation on noise in IEMOCAP's layout: what runs, what is pooled, what is said."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import train_distill
+from benchmarks.stand_ins import write_encoder, write_iemocap
+from cmkd import crossval, feature_store
+from cmkd.crossval import cross_validate, format_folds
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "recipes/iemocap"
+TEACHER, STUDENT = "t3_04_teacher_hubert_base_bert_base", "t3_06_cts_hubert_base"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folds")
+    for name in ("facebook/hubert-base-ls960", "bert-base-uncased"):
+        write_encoder(name, folder / "models", small=True)
+    write_iemocap(folder / "iemocap", turns=3, seconds=0.3)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patched(tmp_path_factory):
+    """Folds in this process; a file of stored features for each utterance, since a fold has fewer than a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("folds_cache"))
+        patch.setattr(crossval, "run_fold", lambda arguments, log: train_distill.main(arguments))
+        patch.setattr(feature_store, "CHUNK", 1)
+        yield
+
+
+def arguments(place: Path, name: str, runs: str = "runs") -> list[str]:
+    found = ["--corpus.data_dir", str(place / "iemocap"), "--models_dir", str(place / "models")]
+    found += ["--output_dir", str(place / runs / name), "--cache_dir", str(place / "cache")]
+    return [*found, "--num_epochs", "1", "--batch_size", "4"]
+
+
+def run(place: Path, name: str, *more: str):
+    return cross_validate(RECIPES / f"{name}.yaml", [*arguments(place, name), *more])
+
+
+@pytest.fixture(scope="module")
+def results(place, patched):
+    """Of the student, after the teacher."""
+    for name in (TEACHER, STUDENT):
+        found = run(place, name)
+    return found
+
+
+def test_every_utterance_is_tested_once_and_the_scores_are_of_the_pooled_and_of_the_folds(place, results):
+    output = place / "runs" / STUDENT
+    assert json.loads((output / "results.json").read_text()) == results
+    table = pq.read_table(output / "predictions/cts_test.parquet").to_pandas()
+    assert len(table) == table["id"].nunique() == 5 * 2 * 3
+    each = []
+    for fold in range(1, 6):
+        part = pq.read_table(output / f"fold_{fold}/predictions/cts_test.parquet").to_pandas()
+        assert set(part["id"].str[:5]) == {f"Ses0{fold}"}
+        each.append(part)
+    for name in EMOTION_DIMENSIONS:
+        folds = [ccc(part[f"predicted_{name}"], part[name]) for part in each]
+        assert results["folds"]["mean"]["cts"][name] == pytest.approx(np.mean(folds), abs=1e-9)
+        assert results["folds"]["std"]["cts"][name] == pytest.approx(np.std(folds, ddof=1), abs=1e-9)
+        pooled = ccc(table[f"predicted_{name}"], table[name])
+        assert results["systems"]["cts"]["test"]["ccc"][name] == pytest.approx(pooled, abs=1e-9)
+        assert abs(pooled - np.mean(folds)) > 1e-6  # they are two things
+    assert results["corpus"]["utterances"] == {"test": 30} and results["corpus"]["speakers"] == {"test": 10}
+    assert "fold" not in results["recipe"]["corpus"]
+    said = format_folds(results)
+    assert f"{results['folds']['mean']['cts']['valence']:.3f} ± {results['folds']['std']['cts']['valence']:.3f}" in said
+
+
+def ccc(predictions, labels) -> float:
+    covariance = np.cov(predictions, labels, bias=True)
+    return 2 * covariance[0, 1] / (covariance[0, 0] + covariance[1, 1] + (predictions.mean() - labels.mean()) ** 2)
+
+
+def test_a_student_learns_from_the_teacher_of_its_own_fold(place, results):
+    for fold in (1, 5):
+        conditioning = pq.read_table(place / "runs" / STUDENT / f"fold_{fold}/conditioning/train.parquet")
+        embeddings = pq.read_table(place / "runs" / TEACHER / f"fold_{fold}/teacher/train_embeddings.parquet")
+        assert conditioning["id"].to_pylist() == embeddings["id"].to_pylist()
+        assert conditioning["embedding"].to_pylist() == embeddings["embedding"].to_pylist()
+
+
+def test_the_folds_share_what_the_frozen_layers_give(place, results):
+    files = {folder.name: len(list(folder.iterdir())) for folder in (place / "cache").iterdir()}
+    assert [number for name, number in files.items() if name.startswith("speech")] == [30, 30]  # of teacher and student
+
+
+def test_an_interrupted_fold_is_the_one_that_goes_on(place, monkeypatch, capsys):
+    name, begun = "t3_03_bert_base", []
+
+    def fail(given, log):
+        begun.append(given[given.index("--corpus.fold") + 1])
+        if begun[-1] == "3" and begun.count("3") == 1:
+            raise ChildProcessError("killed")
+        train_distill.main(given)
+
+    monkeypatch.setattr(crossval, "run_fold", fail)
+    with pytest.raises(ChildProcessError):
+        run(place, name)
+    assert not (place / "runs" / name / "results.json").exists()
+    capsys.readouterr()
+    run(place, name)
+    said = capsys.readouterr().out
+    assert said.count("text: complete, not repeated") == 2
+    assert begun == ["1", "2", "3", "1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--corpus.fold", "2"], "corpus.fold is 2, but cross-validation runs all folds"),
+        (["--corpus.protocol", "loso"], "corpus.protocol is 'loso', but must be one of leave-one-session-out"),
+        (["--corpus.name", "manifest"], "the corpus 'manifest' has no folds"),
+    ],
+)
+def test_what_has_no_folds_is_refused(place, more, message):
+    with pytest.raises(ValueError, match=message):
+        run(place, TEACHER, *more)
+
+
+def test_two_processes_share_the_folds(place, results):
+    """As `accelerate launch -m cmkd.cli crossval` runs it, each fold in a process of its own."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(place / "datasets")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "cmkd.cli", "crossval", str(RECIPES / f"{TEACHER}.yaml"), *arguments(place, TEACHER, "two")]
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(path.name for path in (place / "two" / TEACHER).glob("*.log")) == [
+        f"fold_{k}.log" for k in range(1, 6)
+    ]
+    one, two = (json.loads((place / runs / TEACHER / "results.json").read_text()) for runs in ("runs", "two"))
+    for dimension in EMOTION_DIMENSIONS:
+        assert two["folds"]["mean"]["teacher"][dimension] == pytest.approx(
+            one["folds"]["mean"]["teacher"][dimension], abs=1e-4
+        )
+    assert "teacher, pooled" in done.stdout
