@@ -234,13 +234,14 @@ def input_columns(model, rows: Dataset, feature_extractor, tokenizer, recipe: Re
         features = None
         if encoder.num_trainable_layers != -1:
             settings = (encoder.num_frozen_layers, model.config.use_weighted_layer_sum, feature_extractor.to_dict())
-            frozen = (audio_keys(rows), encoder, model.extract_speech_features, settings, "speech")
-            features = frozen_features(cache, rows, inputs, *frozen, recipe.cache_dtype, recipe.cache_limit_gb)
+            part = (encoder, model.extract_speech_features, settings, "speech")
+            limit = recipe.cache_limit_gb
+            features = frozen_features(cache, rows, inputs, audio_keys(rows), *part, recipe.cache_dtype, limit)
         columns |= {model.config.speech_input_name: inputs} if features is None else {"speech_features": features}
     if tokenizer is not None:
         tokens = TextInputs(rows, tokenizer)
-        frozen = (tokens.ids, model.text_encoder, model.extract_text_features, None, "text")
-        columns["text_features"] = frozen_features(cache, rows, tokens, *frozen, recipe.cache_dtype)
+        reading = (model.text_encoder, model.extract_text_features, None, "text")
+        columns["text_features"] = frozen_features(cache, rows, tokens, tokens.ids, *reading, recipe.cache_dtype)
     return columns
 
 

@@ -5,8 +5,9 @@
 
 First every utterance is transcribed (resumable, like `cmkd transcribe`), and the word error rate is taken by jiwer,
 after both texts have gone through Whisper's English normaliser (lower case, no punctuation, numbers as digits,
-contractions written out; British spellings stay). Then the stages `text` and `teacher` of recipes/spoken_emobank/common.yaml
-are trained by train_distill.py, with the true sentences and with the recognised ones, in all splits. Synthetic speech.
+contractions written out; British spellings stay). Then train_distill.py trains the stages `text` and `teacher` of
+recipes/spoken_emobank/common.yaml, with the true sentences and with the recognised ones, in all splits. Synthetic
+speech.
 """
 
 import argparse

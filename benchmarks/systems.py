@@ -4,8 +4,8 @@
 
 Each recipe trains two steps and is evaluated by train_distill.py itself, in a process of its own, with encoders of the
 published architectures and random weights, on noise in the layout of its corpus. The hours on a GPU are an estimate
-from the arithmetic that torch's FlopCounterMode counts (matrix products, convolutions and attention, not the GRU); the
-page says how. `--only NAME` repeats single recipes and keeps what the file has of the others.
+from the arithmetic that torch's FlopCounterMode counts (matrix products, convolutions and attention; on a CPU the GRU
+too); the page says how. `--only NAME` repeats single recipes and keeps what the file has of the others.
 """
 
 from __future__ import annotations

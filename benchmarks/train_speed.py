@@ -5,34 +5,35 @@
 HuBERT Base student with its top 6 layers trained, HuBERT Large + BERT Base teacher, random weights, noise of durations
 as in podcasts (2 to 12 s, 5.9 on average). Straightforward is: the same models and losses, batches in random order
 padded to the longest, the teacher run in every step, nothing stored. Ours: batches of like length, the output of the
-student's frozen layers and the teacher's embeddings stored beforehand. Steps of both alternate. On a GPU both run in
-bf16 autocast.
+student's frozen layers and the teacher's embeddings stored beforehand. On a GPU both run in bf16 autocast.
+
+The steps are some of those of an epoch of `CORPUS` utterances: of the straightforward ones, which are all alike, the
+first; of ours, which differ in length, those at equal distances from the shortest to the longest, so that their mean is
+that of the epoch. Steps of both alternate. What is stored beforehand is measured on the utterances of these steps.
 
 Memory is the most that the process held during a pass, with both networks loaded; ours could drop the teacher by then.
-Arithmetic is what torch's FlopCounterMode counts (matrix products, convolutions, attention; not the GRU), compared with
-a matrix product of 4096 x 4096 on the same machine in the same run.
+Arithmetic is what torch's FlopCounterMode counts (matrix products, convolutions, attention; on a CPU the GRU too), a
+second of real audio, and compared with a matrix product of 4096 x 4096 on the same machine in the same run.
 """
 
 import argparse
-import platform
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, HubertConfig
 
 from cmkd.collator import collate_utterances
 from cmkd.feature_store import frozen_features
-from cmkd.features import UtteranceDataset
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
 from cmkd.run_folder import versions, write_json
 from cmkd.sampler import StepSampler
@@ -41,6 +42,7 @@ from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
 RATE = 16000
 WORDS_PER_SECOND = 2.5
+CORPUS = 4096
 EPOCHS = 50
 TRAIN_UTTERANCES = 34_280  # of MSP-Podcast 1.6
 HUBERT_LARGE = {
@@ -54,16 +56,15 @@ HUBERT_LARGE = {
 }
 
 
-def podcast(number: int) -> Dataset:
-    """Utterances whose durations are distributed as those of podcasts, with the columns that a cache asks for."""
-    durations = np.clip(np.random.default_rng(0).gamma(5, 5.9 / 5, size=number), 2, 12)
-    return Dataset.from_dict({"id": [str(index) for index in range(number)], "duration": durations.tolist()})
+def podcast() -> np.ndarray:
+    """Durations distributed as those of podcasts, in seconds."""
+    return np.clip(np.random.default_rng(0).gamma(5, 5.9 / 5, size=CORPUS), 2, 12)
 
 
 class Noise(torch.utils.data.Dataset):
     """Waveforms, or token ids, of the durations."""
 
-    def __init__(self, durations: list[float], words: bool):
+    def __init__(self, durations: np.ndarray, words: bool):
         self.durations = durations
         self.words = words
 
@@ -108,11 +109,19 @@ def matrix_product_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * 4096**3 / min(seconds(device, lambda: left @ right)[0] for _ in range(5))
 
 
-def main(number: int, batch_size: int, output: Path) -> None:
+def steps_to_measure(durations: np.ndarray, batch_size: int, ours: int, straightforward: int) -> dict[str, list[Any]]:
+    """The utterances of some steps of an epoch, of either system."""
+    grouped = sorted(StepSampler(CORPUS, batch_size, 0, durations), key=lambda step: max(durations[step]))
+    chosen = [grouped[int((rank + 0.5) * len(grouped) / ours)] for rank in range(ours)]
+    return {"ours": chosen, "straightforward": list(StepSampler(CORPUS, batch_size, 0))[:straightforward]}
+
+
+def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
     device = PartialState(cpu=not torch.cuda.is_available()).device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    rows = podcast(number)
-    durations = rows["duration"][:]
+    durations = podcast()
+    steps = steps_to_measure(durations, batch_size, *numbers)
+    ours = [index for step in steps["ours"] for index in step]
     torch.manual_seed(0)
     common = {"label_scale": [1, 7], "label_mean": [0.5] * 3, "label_std": [0.15] * 3}
     student = CMKDStudentModel(CMKDStudentConfig(speech_config=HubertConfig(), num_trainable_layers=6, **common))
@@ -122,7 +131,7 @@ def main(number: int, batch_size: int, output: Path) -> None:
     student.to(device).train()
     teacher.to(device).eval()
     optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=1e-5)
-    labels = torch.rand(number, 3, generator=torch.Generator().manual_seed(1))
+    labels = torch.rand(CORPUS, 3, generator=torch.Generator().manual_seed(1))
     waves, words = Noise(durations, words=False), Noise(durations, words=True)
 
     def autocast():
@@ -152,91 +161,90 @@ def main(number: int, batch_size: int, output: Path) -> None:
         update(speech, labels[step].to(device), taught)
 
     with tempfile.TemporaryDirectory() as cache:
-        inputs = (Path(cache), rows, waves, range(number))
+        rows = Dataset.from_dict({"id": [str(index) for index in ours], "duration": durations[ours].tolist()})
+        inputs = (Path(cache), rows, Subset(waves, ours), ours)
         part = (student.speech_encoder, student.extract_speech_features, "", "student")
         student_seconds, stored = seconds(device, lambda: frozen_features(*inputs, *part))
         bytes_on_disk = sum(file.stat().st_size for file in Path(cache).rglob("*.safetensors"))
+        place = {index: row for row, index in enumerate(ours)}
 
-        def run_teacher() -> torch.Tensor:
-            alone = [
-                move(collate_utterances([{"input_values": waves[i], "input_ids": words[i]}])) for i in range(number)
-            ]
+        def run_teacher(step: list[int]) -> torch.Tensor:
+            alone = [move(collate_utterances([{"input_values": waves[i], "input_ids": words[i]}])) for i in step]
             return torch.cat([teach(batch) for batch in alone]).float().cpu()
 
-        teacher_seconds, taught = seconds(device, run_teacher)
-        dataset = UtteranceDataset({"speech_features": stored, "labels": labels, "teacher_embeddings": taught})
+        middle = steps["ours"][len(steps["ours"]) // 2]
+        teacher_seconds, taught = seconds(device, lambda: run_teacher(middle))
 
         def our_step(step: list[int]) -> None:
-            batch = move(collate_utterances([dataset[index] for index in step]))
-            update(batch, batch.pop("labels"), batch.pop("teacher_embeddings"))
+            features = [{"speech_features": stored[place[index]]} for index in step]
+            update(move(collate_utterances(features)), labels[step].to(device), taught.to(device))
 
-        random_steps = list(StepSampler(number, batch_size, 0))
-        our_steps = list(StepSampler(number, batch_size, 0, durations))
-        found: dict[str, dict[str, Any]] = {}
-        flops, memory = {}, {}
-        for name, run, steps in (
-            ("ours", our_step, our_steps),
-            ("straightforward", straightforward_step, random_steps),
-        ):
+        run = {"ours": our_step, "straightforward": straightforward_step}
+        flops, memory, warm = {}, {}, {}
+        for name, step_of in run.items():
+            warm[name] = steps[name] if name == "ours" else steps[name][:1]
             forget_peak_memory(device)
             with FlopCounterMode(display=False) as counter:
-                for step in steps:  # once to warm up, and to count
-                    run(step)
-            flops[name] = counter.get_total_flops()
+                for step in warm[name]:  # to warm up, and to count
+                    step_of(step)
+            audio = durations[[index for step in warm[name] for index in step]].sum()
+            flops[name] = counter.get_total_flops() / audio
             memory[name] = peak_memory(device)
         times: dict[str, list[float]] = {"ours": [], "straightforward": []}
-        for ours, theirs in zip(our_steps, random_steps, strict=True):
-            times["ours"].append(seconds(device, lambda step=ours: our_step(step))[0])
+        share = len(steps["ours"]) // len(steps["straightforward"])
+        for position, theirs in enumerate(steps["straightforward"]):
+            for step in steps["ours"][position * share : (position + 1) * share]:
+                times["ours"].append(seconds(device, lambda step=step: our_step(step))[0])
             times["straightforward"].append(seconds(device, lambda step=theirs: straightforward_step(step))[0])
     peak = matrix_product_peak(device, dtype)
+    found = {}
     for name, of_steps in times.items():
-        total = sum(of_steps)
+        measured = [index for step in steps[name] for index in step]
+        longest = sum(max(durations[step]) * len(step) for step in steps[name])
         found[name] = {
-            "seconds_a_step": {"median": median(of_steps), "all": of_steps},
-            "utterances_per_second": number / total,
-            "gmac_per_second_of_audio": flops[name] / 2e9 / sum(durations),
-            "share_of_peak": flops[name] / total / peak,
+            "steps": len(of_steps),
+            "seconds_a_step": of_steps,
+            "utterances_per_second": len(measured) / sum(of_steps),
+            "padding": float(1 - durations[measured].sum() / longest),
+            "gmac_per_second_of_audio": flops[name] / 2e9,
+            "share_of_peak": float(flops[name] * durations[measured].sum() / sum(of_steps) / peak),
             "peak_memory_gb": memory[name],
         }
-    once = (student_seconds + teacher_seconds) / number
-    ours, theirs = (sum(times[name]) / number for name in ("ours", "straightforward"))
+    once = student_seconds / len(ours) + teacher_seconds / len(middle)
+    our, their = (1 / found[name]["utterances_per_second"] for name in ("ours", "straightforward"))
     result = {
-        "what": "random weights, noise of durations as in podcasts; 50 epochs are extrapolated from these steps",
-        "utterances": number,
+        "what": "random weights, noise of durations as in podcasts; epochs are extrapolated from these steps",
         "batch_size": batch_size,
         "versions": versions(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "processor": platform.machine(),
         "dtype": str(dtype).removeprefix("torch."),
         "peak_gflops": peak / 1e9,
         "systems": found,
         "stored_once": {
-            "student_seconds_an_utterance": student_seconds / number,
-            "teacher_seconds_an_utterance": teacher_seconds / number,
-            "gb_an_hour_of_speech": bytes_on_disk / 1e9 / (sum(durations) / 3600),
+            "student_seconds_an_utterance": student_seconds / len(ours),
+            "teacher_seconds_an_utterance": teacher_seconds / len(middle),
+            "gb_an_hour_of_speech": float(bytes_on_disk / 1e9 / (durations[ours].sum() / 3600)),
         },
         "speedup": {
-            "an_epoch": theirs / ours,
+            "an_epoch": their / our,
             "arithmetic": flops["straightforward"] / flops["ours"],
-            "epochs_to_break_even": once / (theirs - ours),
-            f"whole_job_of_{EPOCHS}_epochs": EPOCHS * theirs / (once + EPOCHS * ours),
+            "epochs_to_break_even": once / (their - our),
+            f"whole_job_of_{EPOCHS}_epochs": EPOCHS * their / (once + EPOCHS * our),
         },
         "hours_of_msp_podcast_train": {
-            "ours": TRAIN_UTTERANCES * (once + EPOCHS * ours) / 3600,
-            "straightforward": TRAIN_UTTERANCES * EPOCHS * theirs / 3600,
+            "ours": TRAIN_UTTERANCES * (once + EPOCHS * our) / 3600,
+            "straightforward": TRAIN_UTTERANCES * EPOCHS * their / 3600,
         },
     }
     write_json(output, result)
-    print(
-        f"an epoch {theirs / ours:.1f} times faster; the whole job {EPOCHS * theirs / (once + EPOCHS * ours):.1f} times"
-    )
-    print(f"wrote {output}")
+    whole = result["speedup"][f"whole_job_of_{EPOCHS}_epochs"]
+    print(f"an epoch {their / our:.1f} times faster; the whole job {whole:.1f} times\nwrote {output}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--utterances", type=int, default=64)
+    parser.add_argument("--steps", type=int, nargs=2, default=[4, 2], metavar=("OURS", "STRAIGHTFORWARD"))
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    main(options.utterances, options.batch_size, options.output)
+    main(tuple(options.steps), options.batch_size, options.output)

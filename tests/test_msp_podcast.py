@@ -434,7 +434,7 @@ def test_rows_of_a_json_file_that_cannot_be_used(folder):
         (FileNotFoundError, "has no labels_detailed.csv", None, {"annotators": True}),
         (ValueError, "release is '1.13', but must be None or one of '1.0', .* '2.0'", None, {"release": "1.13"}),
         (ValueError, "prefer_transcripts is 'auto'", None, {"prefer_transcripts": "auto"}),
-        (ValueError, "transcripts is None", None, {"prefer_transcripts": "asr"}),
+        (ValueError, "but there are none: pass transcripts=", None, {"prefer_transcripts": "asr"}),
         (ValueError, "num_proc is 0", None, {"num_proc": 0}),
     ],
 )

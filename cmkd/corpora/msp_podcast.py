@@ -35,7 +35,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cmkd.corpora.building import build_corpus
 from cmkd.corpora.checks import CorpusProblem, CorpusReport, Rating, SourceRow
@@ -43,6 +43,7 @@ from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.msp_labels import Label, read_consensus, read_ratings
 from cmkd.corpora.schema import SPLITS, Corpus, StreamedCorpus, normalise_split
 from cmkd.spelling import did_you_mean
+from cmkd.transcripts import Preference, join_transcripts
 
 LABEL_SCALE = (1.0, 7.0)
 
@@ -73,7 +74,7 @@ def build(
     release: str | None = None,
     annotators: bool = False,
     transcripts: str | os.PathLike[str] | None = None,
-    prefer_transcripts: Literal["manual", "asr"] = "manual",
+    prefer_transcripts: Preference = "manual",
     num_proc: int | None = None,
     streaming: bool = False,
 ) -> Corpus | StreamedCorpus:
@@ -102,10 +103,6 @@ def build(
             f"release is {release!r}, but must be None or one of {', '.join(map(repr, RELEASES))}."
             f"{did_you_mean(str(release), RELEASES)}"
         )
-    if prefer_transcripts not in ("manual", "asr"):
-        raise ValueError(f"prefer_transcripts is {prefer_transcripts!r}, but must be 'manual' or 'asr'.")
-    if prefer_transcripts == "asr" and transcripts is None:
-        raise ValueError("prefer_transcripts is 'asr', but transcripts is None: pass the table of `cmkd transcribe`.")
     layout = find_layout(data_dir)
     report = CorpusReport(
         name="msp-podcast",
@@ -115,17 +112,12 @@ def build(
             "data_dir": str(layout.folder),
             "release": release,
             "annotators": annotators,
-            "transcripts": None if transcripts is None else str(transcripts),
-            "prefer_transcripts": prefer_transcripts,
         },
         terms=TERMS,
     )
     rows = _read_release(layout, release, annotators, on_error, report)
     known_size = KNOWN_SIZES.get(report.version)  # before the transcripts become part of the version
-    if transcripts is not None:
-        from cmkd.transcripts import join_transcripts
-
-        rows = join_transcripts(rows, transcripts, prefer_transcripts, report)
+    rows = join_transcripts(rows, transcripts, prefer_transcripts, report)
     return build_corpus(
         rows,
         report,
