@@ -8,6 +8,7 @@ trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (th
 judged good). A stage that is complete in the output folder is not repeated. See cmkd/recipe.py for the settings.
 """
 
+import os
 import sys
 import time
 from datetime import timedelta
@@ -235,8 +236,8 @@ def input_columns(model, rows: Dataset, feature_extractor, tokenizer, recipe: Re
         if encoder.num_trainable_layers != -1:
             settings = (encoder.num_frozen_layers, model.config.use_weighted_layer_sum, feature_extractor.to_dict())
             part = (encoder, model.extract_speech_features, settings, "speech")
-            limit = recipe.cache_limit_gb
-            features = frozen_features(cache, rows, inputs, audio_keys(rows), *part, recipe.cache_dtype, limit)
+            stored_as = (recipe.cache_dtype, recipe.cache_limit_gb, reading_processes(recipe))
+            features = frozen_features(cache, rows, inputs, audio_keys(rows), *part, *stored_as)
         columns |= {model.config.speech_input_name: inputs} if features is None else {"speech_features": features}
     if tokenizer is not None:
         tokens = TextInputs(rows, tokenizer)
@@ -259,11 +260,18 @@ def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
         lr_scheduler_kwargs=plateau_schedule(recipe.plateau_factor, recipe.plateau_patience),
         distillation_weight=recipe.distillation_weight,
         embedding_distance=recipe.embedding_distance,
-        dataloader_num_workers=recipe.dataloader_workers,
+        dataloader_num_workers=reading_processes(recipe),
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=not sys.stderr.isatty(),
         use_cpu=not torch.accelerator.is_available(),
     )
+
+
+def reading_processes(recipe: Recipe) -> int:
+    """How many processes read and decode while the network runs; on a CPU they would only take its cores."""
+    if recipe.dataloader_workers is None:
+        return min(4, os.cpu_count() or 1) if torch.accelerator.is_available() else 0
+    return recipe.dataloader_workers
 
 
 def unit_interval_labels(rows: Dataset) -> np.ndarray:

@@ -32,6 +32,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from cmkd.atomic import written_whole
@@ -84,6 +85,7 @@ def frozen_features(
     name: str,
     dtype: StoredDtype = "float32",
     limit_gb: float | None = None,
+    workers: int = 0,
 ) -> StoredFeatures | None:
     """The output of a frozen part for every utterance: what the disk has, and the rest computed now.
 
@@ -100,6 +102,7 @@ def frozen_features(
         name (`str`): Says what it is, in the folder's name and beside the progress bar.
         dtype (`str`, *optional*, defaults to `"float32"`): What is stored; "bfloat16" takes half the space.
         limit_gb (`float`, *optional*): How large `cache_dir` may grow, in 10^9 bytes.
+        workers (`int`, *optional*, defaults to 0): Processes that make the inputs while the part runs.
 
     Returns:
         The features; None where they would not fit into `limit_gb`, estimated from the longest utterance.
@@ -113,26 +116,32 @@ def frozen_features(
     paths = [folder / f"{digest}.safetensors" for digest in digests]
     state = PartialState()
 
-    def compute(index: int) -> torch.Tensor:
+    def compute(index: int, values: torch.Tensor) -> torch.Tensor:
         device = next(encoder.parameters()).device
         try:
             with torch.no_grad():
-                return run(inputs[index][None].to(device))[0][0].to(getattr(torch, dtype)).cpu().contiguous()
+                return run(values[None].to(device))[0][0].to(getattr(torch, dtype)).cpu().contiguous()
         except ValueError as error:
             raise ValueError(f"Utterance {rows[index]['id']!r}: {error}") from error
 
     if limit_gb is not None:
-        fits = [_fits(cache_dir, paths, rows, compute, limit_gb) if state.is_main_process else None]
+        fits: list[bool | None] = [None]
+        if state.is_main_process:
+            longest = int(np.argmax(rows["duration"]))
+            size = compute(longest, inputs[longest]).nbytes / rows["duration"][longest] * sum(rows["duration"])
+            fits = [_fits(cache_dir, paths, size, limit_gb)]
         if not broadcast_object_list(fits)[0]:
             return None
     mine = range(state.process_index, len(paths), state.num_processes)
     missing = [chunk for chunk in mine if not _is_whole(paths[chunk])]
-    number = sum(starts[chunk + 1] - starts[chunk] for chunk in missing)
-    with tqdm(total=number, desc=f"  {name}", unit=" utterances", disable=None) as progress:
+    order = [index for chunk in missing for index in range(starts[chunk], starts[chunk + 1])]
+    options = {"num_workers": workers, "generator": torch.Generator()}  # not the one that training draws from
+    ahead = iter(DataLoader(Subset(inputs, order), batch_size=None, **options))  # type: ignore[arg-type]
+    with tqdm(total=len(order), desc=f"  {name}", unit=" utterances", disable=None) as progress:
         for chunk in missing:
             features = []
             for index in range(starts[chunk], starts[chunk + 1]):
-                features.append(compute(index))
+                features.append(compute(index, next(ahead)))
                 progress.update()
             _write(paths[chunk], features)
     state.wait_for_everyone()
@@ -218,10 +227,8 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _fits(cache_dir: Path, paths: Sequence[Path], rows: Dataset, compute: Callable, limit_gb: float) -> bool:
+def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) -> bool:
     others = sum(file.stat().st_size for file in set(cache_dir.rglob("*.safetensors")) - set(paths))
-    longest = int(np.argmax(rows["duration"]))
-    size = compute(longest).nbytes / rows["duration"][longest] * sum(rows["duration"])
     if others + size <= limit_gb * 1e9:
         return True
     tqdm.write(

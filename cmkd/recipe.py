@@ -64,7 +64,9 @@ class Recipe(BaseModel):
     cache_limit_gb: float | None = Field(
         default=None, ge=0, description="The most it may take; beyond that it is computed anew in every epoch."
     )
-    dataloader_workers: int = Field(default=0, ge=0)
+    dataloader_workers: int | None = Field(
+        default=None, ge=0, description="Processes that read and decode ahead; None: 4 where there is a GPU, else none."
+    )
 
     distillation_weight: float = Field(default=30.0, ge=0, description="lambda of Eq. 7.")
     embedding_distance: Distance = Field(default="norm", description="How L_STU is taken; see cmkd.embedding_distance.")

@@ -194,6 +194,25 @@ def test_beyond_the_limit_nothing_is_stored_and_it_is_said(tmp_path, capsys):
     assert load(tmp_path, Part(), settings="b", limit_gb=2 * needed / 1e9) is None
 
 
+def test_other_processes_may_make_the_inputs(tmp_path):
+    made_by = []
+
+    class Inputs(list):
+        def __getitem__(self, index):
+            return torch.cat([super().__getitem__(index), torch.tensor([float(os.getpid())])])
+
+    part = Part()
+
+    def run(values):
+        made_by.append(int(values[0, -1]))
+        return part.run(values[:, :-1])
+
+    state = torch.get_rng_state()
+    check(load(tmp_path, part, inputs=Inputs(make_inputs()), run=run, workers=2))
+    assert len(set(made_by)) == 2 and os.getpid() not in made_by
+    assert torch.equal(torch.get_rng_state(), state)  # training draws what it draws without stored features
+
+
 def test_an_error_names_the_utterance(tmp_path):
     def fail(inputs):
         raise ValueError("too short")
