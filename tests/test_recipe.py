@@ -50,6 +50,7 @@ def test_the_defaults_are_the_papers(recipe):
         (["--use_weighted_layer_sum", "true"], {"use_weighted_layer_sum": True}),
         (["--corpus.data_dir", "%x/y"], {"corpus.data_dir": "%x/y"}),
         (["--output_dir", "2024-01-01"], {"output_dir": "2024-01-01"}),
+        (["--corpus.release", "1.10", "--release=1.6"], {"corpus.release": "1.10", "release": "1.6"}),
         ([], {}),
     ],
 )
