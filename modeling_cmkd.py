@@ -370,16 +370,18 @@ class SpeechEncoder(nn.Module):
 
 
 def _masked_group_norm(hidden: torch.Tensor, lengths: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
-    """Group norm of one channel a group (batch, channels, frames) with the statistics of the real frames only."""
+    """Group norm of one channel a group (batch, channels, frames) with the statistics of the real frames only.
+
+    It overwrites `hidden`: nothing else in an encoder is as large, so that copies of it make the peak of memory.
+    """
     dtype = hidden.dtype
-    hidden = hidden.float()
-    keep = _mask(lengths, hidden.shape[2])[:, None]
+    padding = ~_mask(lengths, hidden.shape[2])[:, None]
     count = lengths.clamp(min=1)[:, None, None]
-    mean = hidden.masked_fill(~keep, 0.0).sum(-1, keepdim=True) / count
-    centred = hidden - mean
-    variance = centred.masked_fill(~keep, 0.0).square().sum(-1, keepdim=True) / count
-    normalized = centred * torch.rsqrt(variance + norm.eps)
-    return (normalized * norm.weight[:, None] + norm.bias[:, None]).to(dtype)
+    hidden = hidden.float().masked_fill_(padding, 0.0)
+    centred = hidden.sub_(hidden.sum(-1, keepdim=True) / count).masked_fill_(padding, 0.0)
+    variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square() / count
+    scale = torch.rsqrt(variance + norm.eps) * norm.weight[:, None]
+    return torch.addcmul(norm.bias[:, None], centred, scale).to(dtype)
 
 
 class TextEncoder(nn.Module):
