@@ -1,6 +1,6 @@
 """Every recipe of recipes/ at its real size: does it run, and what does it take?
 
-    python benchmarks/systems.py --output docs/results/systems.json --page docs/systems.md
+    python -m benchmarks.systems --output docs/results/systems.json --page docs/systems.md
 
 Each recipe trains two steps and is evaluated by train_distill.py itself, in a process of its own, with encoders of the
 published architectures and random weights, on noise in the layout of its corpus. The hours on a GPU are an estimate
@@ -31,7 +31,7 @@ from cmkd.trainer import CMKDTrainer
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("msp_podcast", "iemocap")
-SECONDS = 2.0  # of an utterance
+SECONDS = 1.0  # of an utterance
 BATCH = 32
 TRAIN_HOURS = {"msp_podcast": 34_280 * 5.9 / 3600, "iemocap": 12 * 3 / 5}
 TRAIN_UTTERANCES = {"msp_podcast": 34_280, "iemocap": 10_039 * 3 // 5}
@@ -148,7 +148,7 @@ those of the published checkpoints; **weights are random and the audio is noise*
 are no scores here.
 
 ```
-python benchmarks/systems.py --output docs/results/systems.json --page docs/systems.md
+python -m benchmarks.systems --output docs/results/systems.json --page docs/systems.md
 ```
 
 | recipe | stage | parameters, M | trained, M | peak memory, GB | seconds a step | GPU hours, estimated |

@@ -8,8 +8,9 @@ padded to the longest, the teacher run in every step, nothing stored. Ours: batc
 student's frozen layers and the teacher's embeddings stored beforehand. On a GPU both run in bf16 autocast.
 
 The steps are some of those of an epoch of `CORPUS` utterances: of the straightforward ones, which are all alike, the
-first; of ours, which differ in length, those at equal distances from the shortest to the longest, so that their mean is
-that of the epoch. Steps of both alternate. What is stored beforehand is measured on the utterances of these steps.
+first; of ours, which differ in length, those at equal distances from the shortest to the longest. Steps of both
+alternate. All is counted by the second of real audio; an utterance is one of average length. What is stored beforehand
+is measured on the utterances of our steps.
 
 Memory is the most that the process held during a pass, with both networks loaded; ours could drop the teacher by then.
 Arithmetic is what torch's FlopCounterMode counts (matrix products, convolutions, attention; on a CPU the GRU too), a
@@ -204,13 +205,16 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
         found[name] = {
             "steps": len(of_steps),
             "seconds_a_step": of_steps,
-            "utterances_per_second": len(measured) / sum(of_steps),
+            "utterances_per_second": float(durations[measured].sum() / sum(of_steps) / durations.mean()),
             "padding": float(1 - durations[measured].sum() / longest),
             "gmac_per_second_of_audio": flops[name] / 2e9,
             "share_of_peak": float(flops[name] * durations[measured].sum() / sum(of_steps) / peak),
             "peak_memory_gb": memory[name],
         }
-    once = student_seconds / len(ours) + teacher_seconds / len(middle)
+    average = float(durations.mean())
+    student_once = student_seconds / durations[ours].sum() * average
+    teacher_once = teacher_seconds / durations[middle].sum() * average
+    once = student_once + teacher_once
     our, their = (1 / found[name]["utterances_per_second"] for name in ("ours", "straightforward"))
     result = {
         "what": "random weights, noise of durations as in podcasts; epochs are extrapolated from these steps",
@@ -221,8 +225,8 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
         "peak_gflops": peak / 1e9,
         "systems": found,
         "stored_once": {
-            "student_seconds_an_utterance": student_seconds / len(ours),
-            "teacher_seconds_an_utterance": teacher_seconds / len(middle),
+            "student_seconds_an_utterance": student_once,
+            "teacher_seconds_an_utterance": teacher_once,
             "gb_an_hour_of_speech": float(bytes_on_disk / 1e9 / (durations[ours].sum() / 3600)),
         },
         "speedup": {
@@ -243,7 +247,7 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs=2, default=[4, 2], metavar=("OURS", "STRAIGHTFORWARD"))
+    parser.add_argument("--steps", type=int, nargs=2, default=[2, 2], metavar=("OURS", "STRAIGHTFORWARD"))
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()

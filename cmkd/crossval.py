@@ -66,7 +66,7 @@ def number_of_folds(recipe: Recipe) -> int:
     """How many folds the protocol of a recipe's corpus has.
 
     Raises:
-        ValueError: the corpus has none, or the recipe asks for one of them.
+        ValueError: the corpus has none, or the recipe asks for one of them, or for a push.
     """
     if recipe.corpus["name"] != "iemocap":
         raise ValueError(f"the corpus {recipe.corpus['name']!r} has no folds; iemocap has. Use train_distill.py.")
@@ -74,6 +74,11 @@ def number_of_folds(recipe: Recipe) -> int:
         raise ValueError(
             f"corpus.fold is {recipe.corpus['fold']!r}, but cross-validation runs all folds: leave it out, or run "
             "train_distill.py for one."
+        )
+    if recipe.hub_model_id is not None:
+        raise ValueError(
+            f"hub_model_id is {recipe.hub_model_id!r}, but every fold has a model of its own: leave it out, and push "
+            "one of them with `cmkd push`."
         )
     protocol = recipe.corpus.get("protocol", PROTOCOL)
     if protocol not in NUM_FOLDS:
