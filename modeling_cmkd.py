@@ -43,6 +43,12 @@ CPC_CONVOLUTIONS = ((10, 5, 3), (8, 4, 2), (4, 2, 1), (4, 2, 1), (4, 2, 1))
 WHISPER_HOP = 160
 """Samples from one log-mel frame to the next, in all Whisper models."""
 
+FRAMES_AT_A_TIME = 100
+"""Frames of an encoder's output, 2 s with most, for which the convolutions over the waveform run at a time."""
+
+CHANNELS_AT_A_TIME = 64
+"""Channels of which the statistics of a group norm are taken at a time."""
+
 
 @dataclass
 class CMKDOutput(ModelOutput):
@@ -318,23 +324,26 @@ class SpeechEncoder(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones_like(wave, dtype=torch.long)
         layers = self.encoder.feature_extractor.conv_layers
-        lengths = [_lengths(attention_mask, "attention_mask")]
+        lengths = _lengths(attention_mask, "attention_mask")
+        reach = hop = 1  # samples that a frame hears, and from one frame to the next
         for layer in layers:
-            kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-            lengths.append(torch.div(lengths[-1] - kernel, stride, rounding_mode="floor") + 1)
-        _check_not_empty(lengths[-1])
+            reach += (layer.conv.kernel_size[0] - 1) * hop
+            hop *= layer.conv.stride[0]
+        frames = torch.div(lengths - reach, hop, rounding_mode="floor") + 1
+        _check_not_empty(frames)
 
-        hidden = wave[:, None]
-        for layer, frames in zip(layers, lengths[1:], strict=True):
-            norm = dict(layer.named_children()).get("layer_norm")
-            if isinstance(norm, nn.GroupNorm):
-                hidden = layer.activation(_masked_group_norm(layer.conv(hidden), frames, norm))
-            else:
-                hidden = layer(hidden)
-        hidden = _first(self.encoder.feature_projection(hidden.transpose(1, 2)))
+        # All at once, what the first convolution gives would be by far the largest tensor of the model.
+        first = _group_normed(layers[0], wave, lengths)
+        parts = []
+        for start in range(0, (wave.shape[1] - reach) // hop + 1, FRAMES_AT_A_TIME):
+            part = first(wave[:, None, start * hop : (start + FRAMES_AT_A_TIME - 1) * hop + reach])
+            for layer in layers[1:]:
+                part = layer(part)
+            parts.append(part.transpose(1, 2))
+        hidden = _first(self.encoder.feature_projection(torch.cat(parts, dim=1)))
 
         inner = self.encoder.encoder
-        keep = _mask(lengths[-1], hidden.shape[1])[..., None]
+        keep = _mask(frames, hidden.shape[1])[..., None]
         hidden = hidden.masked_fill(~keep, 0.0)
         if self.is_data2vec:
             positions = hidden
@@ -343,7 +352,7 @@ class SpeechEncoder(nn.Module):
         else:
             positions = inner.pos_conv_embed(hidden)
         hidden = hidden + positions
-        return inner.dropout(hidden if self.normalizes_last else inner.layer_norm(hidden)), lengths[-1]
+        return inner.dropout(hidden if self.normalizes_last else inner.layer_norm(hidden)), frames
 
     def _embed_spectrogram(self, features: torch.Tensor, attention_mask: torch.Tensor | None):
         if attention_mask is None:
@@ -369,19 +378,35 @@ class SpeechEncoder(nn.Module):
         return nn.functional.dropout(hidden, self.encoder.dropout, training), lengths
 
 
-def _masked_group_norm(hidden: torch.Tensor, lengths: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
-    """Group norm of one channel a group (batch, channels, frames) with the statistics of the real frames only.
+def _group_normed(layer: nn.Module, wave: torch.Tensor, lengths: torch.Tensor):
+    """The first convolutional layer, as a function of any stretch (batch, 1, samples) of the wave.
 
-    It overwrites `hidden`: nothing else in an encoder is as large, so that copies of it make the peak of memory.
+    Where it has a group norm, of one channel a group, this takes its statistics from the real frames of the whole
+    wave (batch, samples), of which `lengths` (batch,) samples are real; a few channels at a time.
     """
-    dtype = hidden.dtype
-    padding = ~_mask(lengths, hidden.shape[2])[:, None]
-    count = lengths.clamp(min=1)[:, None, None]
-    hidden = hidden.float().masked_fill_(padding, 0.0)
-    centred = hidden.sub_(hidden.sum(-1, keepdim=True) / count).masked_fill_(padding, 0.0)
-    variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square() / count
-    scale = torch.rsqrt(variance + norm.eps) * norm.weight[:, None]
-    return torch.addcmul(norm.bias[:, None], centred, scale).to(dtype)
+    norm = dict(layer.named_children()).get("layer_norm")
+    if not isinstance(norm, nn.GroupNorm):
+        return layer
+    conv = layer.conv
+    real = (torch.div(lengths - conv.kernel_size[0], conv.stride[0], rounding_mode="floor") + 1).tolist()
+    moments = []
+    for start in range(0, conv.out_channels, CHANNELS_AT_A_TIME):
+        some = slice(start, start + CHANNELS_AT_A_TIME)
+        bias = None if conv.bias is None else conv.bias[some]
+        rows = nn.functional.conv1d(wave[:, None], conv.weight[some], bias, conv.stride).float()
+        pairs = [
+            torch.var_mean(row[:, :count], dim=-1, correction=0, keepdim=True)
+            for row, count in zip(rows, real, strict=True)
+        ]
+        moments.append([torch.stack(values) for values in zip(*pairs, strict=True)])
+    variance, mean = (torch.cat(values, dim=1) for values in zip(*moments, strict=True))
+    scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)
+    shift = norm.bias[:, None] - mean * scale
+
+    def apply(part: torch.Tensor) -> torch.Tensor:
+        return layer.activation(torch.addcmul(shift, conv(part).float(), scale).to(part.dtype))
+
+    return apply
 
 
 class TextEncoder(nn.Module):
@@ -551,14 +576,24 @@ class CMKDPreTrainedModel(PreTrainedModel):
         Takes what [`~transformers.PreTrainedModel.from_pretrained`] takes.
 
         Raises:
-            ValueError: weights are missing or have another shape than the configuration says, or are not safetensors.
+            ValueError: weights are missing or have another shape than the configuration says, or `use_safetensors` is
+                False.
+            OSError: there is no such checkpoint, or its weights are not safetensors.
         """
         if kwargs.pop("use_safetensors", True) is False:
             raise ValueError("use_safetensors=False: CMKD checkpoints are safetensors only; leave the argument out.")
         kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except OSError as error:
+            if "file named model.safetensors" not in str(error):
+                raise
+            raise OSError(
+                f"{str(pretrained_model_name_or_path)!r} has no model.safetensors. Other weights are not loaded: they "
+                "are pickles, and reading a pickle can run any code. Ask whoever made them for safetensors."
+            ) from error
         missing = sorted(info["missing_keys"])
         mismatched = sorted(str(entry[0]) for entry in info["mismatched_keys"])
         if missing or mismatched:

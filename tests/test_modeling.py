@@ -26,6 +26,7 @@ from transformers import (
     pipeline,
 )
 
+import modeling_cmkd
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig, CPCConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel, GRUSummarizer
 
@@ -152,6 +153,19 @@ def test_one_utterance_is_encoded_as_the_stock_encoder_does(name):
         stock = model.speech_encoder.encoder(waves).last_hidden_state
     assert mask.all()
     torch.testing.assert_close(hidden, stock, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", WAVEFORM_CONFIGS)
+def test_in_how_many_parts_the_convolutions_run_changes_nothing(name, monkeypatch):
+    model = student(WAVEFORM_CONFIGS[name])
+    waves = utterances(model)[0]["input_values"]
+    with torch.no_grad():
+        stock = model.speech_encoder.encoder(waves).last_hidden_state
+        for frames, channels in ((1, 1), (7, 3), (stock.shape[1] - 1, 7)):
+            monkeypatch.setattr(modeling_cmkd, "FRAMES_AT_A_TIME", frames)
+            monkeypatch.setattr(modeling_cmkd, "CHANNELS_AT_A_TIME", channels)
+            torch.testing.assert_close(model.speech_encoder(waves)[0], stock, atol=1e-4, rtol=1e-4)
+    assert_batch_invariant(model)
 
 
 def test_thirty_seconds_are_encoded_as_the_stock_whisper_does():
@@ -414,13 +428,14 @@ def test_a_checkpoint_with_a_misshaped_head_is_refused(tmp_path):
         AutoModel.from_pretrained(saved_student(tmp_path, shrink), trust_remote_code=True)
 
 
-def test_weights_that_are_not_safetensors_are_refused(tmp_path):
+def test_weights_that_are_not_safetensors_are_refused_and_the_reason_is_told(tmp_path):
     model = student(WAVEFORM_CONFIGS["hubert"])
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises((OSError, ValueError), match="safetensors"):
-        CMKDStudentModel.from_pretrained(tmp_path)
+    for auto, arguments in ((CMKDStudentModel, {}), (AutoModel, {"trust_remote_code": True})):
+        with pytest.raises(OSError, match=r"has no model.safetensors. .* reading a pickle can run any code"):
+            auto.from_pretrained(tmp_path, **arguments)
     with pytest.raises(ValueError, match="safetensors only"):
         CMKDStudentModel.from_pretrained(tmp_path, use_safetensors=False)
 
