@@ -31,14 +31,15 @@ SPLITS = {"train": "Train", "validation": "Validation", "test": "Test1"}
 SPEAKERS = 50  # in each split
 
 LOAD = """
-import json, resource, sys, time
+import json, pathlib, sys, time
 start = time.perf_counter()
 import cmkd.corpora.msp_podcast
 from cmkd.corpora import load_corpus
 imported, cpu_before = time.perf_counter(), time.process_time()
 corpus = load_corpus("msp-podcast", sys.argv[1], release="1.6")
 built, cpu_after = time.perf_counter(), time.process_time()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+status = pathlib.Path("/proc/self/status").read_text()  # ru_maxrss would be at least that of the process before
+peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
 print(json.dumps({
     "import_seconds": imported - start, "load_seconds": built - imported, "load_cpu_seconds": cpu_after - cpu_before,
     "peak_memory_bytes": peak,

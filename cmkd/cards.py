@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parents[1] / "hub_cards"
 """Beside the package, in a checkout as where it is installed."""
 
+GRADIO = "6.31.0"
+"""The version in which the pages of the Spaces were tried."""
+
 BASELINE = "finetune"
 """The stage that a student is compared with: the same network without a teacher."""
 
@@ -108,7 +111,9 @@ def model_card(
         raise ValueError(f"results.json has no {error}, which the card needs. {_AGAIN}") from None
 
 
-def dataset_card_text(report: CorpusReport, plain_report: str, permission: str | None, repo_id: str) -> str:
+def dataset_card_text(
+    report: CorpusReport, plain_report: str, permission: str | None, repo_id: str, revision: str
+) -> str:
     """The card of a corpus; see `cmkd.corpora.publishing`.
 
     Args:
@@ -116,6 +121,7 @@ def dataset_card_text(report: CorpusReport, plain_report: str, permission: str |
         plain_report: the table of its sizes, as text.
         permission: the sentence by which a licensed corpus is public.
         repo_id: for the code that the card shows.
+        revision: what that code pins.
     """
     licence = "other" if report.terms else None
     if report.name in OPEN_CORPORA:
@@ -130,6 +136,7 @@ def dataset_card_text(report: CorpusReport, plain_report: str, permission: str |
         plain_report=plain_report,
         label_scale=report.label_scale,
         repo_id=repo_id,
+        revision=revision,
     )
 
 
@@ -139,16 +146,16 @@ def metric_card(title: str, description: str, inputs: str, citation: str) -> str
     >>> metric_card("CCC", "How well two agree.", "predictions: numbers", "@article{}").splitlines()[1]
     'title: "CCC"'
     """
-    return render("metric.md", title=title, description=description, inputs=inputs, citation=citation)
+    return render("metric.md", gradio=GRADIO, title=title, description=description, inputs=inputs, citation=citation)
 
 
 def space_card(repo_id: str, revision: str) -> str:
-    """The README.md of a Space that shows a model, pinned to a revision.
+    """The README.md of a Space that shows a model, pinned to a commit.
 
     >>> "user/student" in space_card("user/student", "0123abc")
     True
     """
-    return render("space.md", repo_id=repo_id, revision=revision)
+    return render("space.md", gradio=GRADIO, repo_id=repo_id, revision=revision)
 
 
 def render(template: str, **values: Any) -> str:
@@ -199,6 +206,7 @@ def _model_card(
         "system": results["systems"][stage],
         "comparisons": comparisons,
         "has_baseline": BASELINE in results["systems"],
+        "has_teacher": "teacher" in results["systems"],
         "licence": of_data,
         "is_synthetic": corpus["name"] in OPEN_CORPORA,
         "is_english": corpus["name"] in ENGLISH_CORPORA,

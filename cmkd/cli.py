@@ -174,6 +174,82 @@ def push(
 
 
 @app.command()
+def push_corpus(
+    name: Name,
+    repo_id: Annotated[str, typer.Argument(help="user/name on the Hub; it is made if it is not there.")],
+    data_dir: DataDir = None,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="For a data set that has to be made; one that is there stays.")
+    ] = True,
+    public_permission: Annotated[
+        str | None,
+        typer.Option(
+            "--public-permission",
+            metavar="SENTENCE",
+            help="Why a licensed corpus may be public nevertheless; it stands on the card.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and print the card.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; by default the main one.")] = None,
+    on_error: OnError = "raise",
+    settings: Settings = None,
+) -> None:
+    """Puts a corpus on the Hub, its sound included, as a data set that `load_dataset` takes.
+
+    \b
+    cmkd push-corpus manifest user/my-corpus my_corpus --set "label_scale=[1, 7]" --dry-run
+    cmkd push-corpus spoken-emobank user/spoken-emobank emobank.csv --public
+
+    Private unless --public, and for a licensed corpus only as far as your agreement with its owners allows copies on a
+    server of others.
+    """
+    with _errors("push-corpus"):
+        from cmkd.corpora.publishing import preview
+        from cmkd.corpora.schema import Corpus
+        from cmkd.publish import check_push
+        from cmkd.publish import push_corpus as push
+
+        token = None if dry_run else check_push(repo_id)
+        corpus = _load(name, data_dir, on_error, settings)
+        if not isinstance(corpus, Corpus):
+            raise ValueError("--set streaming: a data set is pushed whole; leave it out.")
+        if dry_run:
+            print(preview(corpus, repo_id, private, public_permission))
+            return
+        print(
+            push(
+                corpus,
+                repo_id,
+                private=private,
+                public_permission=public_permission,
+                revision=revision,
+                token=token,
+            )
+        )
+
+
+@app.command()
+def push_space(
+    repo_id: Annotated[str, typer.Argument(help="user/name of the Space; it is made if it is not there.")],
+    model: Annotated[str, typer.Argument(help="user/name of a student on the Hub.")],
+    revision: Annotated[str | None, typer.Option(help="Of the model; by default its newest commit.")] = None,
+    private: Annotated[bool, typer.Option("--private/--public", help="For a Space that has to be made.")] = True,
+) -> None:
+    """Puts a page on the Hub that scores uploaded or recorded speech, as a Space.
+
+    \b
+    cmkd push-space user/cmkd-demo-page user/cmkd-demo
+
+    The page stays with the commit of the model that it is made for. For a private model give the Space a secret
+    HF_TOKEN that may read it; whoever sees the page can then use the model.
+    """
+    with _errors("push-space"):
+        from cmkd.publish import push_space as push
+
+        print(push(repo_id, model, revision=revision, private=private))
+
+
+@app.command()
 def push_metric(
     repo_id: Annotated[str, typer.Argument(help="user/concordance_cc on the Hub; it is made if it is not there.")],
     private: Annotated[bool, typer.Option("--private/--public", help="For a Space that has to be made.")] = True,
@@ -187,6 +263,70 @@ def push_metric(
         from cmkd.publish import push_metric as push
 
         print(push(repo_id, private=private))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def crossval(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="A recipe whose corpus has folds: recipes/iemocap holds some.")],
+) -> None:
+    """Trains and tests on every fold of a corpus; settings of the recipe may follow, as for train_distill.py.
+
+    \b
+    cmkd crossval recipes/iemocap/t3_02_hubert_base.yaml --corpus.data_dir path/to/IEMOCAP_full_release
+    accelerate launch --num_processes 4 -m cmkd.cli crossval recipes/iemocap/t3_02_hubert_base.yaml
+
+    Complete folds are not repeated. Several processes share the folds, each on a GPU of its own.
+    """
+    with _errors("crossval"):
+        from cmkd.crossval import cross_validate, format_folds
+
+        results = cross_validate(recipe, context.args)
+        if results is not None:
+            print(f"\n{format_folds(results)}")
+
+
+@app.command()
+def convert_cpc(
+    source: Annotated[Path, typer.Argument(help="A checkpoint of CPC_audio, such as 60k_epoch4-d0f474de.pt.")],
+    target: Annotated[Path, typer.Argument(help="The folder to make, such as models/cpc/60k.")],
+) -> None:
+    """Converts a published checkpoint of Modified CPC into a folder that recipes and AutoModel load.
+
+    \b
+    cmkd convert-cpc 60k_epoch4-d0f474de.pt models/cpc/60k
+    """
+    with _errors("convert-cpc"):
+        from transformers.utils import logging
+
+        from cmkd.cpc_checkpoint import convert_cpc as convert
+
+        logging.disable_progress_bar()
+        model = convert(source, target)
+        shape = f"{model.config.recurrent_type.upper()} x {model.config.num_hidden_layers}"
+        print(f"{target}: Modified CPC, {shape}, {model.num_parameters():,} parameters")
+
+
+@app.command()
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, and of cross-validations.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A folder for tables.md, tables.tex, tables.json and a picture.", show_default=False),
+    ] = None,
+) -> None:
+    """Puts runs into the tables of the paper, beside the published figures.
+
+    \b
+    cmkd table runs/msp_podcast/t2_* runs/iemocap/t3_* --output tables
+    """
+    with _errors("table"):
+        from cmkd.tables import format_tables, gather_tables, write_tables
+
+        tables = gather_tables(runs)
+        print(format_tables(tables))
+        if output is not None:
+            print("\n".join(f"wrote {path}" for path in write_tables(tables, output)))
 
 
 def _load(name: str, data_dir: Path | None, on_error: str, settings: list[str] | None) -> Corpus:

@@ -1,9 +1,9 @@
-"""Pushing the student or the teacher of a run to the Hub: what goes along, what stays behind, and in one commit.
+"""Pushing to the Hub: the student or the teacher of a run, a corpus, the metric, and a page that scores speech.
 
-Only files that are named in `ALLOWED` or `TOKENIZER_FILES` go, beside the card, results.json and recipe.yaml, which are
-made here. Paths of this machine are taken out of the JSON files; then every file is searched for such paths and for
-tokens, and any that is left stops the push. A commit of the Hub is there whole or not at all: until it arrives the old
-revision stays, and the same push can be repeated at any time.
+Of a run only files that are named in `ALLOWED` or `TOKENIZER_FILES` go, beside the card, results.json and recipe.yaml,
+which are made here. Paths of this machine are taken out of the JSON files; then every file is searched for such paths
+and for tokens, and any that is left stops the push. A commit of the Hub is there whole or not at all: until it arrives
+the old revision stays, and the same push can be repeated at any time.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore
 from huggingface_hub.utils import get_session, validate_repo_id  # type: ignore[attr-defined]
 
-from cmkd.cards import OPEN_CORPORA, model_card
+from cmkd.cards import OPEN_CORPORA, TEMPLATES, model_card, space_card
 from cmkd.metrics import CONCORDANCE_CC
+
+if TYPE_CHECKING:
+    from cmkd.corpora.schema import Corpus
 
 ALLOWED = ("config.json", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "preprocessor_config.json")
 """Files of a checkpoint, beside its weights, that go to the Hub."""
@@ -55,6 +58,7 @@ _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\
 _NEEDED = ("config.json", "configuration_cmkd.py", "modeling_cmkd.py")
 _SCRUBBED = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{16,}")
+_ANY_TOKEN = r"\bhf_\w+"
 _PATH = re.compile(r"(?<![\w./:~<-])(?:~?/(?:[\w.+@-]+/)+[\w.+@-]*|[A-Za-z]:\\[^\s\"']+)")
 ATTEMPTS = 3
 FIRST_PAUSE = 1.0
@@ -63,6 +67,8 @@ TIMEOUT = 100.0
 """Seconds without a byte from the Hub after which a request has failed; huggingface_hub would wait for ever."""
 COMMIT_MESSAGE = "Model, card and results, by CMKD"
 METRIC_FILES = ("README.md", "app.py", "concordance_cc.py", "requirements.txt")
+SPACE_REQUIREMENTS = ("soundfile>=0.12,<1", "soxr>=0.5,<2", "torch>=2.6,<3", "transformers>=5.17,<6")
+"""What the page of a model needs beside gradio, which the Hub installs for every such Space."""
 
 
 class PushError(OSError):
@@ -205,6 +211,93 @@ def push_metric(repo_id: str, *, private: bool = True, token: str | None = None)
     with _explained(repo_id):
         sha, url = _repeated(send)
     return Pushed(repo_id, sha, sha, url, f"evaluate.load({repo_id!r}, revision={sha!r})")
+
+
+def push_corpus(
+    corpus: Corpus,
+    repo_id: str,
+    *,
+    private: bool = True,
+    public_permission: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Pushed:
+    """Pushes a corpus, its sound and its card, as a data set, and tags it: see `cmkd.corpora.publishing`.
+
+    Args:
+        corpus: what `load_corpus` returns.
+        repo_id: "user/name"; it is made if it is not there.
+        private: whether it is to be private if it has to be made; one that is there stays as it is.
+        public_permission: a sentence that says why a licensed corpus may be public nevertheless.
+        revision: a branch, made if it is not there; None: the main one.
+        token: None: the stored one.
+
+    Raises:
+        PushError: the Hub refuses it or cannot be reached.
+        PermissionError: the corpus is licensed and the data set public, and there is no `public_permission`.
+        ValueError: `repo_id` is no name, or `public_permission` no sentence.
+    """
+    from cmkd.corpora.publishing import push, tag_of  # with datasets, which nothing else here needs
+
+    token = token or check_push(repo_id)
+
+    def send() -> tuple[str, str]:
+        info = push(corpus, repo_id, private, public_permission, token, revision)
+        return info.oid, info.commit_url
+
+    with _explained(repo_id):
+        sha, url = _repeated(send)
+    return Pushed(repo_id, sha, tag_of(corpus.report), url, f"load_dataset({repo_id!r}, revision={sha!r})")
+
+
+def push_space(
+    repo_id: str, model: str, *, revision: str | None = None, private: bool = True, token: str | None = None
+) -> Pushed:
+    """Pushes a page that scores uploaded or recorded speech, as a Space, in one commit.
+
+    Args:
+        repo_id: "user/name" of the Space; it is made if it is not there.
+        model: "user/name" of a student that `push_run` has pushed.
+        revision: of the model; None: the newest. The page is pinned to its commit.
+        private: whether the Space is to be private if it has to be made.
+        token: None: the stored one.
+
+    Raises:
+        PushError: the Hub refuses it or cannot be reached, or has no such model.
+        ValueError: a name is none, or the model does not score speech alone.
+    """
+    token = token or check_push(repo_id)
+    validate_repo_id(model)
+    api = HfApi(token=token)
+
+    def find() -> tuple[str, str]:
+        sha = str(api.model_info(model, revision=revision, timeout=TIMEOUT).sha)
+        return sha, api.hf_hub_download(model, "config.json", revision=sha)
+
+    with _explained(model):
+        pinned, path = _repeated(find)
+    config = _read_json(Path(path))
+    if "custom_pipelines" not in config or config.get("text_config") is not None:
+        raise ValueError(
+            f"model is {model!r}, which is a {config.get('model_type')}, but must be a CMKD model that scores speech "
+            "alone: name a student that `cmkd push` has pushed."
+        )
+    content = {
+        "README.md": space_card(model, pinned).encode(),
+        "app.py": (TEMPLATES / "space_app.py").read_bytes(),
+        "model.json": json.dumps({"model": model, "revision": pinned}).encode(),
+        "requirements.txt": "".join(f"{line}\n" for line in SPACE_REQUIREMENTS).encode(),
+    }
+    files = [CommitOperationAdd(name, data) for name, data in content.items()]
+
+    def send() -> tuple[str, str]:
+        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        info = api.create_commit(repo_id, files, repo_type="space", commit_message=COMMIT_MESSAGE)
+        return info.oid, info.commit_url
+
+    with _explained(repo_id):
+        sha, url = _repeated(send)
+    return Pushed(repo_id, sha, sha, url, f"pipeline(model={model!r}, revision={pinned!r}, trust_remote_code=True)")
 
 
 def check_push(repo_id: str) -> str:
@@ -455,7 +548,7 @@ def _explanation(error: BaseException, repo_id: str) -> str:
     if not isinstance(error, HfHubHTTPError):
         return f"the Hub does not answer ({type(error).__name__}), several attempts included."
     status = error.response.status_code
-    said = f" It says: {error.server_message}." if error.server_message else ""
+    said = f" It says: {re.sub(_ANY_TOKEN, '(token)', error.server_message)}." if error.server_message else ""
     if status == 401:
         return f"the Hub does not accept the token (401): run `hf auth login`, or set HF_TOKEN to a valid one.{said}"
     if status == 403:

@@ -153,10 +153,30 @@ def test_what_is_not_defined_is_said_in_words(results):
     assert [entry.metric_config for entry in card.data.eval_results] == ["activation", "valence"]
 
 
-def test_without_a_baseline_the_card_says_so(results):
-    del results["systems"]["finetune"]
-    results["comparisons"] = []
-    assert "was not fine-tuned without a teacher in this run" in " ".join(str(card_of(results)).split())
+@pytest.mark.parametrize("stage", ["ts", "cts"])
+def test_a_run_of_one_stage_says_that_baseline_and_teacher_are_not_in_it(stage):
+    results = make_results(Path("/nowhere"), systems=(stage,))
+    results["student"] = {"stage": stage, "reason": "named by the recipe"}
+    results["cost"]["seconds"] = {stage: 34.5}
+    card = card_of(results)
+    text = " ".join(str(card).split())
+    for expected in (
+        "was not fine-tuned without a teacher in this run, so there is no baseline to compare with",
+        "The teacher was trained in another run, so this one has no scores of it",
+        "On 12.7% of the training utterances",
+        f"{stage} 34 s (the teacher's training, in another run, comes on top) on 1 cpu process",
+    ):
+        assert expected in text, expected
+    _, scores = rows(card, "test")  # and no row of differences
+    test = results["systems"][stage]["test"]
+    assert [cell[:5] for cell in scores[1:]] == [f"{test['ccc'][name]:.3f}" for name in DIMENSIONS]
+    with pytest.raises(ValueError, match="no scores of 'teacher'"):
+        card_of(results, is_teacher=True)
+
+
+def test_a_run_that_has_baseline_and_teacher_does_not_say_they_are_missing(results):
+    text = str(card_of(results))
+    assert "another run" not in text and "no baseline" not in text
 
 
 def remove(results, path):
@@ -180,6 +200,7 @@ def remove(results, path):
         "corpus.durations",
         "corpus.speakers.test",
         "cost.seconds.cts",
+        "cost.seconds.teacher",
         "cost.device",
         "seed",
         "systems.cts",

@@ -1,6 +1,7 @@
 """The metric for `evaluate` against audmetric, torchmetrics and the formula."""
 
 import multiprocessing
+import runpy
 import shutil
 from pathlib import Path
 
@@ -161,3 +162,17 @@ def test_the_card_of_the_space_is_made_from_the_template():
     info = evaluate.load(CONCORDANCE_CC)
     card = metric_card("Concordance correlation coefficient", info.description, info.inputs_description, info.citation)
     assert (Path(CONCORDANCE_CC) / "README.md").read_text(encoding="utf-8") == card
+
+
+def test_the_page_of_the_space_computes_what_the_metric_does(metric):
+    compute = runpy.run_path(str(Path(CONCORDANCE_CC) / "app.py"))["compute"]
+    found = compute(metric, "[[0, 0.1], [1, 0.5], [1, 0.6]]", "[[0, 0], [1, null], [2, 1]]")
+    assert found == metric.compute(
+        predictions=[[0, 0.1], [1, 0.5], [1, 0.6]], references=[[0, 0], [1, float("nan")], [2, 1]]
+    )
+    assert found["rated"] == [3, 2] and found["per_dimension"][0] == pytest.approx(2 / 3)
+    for wrong in ("3", "[]", '{"a": 1}'):
+        with pytest.raises(ValueError, match="lists of at least one entry"):
+            compute(metric, wrong, "[1]")
+    with pytest.raises(ValueError, match="Expecting"):
+        compute(metric, "[0, 1", "[0, 1]")

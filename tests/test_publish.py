@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,9 +15,12 @@ import soundfile
 import yaml
 from local_hub import TOKEN, USER, Fault, LocalHub
 from tiny_run import SECRET, TERMS, copy_run, make_run
+from transformers import pipeline
 from typer.testing import CliRunner
 
+from cmkd.cards import TEMPLATES
 from cmkd.cli import app
+from cmkd.corpora import load_corpus
 from cmkd.metrics import CONCORDANCE_CC
 from cmkd.publish import published_results, stage_run, without_paths
 
@@ -154,7 +159,7 @@ cmkd.publish.TIMEOUT = 1.0
 time.sleep = lambda seconds: None  # between attempts
 answers = {}
 for name, arguments in json.loads(sys.argv[1]).items():
-    result = CliRunner().invoke(app, ["push", *arguments])
+    result = CliRunner().invoke(app, arguments)
     answers[name] = [result.exit_code, result.stdout, result.stderr, repr(result.exception)]
 print(json.dumps(answers))
 """
@@ -196,7 +201,7 @@ FAULTS = {
     "token_is_refused": (
         "POST",
         COMMIT,
-        Fault(401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+        Fault(401, {"X-Error-Message": f"Invalid credentials: Bearer {TOKEN}"}),  # which may be shown to nobody
         99,
     ),
     "may_not_write": ("POST", COMMIT, Fault(403, {"X-Error-Message": "You need write access"}), 99),
@@ -229,6 +234,7 @@ def pushes(run, hub, tmp_path_factory) -> dict[str, list]:
     hub.fail(method, path, fault, times)
     checkout = Path(__file__).parents[1]
     environment = hub.environment(home) | {"PYTHONPATH": str(checkout)}
+    calls = {name: ["push", *arguments] for name, arguments in calls.items()}
     return in_process(PUSHES, json.dumps(calls), environment=environment, cwd=home)
 
 
@@ -303,7 +309,10 @@ def test_a_commit_that_is_answered_too_late_is_not_lost(pushes, hub):
         ("commit_fails", r"the Hub cannot serve the request now \(500\), several attempts included"),
         ("is_slow", r"the Hub does not answer \(ReadTimeout\), several attempts included"),
         ("upload_fails", r"the Hub cannot serve the request now \(500\)"),
-        ("token_is_refused", r"the Hub does not accept the token \(401\): run `hf auth login`"),
+        (
+            "token_is_refused",
+            r"the Hub does not accept the token \(401\): run .* Invalid credentials: Bearer \(token\)",
+        ),
         ("may_not_write", r"the token may not write to user/may_not_write \(403\).* It says: You need write access"),
         ("is_gone", r"the Hub does not know user/is_gone, or does not show it to this token \(404\)"),
         ("is_gated", r"user/is_gated is gated, and this token has no access"),
@@ -386,8 +395,11 @@ def pulls(pushes, hub, run, tmp_path_factory) -> dict[str, dict]:
     for name, (method, path, fault, times) in faults.items():
         hub.repositories["models", f"user/{name}"] = student
         hub.fail(method, path.format(name), fault, times)
+    pickled = dict(hub.files("models", "user/student"))
+    pickled["pytorch_model.bin"] = pickled.pop("model.safetensors")
+    hub.make("models", "user/pickled", pickled, private=False)
     cards = {"user/student": student.branches["main"], "user/teacher": "main"}
-    faulty = [f"user/{name}" for name in (*faults, "absent", "fails_once")]
+    faulty = [f"user/{name}" for name in (*faults, "absent", "pickled", "fails_once")]
     environment = hub.environment(tmp_path_factory.mktemp("cache")) | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}
     online = in_process(PULLS, json.dumps({"cards": cards, "faulty": faulty}), environment=environment, cwd=folder)
     offline = json.dumps({"cards": cards, "faulty": ["user/absent"]})
@@ -444,6 +456,219 @@ def test_a_pull_that_is_not_allowed_says_why(pulls, name, message):
     assert answer.startswith(message)
 
 
+# A corpus
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory) -> Path:
+    """The folder of a small corpus of a user."""
+    folder = tmp_path_factory.mktemp("corpus_of_a_user")
+    lines = ["id,audio,transcript,valence,speaker,split"]
+    for index, split in enumerate(("train", "train", "validation", "test")):
+        soundfile.write(folder / f"{index}.wav", 0.1 * np.random.default_rng(index).normal(size=4000), 16000)
+        lines.append(f"u{index},{index}.wav,so be it,{index + 1},s{split},{split}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_dry_run_says_what_of_a_corpus_would_go(toys):
+    arguments = ["push-corpus", "manifest", "user/toys", str(toys), "--set", "label_scale=[1, 7]", "--dry-run"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    sound = {split: sum((toys / f"{n}.wav").stat().st_size for n in rows) for split, rows in
+             {"train": (0, 1), "validation": (2,), "test": (3,)}.items()}  # fmt: skip
+    for split, size in sound.items():
+        assert re.search(
+            rf"^ +{size:,}  bytes of sound, {2 if split == 'train' else 1} rows of {split}$", result.stdout, re.M
+        )
+    assert "To a private data set, if it has to be made; tag cmkd-" in result.stdout
+    assert 'load_dataset("user/toys", revision="cmkd-' in result.stdout and str(toys) not in result.stdout
+    result = CliRunner().invoke(app, [*arguments[:2], "no name", *arguments[3:]])
+    assert result.exit_code == 1 and result.stderr.startswith("cmkd push-corpus: Repo id must")
+
+
+@pytest.mark.parametrize("is_dry", [False, True])
+def test_a_licensed_corpus_is_not_pushed_in_public_without_a_reason(toys, is_dry, monkeypatch):
+    def load(*arguments):
+        corpus = load_corpus("manifest", toys, label_scale=(1, 7))
+        corpus.report.terms = TERMS
+        return corpus
+
+    monkeypatch.setattr("cmkd.cli._load", load)
+    monkeypatch.setenv("HF_TOKEN", "some-token")
+    arguments = ["push-corpus", "manifest", "user/toys", "--public", *(["--dry-run"] if is_dry else [])]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and f"'manifest' is licensed: {TERMS} Leave it private, or pass" in result.stderr
+    result = CliRunner().invoke(app, [*arguments, "--public-permission", "please"])
+    assert result.exit_code == 1 and "'please', but must be a sentence" in result.stderr
+    if is_dry:
+        result = CliRunner().invoke(app, [*arguments, "--public-permission", "The Institute of Toys wrote so."])
+        assert "says: The Institute of Toys wrote so." in result.stdout and f"**Terms:** {TERMS}" in result.stdout
+
+
+LOADS = """
+import json, re, sys
+from datasets import Audio
+from huggingface_hub import hf_hub_download
+wanted = json.loads(sys.argv[1])
+card = open(hf_hub_download(wanted["repo"], "README.md", repo_type="dataset")).read()
+variables = {}
+exec(re.search(r"```python\\n(.*?)```", card, re.DOTALL)[1], variables)
+exec("pinned = " + wanted["line"], variables)
+rows = {split: rows.cast_column("audio", Audio(decode=False)).to_list() for split, rows in variables["corpus"].items()}
+sounds = [row["audio"]["bytes"].hex() for split in rows.values() for row in split]
+same = [variables["pinned"][split]["id"] == variables["corpus"][split]["id"] for split in rows]
+ids = {split: [row["id"] for row in rows[split]] for split in rows}
+print(json.dumps({"ids": ids, "sounds": sounds, "same": same}))
+"""
+
+CORPUS_FAULTS = {
+    "data_fail_twice": ("POST", "/api/datasets/user/{}/commit/.*", Fault(status=503), 2),
+    "data_tag_fails_once": ("POST", "/api/datasets/user/{}/tag/.*", Fault(status=500), 1),
+    "data_may_not": ("POST", "/api/datasets/user/{}/commit/.*", Fault(403, {"X-Error-Message": "You need access"}), 99),
+    "data_stay_away": ("POST", "/api/datasets/user/{}/preupload/.*", Fault(status=500), 99),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus_pushes(toys, hub, tmp_path_factory) -> dict[str, list]:
+    home = tmp_path_factory.mktemp("home_of_a_corpus")
+    names = ["toys", "toys_again", *CORPUS_FAULTS]
+    calls = {}
+    for name in names:
+        repo = "user/toys" if name == "toys_again" else f"user/{name}"
+        calls[name] = ["push-corpus", "manifest", repo, str(toys), "--set", "label_scale=[1, 7]"]
+    for name, (method, path, fault, times) in CORPUS_FAULTS.items():
+        hub.fail(method, path.format(name), fault, times)
+    hub.make("datasets", "user/data_may_not", {"data/train.parquet": b"old"}, private=True)
+    environment = hub.environment(home) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return in_process(PUSHES, json.dumps(calls), environment=environment, cwd=home)
+
+
+def test_a_corpus_is_pushed_in_private_and_taken_off_again_by_its_card(corpus_pushes, hub, toys, tmp_path):
+    code, output, error, _ = corpus_pushes["toys"]
+    assert code == 0, error
+    repository = hub.repositories["datasets", "user/toys"]
+    (tag,) = repository.tags
+    sha = repository.tags[tag]
+    line = f"load_dataset('user/toys', revision={sha!r})"
+    assert repository.private and line in output and sha == repository.branches["main"]
+    files = hub.files("datasets", "user/toys")
+    assert not any(toys.name.encode() in content or TOKEN.encode() in content for content in files.values())
+    wanted = json.dumps({"repo": "user/toys", "line": line})
+    loaded = in_process(LOADS, wanted, environment=hub.environment(tmp_path), cwd=tmp_path)
+    assert loaded["ids"] == {"train": ["u0", "u1"], "validation": ["u2"], "test": ["u3"]} and all(loaded["same"])
+    assert loaded["sounds"] == [(toys / f"{index}.wav").read_bytes().hex() for index in range(4)]
+
+
+def test_the_same_corpus_again_changes_nothing(corpus_pushes, hub):
+    assert corpus_pushes["toys_again"][0] == 0, corpus_pushes["toys_again"]
+    repository = hub.repositories["datasets", "user/toys"]
+    first, again = (repository.commits[sha] for sha in (*repository.tags.values(), repository.branches["main"]))
+    assert first == again and len(repository.tags) == 1
+
+
+@pytest.mark.parametrize("name", ["data_fail_twice", "data_tag_fails_once"])
+def test_a_corpus_waits_out_what_passes(corpus_pushes, hub, name):
+    code, _, error, _ = corpus_pushes[name]
+    assert code == 0, error
+    assert hub.files("datasets", f"user/{name}").keys() == hub.files("datasets", "user/toys").keys()
+    assert len(hub.repositories["datasets", f"user/{name}"].tags) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("data_may_not", r"the token may not write to user/data_may_not \(403\).* It says: You need access"),
+        ("data_stay_away", r"the Hub cannot serve the request now \(500\), several attempts included"),
+    ],
+)
+def test_a_corpus_that_cannot_be_pushed_says_why(corpus_pushes, hub, name, message):
+    code, output, error, exception = corpus_pushes[name]
+    assert (code, output, exception) == (1, "", "SystemExit(1)")
+    assert re.match(f"cmkd push-corpus: {message}", error.strip().splitlines()[-1]), error
+    assert not hub.repositories["datasets", f"user/{name}"].tags
+    if name == "data_may_not":
+        assert hub.files("datasets", "user/data_may_not") == {"data/train.parquet": b"old"}
+
+
+# Spaces
+
+
+@pytest.fixture(scope="module")
+def pages(pushes, hub, tmp_path_factory) -> dict[str, list]:
+    """Answers of `cmkd push-space` and `push-metric`; after the pushes of student and teacher."""
+    home = tmp_path_factory.mktemp("home_of_pages")
+    calls = {
+        "page": ["push-space", "user/page", "user/student"],
+        "again": ["push-space", "user/page", "user/student"],
+        "old": ["push-space", "user/old_page", "user/teacher", "--revision", "students", "--public"],
+        "teacher": ["push-space", "user/nothing", "user/teacher"],
+        "no_model": ["push-space", "user/nothing", "user/absent"],
+    }
+    environment = hub.environment(home) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return in_process(PUSHES, json.dumps(calls), environment=environment, cwd=home)
+
+
+def test_a_page_is_pinned_to_a_commit_of_its_model(pages, hub):
+    sha = hub.repositories["models", "user/student"].branches["main"]
+    files = hub.files("spaces", "user/page")
+    assert set(files) == {"README.md", "app.py", "model.json", "requirements.txt"}
+    assert json.loads(files["model.json"]) == {"model": "user/student", "revision": sha}
+    assert sha.encode() in files["README.md"] and files["app.py"] == (TEMPLATES / "space_app.py").read_bytes()
+    assert hub.repositories["spaces", "user/page"].private
+    assert len(hub.repositories["spaces", "user/page"].commits) == 2  # the first and one, however often it is pushed
+    assert f"pipeline(model='user/student', revision={sha!r}, trust_remote_code=True)" in pages["page"][1]
+    pinned = json.loads(hub.files("spaces", "user/old_page")["model.json"])
+    assert pinned["revision"] == hub.repositories["models", "user/teacher"].branches["students"]
+    assert not hub.repositories["spaces", "user/old_page"].private
+
+
+def test_a_page_needs_a_model_that_scores_speech_alone(pages, hub):
+    assert pages["teacher"][0] == 1 and "'user/teacher', which is a cmkd_teacher, but must be" in pages["teacher"][2]
+    assert pages["no_model"][0] == 1
+    assert re.search(r"the Hub does not know user/absent.* \(404\)", pages["no_model"][2])
+    assert ("spaces", "user/nothing") not in hub.repositories
+
+
+class RefusedError(Exception):
+    """In the place of gradio's own."""
+
+
+@pytest.fixture
+def page(run, tmp_path, monkeypatch) -> dict:
+    """The names of app.py on the model of the run, without gradio."""
+    gradio = mock.MagicMock()
+    gradio.Error = RefusedError
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    (tmp_path / "app.py").write_bytes((TEMPLATES / "space_app.py").read_bytes())
+    (tmp_path / "model.json").write_text(json.dumps({"model": str(run / "student"), "revision": None}))
+    return runpy.run_path(str(tmp_path / "app.py"))
+
+
+def test_the_page_shows_what_the_pipeline_answers(page, run, tmp_path):
+    soundfile.write(tmp_path / "speech.wav", 0.1 * np.random.default_rng(0).standard_normal(16000 * 35), 16000)
+    whole, timeline = page["rate"](str(tmp_path / "speech.wav"))
+    expected = pipeline(model=str(run / "student"), trust_remote_code=True)(tmp_path / "speech.wav")
+    assert [row[0] for row in whole] == ["activation", "valence", "dominance"]
+    assert [row[1] for row in whole] == pytest.approx(list(expected["scores"].values()), abs=6e-4)
+    assert [row[2] for row in whole] == pytest.approx(list(expected["ratings"].values()), abs=6e-3)
+    valence = timeline[timeline["dimension"] == "valence"]
+    assert valence["second"].tolist() == [0, 10, 10, 20, 20, 30, 25, 35]
+    assert valence["score"].tolist()[::2] == [window["scores"]["valence"] for window in expected["timeline"]]
+    soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
+    with pytest.raises(RefusedError, match=r"^short.wav: audio of 0.006 s is too short"):
+        page["rate"](str(tmp_path / "short.wav"))
+    with pytest.raises(RefusedError, match="Upload or record"):
+        page["rate"](None)
+
+
+def test_weights_that_are_no_safetensors_are_not_even_fetched(pulls, hub):
+    (answer,) = pulls["online"]["user/pickled"]
+    assert re.match(r"OSError: 'user/pickled' has no model.safetensors. .* reading a pickle can run any code", answer)
+    assert not any("pytorch_model.bin" in request for request in hub.requests if request.startswith("GET"))
+
+
 def test_the_metric_becomes_a_space(tmp_path):
     with LocalHub() as hub:
         environment = os.environ | hub.environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -462,6 +687,10 @@ def test_the_metric_becomes_a_space(tmp_path):
         assert [result.returncode for result in done] == [0, 0, 1], done
         files = hub.files("spaces", "user/concordance_cc")
         repository = hub.repositories["spaces", "user/concordance_cc"]
+        line = done[1].stdout.strip().splitlines()[-1].strip()
+        code = f"import evaluate, json; print(json.dumps({line}.compute(predictions=[0, 1, 1], references=[0, 1, 2])))"
+        loaded = in_process(code, environment=hub.environment(tmp_path / "elsewhere"), cwd=tmp_path)
     assert files == {path.name: path.read_bytes() for path in Path(CONCORDANCE_CC).iterdir() if path.is_file()}
     assert repository.private and f"revision={repository.branches['main']!r}" in done[1].stdout
     assert "must end in /concordance_cc" in done[2].stderr
+    assert loaded == {"concordance_cc": pytest.approx(2 / 3), "per_dimension": [pytest.approx(2 / 3)], "rated": [3]}

@@ -2,23 +2,108 @@
 
 The audio goes along as bytes, under the names of the files without their folders, so that `load_dataset` of what was
 pushed gives the same rows on any machine. The card says what `CorpusReport.__str__` says, but for the notes, which may
-speak of the local copy, and carries the sentence by which a licensed corpus was made public.
+speak of the local copy, and carries the sentence by which a licensed corpus was made public. It goes first, so that a
+data set never stands there without its terms; a tag made from the rows and their sound goes last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from datasets import DatasetDict
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from cmkd.cards import dataset_card_text
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
     from cmkd.corpora.checks import CorpusReport
+    from cmkd.corpora.schema import Corpus
 
 WORDS_OF_A_SENTENCE = 4
+
+
+def push(
+    corpus: Corpus,
+    repo_id: str,
+    private: bool,
+    public_permission: str | None,
+    token: str | None,
+    revision: str | None,
+    **settings: Any,
+) -> CommitInfo:
+    """Pushes card, data and tag; each step does nothing where it was done before, so that it can be repeated.
+
+    Args:
+        corpus (`Corpus`): With its report.
+        repo_id (`str`): "user/name".
+        private (`bool`): Whether it is to be private if it has to be made.
+        public_permission (`str` or None): Why a licensed corpus may be public.
+        token (`str` or None): Of the user; None for the one that is stored.
+        revision (`str` or None): A branch, made if it is not there; None for the main one.
+        settings: Further ones of `DatasetDict.push_to_hub`.
+
+    Returns:
+        `CommitInfo`: Of the commit that has the data.
+
+    Raises:
+        PermissionError: As `check_permission`.
+        ValueError: As `check_permission`.
+    """
+    tag = tag_of(corpus.report)
+    check_permission(corpus.report, repo_id, private, public_permission, token)
+    push_card(corpus.report, repo_id, private, public_permission, token, revision, tag)
+    commit = DatasetDict.push_to_hub(corpus, repo_id, private=private, token=token, revision=revision, **settings)
+    HfApi(token=token).create_tag(repo_id, tag=tag, revision=commit.oid, repo_type="dataset", exist_ok=True)
+    return commit
+
+
+def tag_of(report: CorpusReport) -> str:
+    """The tag of a corpus on the Hub, the same for the same rows and sound."""
+    return f"cmkd-{report.digest}"
+
+
+def preview(corpus: Corpus, repo_id: str, private: bool, public_permission: str | None) -> str:
+    """What `push` would send, and the card, as text; does not use the network.
+
+    Raises:
+        PermissionError: A licensed corpus would be public and there is no `public_permission`.
+        ValueError: `repo_id` is no name, or `public_permission` no sentence.
+    """
+    validate_repo_id(repo_id)
+    check_terms(corpus.report, private, public_permission)
+    sizes = {split: sum(map(_bytes_of, rows.with_format(None)["audio"])) for split, rows in corpus.items()}
+    lines = [f"{size:>15,}  bytes of sound, {len(corpus[split]):,} rows of {split}" for split, size in sizes.items()]
+    columns: Iterable[str] = next(iter(corpus.values())).column_names
+    lines.append(f"Columns: {', '.join(columns)}")
+    lines.append(
+        f"To a {'private' if private else 'public'} data set, if it has to be made; tag {tag_of(corpus.report)}"
+    )
+    return "\n".join([*lines, "", str(corpus_card(corpus.report, public_permission, repo_id, tag_of(corpus.report)))])
+
+
+def _bytes_of(audio: dict[str, Any]) -> int:
+    return Path(audio["path"]).stat().st_size if audio["bytes"] is None else len(audio["bytes"])
+
+
+def check_terms(report: CorpusReport, private: bool, public_permission: str | None) -> None:
+    """Refuses, without a look at the Hub, to make a licensed corpus public; for arguments see `check_permission`."""
+    if public_permission is not None and len(public_permission.split()) < WORDS_OF_A_SENTENCE:
+        raise ValueError(
+            f"public_permission is {public_permission!r}, but must be a sentence that says why this corpus may be "
+            "public, for example 'The owners agreed in a letter of 3 May 2026.'"
+        )
+    if report.terms and public_permission is None and not private:
+        raise PermissionError(
+            f"private is False, but {report.name!r} is licensed: {report.terms} Leave it private, or pass "
+            "public_permission with a sentence that says why you may; the card of the data set will carry it."
+        )
 
 
 def check_permission(
@@ -37,18 +122,9 @@ def check_permission(
         PermissionError: A licensed corpus would be public and there is no `public_permission`.
         ValueError: `public_permission` is no sentence.
     """
-    if public_permission is not None and len(public_permission.split()) < WORDS_OF_A_SENTENCE:
-        raise ValueError(
-            f"public_permission is {public_permission!r}, but must be a sentence that says why this corpus may be "
-            "public, for example 'The owners agreed in a letter of 3 May 2026.'"
-        )
+    check_terms(report, private, public_permission)
     if not report.terms or public_permission is not None:
         return
-    if not private:
-        raise PermissionError(
-            f"private is False, but {report.name!r} is licensed: {report.terms} Leave private out, or pass "
-            "public_permission= with a sentence that says why you may; the card of the data set will carry it."
-        )
     try:
         existing = HfApi(token=token).dataset_info(repo_id)
     except RepositoryNotFoundError:
@@ -56,7 +132,7 @@ def check_permission(
     if not existing.private:
         raise PermissionError(
             f"repo_id is {repo_id!r}, which is there already and public, but {report.name!r} is licensed: "
-            f"{report.terms} Make it private or take another name, or pass public_permission= with a sentence that "
+            f"{report.terms} Make it private or take another name, or pass public_permission with a sentence that "
             "says why you may."
         )
 
@@ -68,16 +144,14 @@ def push_card(
     public_permission: str | None,
     token: str | None,
     revision: str | None,
+    tag: str = "main",
 ) -> None:
-    """Makes the data set unless it is there, and writes its card, to which `push_to_hub` adds the columns and sizes.
-
-    Goes before the data, so that a data set never stands there without its terms.
-    """
+    """Makes the data set unless it is there, and writes its card, to which `push_to_hub` adds the columns and sizes."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-    card = corpus_card(report, public_permission, repo_id)
+    card = corpus_card(report, public_permission, repo_id, tag)
     try:
         existing = api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=revision)
     except EntryNotFoundError:
@@ -87,13 +161,14 @@ def push_card(
     card.push_to_hub(repo_id, token=token, revision=revision, commit_message="Card of the corpus")
 
 
-def corpus_card(report: CorpusReport, public_permission: str | None, repo_id: str) -> DatasetCard:
+def corpus_card(report: CorpusReport, public_permission: str | None, repo_id: str, tag: str = "main") -> DatasetCard:
     """The card of a data set.
 
     Args:
         report (`CorpusReport`): Of the corpus.
         public_permission (`str` or None): The sentence by which a licensed corpus is public.
         repo_id (`str`): Where it goes, for the code that the card shows.
+        tag (`str`, *optional*, defaults to `"main"`): What that code pins.
     """
     plain_report = str(replace(report, notes=[], warnings=[]))
-    return DatasetCard(dataset_card_text(report, plain_report, public_permission, repo_id))
+    return DatasetCard(dataset_card_text(report, plain_report, public_permission, repo_id, tag))

@@ -162,16 +162,16 @@ class Corpus(DatasetDict):
                 `public_permission`.
             ValueError: `public_permission` is no sentence.
         """
-        from cmkd.corpora.publishing import check_permission, push_card
+        from cmkd.corpora.publishing import push
 
-        check_permission(self.report, repo_id, private, public_permission, token)
-        push_card(self.report, repo_id, private, public_permission, token, revision)
-        return super().push_to_hub(
+        return push(
+            self,
             repo_id,
-            config_name,
-            private=private,
-            token=token,
-            revision=revision,
+            private,
+            public_permission,
+            token,
+            revision,
+            config_name=config_name,
             commit_message=commit_message,
             max_shard_size=max_shard_size,
             num_proc=num_proc,
