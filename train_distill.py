@@ -34,6 +34,7 @@ from cmkd.recipe import STAGES, Recipe, load_recipe
 from cmkd.report import format_systems, write_report
 from cmkd.run_folder import (
     begin_stage,
+    check_kind,
     check_teacher_run,
     complete_stage,
     read_conditioning,
@@ -72,8 +73,12 @@ def main(arguments: list[str]) -> None:
     version = corpus.report.version
     if recipe.teacher_run is not None and {"ts", "cts"} & set(recipe.stages):
         check_teacher_run(recipe, version)
+    check_kind(run, is_cross_validation=False)
     repeated = recipe.stages if recipe.overwrite else []
-    complete = [stage for stage in STAGES if stage not in repeated and stage_is_complete(run, stage, recipe, version)]
+    complete = {stage for stage in STAGES if stage not in repeated and stage_is_complete(run, stage, recipe, version)}
+    if "teacher" in set(recipe.stages) - complete:
+        complete -= {"ts", "cts"}  # they start anew with their teacher
+    state.wait_for_everyone()
     for stage in STAGES:
         if stage not in recipe.stages:
             continue
@@ -308,5 +313,6 @@ if __name__ == "__main__":
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         sys.exit(f"train_distill: {error}")
     except KeyboardInterrupt:
-        print("train_distill: interrupted. The same command goes on where it stopped.", file=sys.stderr)
+        again = ", less --overwrite," if "--overwrite" in sys.argv else ""
+        print(f"train_distill: interrupted. The same command{again} goes on where it stopped.", file=sys.stderr)
         sys.exit(130)

@@ -26,7 +26,7 @@ from accelerate import PartialState
 from cmkd.corpora.iemocap import NUM_FOLDS
 from cmkd.evaluation import Predictions, read_predictions, write_predictions
 from cmkd.recipe import Recipe, load_recipe
-from cmkd.run_folder import write_json
+from cmkd.run_folder import check_kind, write_json
 from cmkd.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -53,6 +53,7 @@ def cross_validate(path: Path, arguments: Sequence[str] = ()) -> dict[str, Any] 
     """
     recipe = load_recipe(path, arguments)
     number = number_of_folds(recipe)
+    check_kind(Path(recipe.output_dir), is_cross_validation=True)
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the fold in progress stops too
     for fold in range(state.process_index + 1, number + 1, state.num_processes):
@@ -103,8 +104,8 @@ def run_fold(arguments: Sequence[str], log: Path) -> None:
         said = f"in {log}"
     if code:
         raise ChildProcessError(
-            f"{' '.join(arguments)} ended with exit code {code}; what it said is {said}. The same command goes on "
-            "where it stopped."
+            f"{' '.join(arguments)} ended with exit code {code}; what it said is {said}. The same command, less "
+            "--overwrite, goes on where it stopped."
         )
 
 
@@ -162,6 +163,8 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
             "peak_memory_gb": max(run["cost"]["peak_memory_gb"] for run in runs),
         },
     }
+    if all("teacher" in run for run in runs):
+        results["teacher"] = " ".join(run["teacher"] for run in runs)
     write_json(output_dir / "results.json", results)
     return results
 

@@ -35,7 +35,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+import cmkd.audio
+import cmkd.features
 from cmkd.atomic import written_whole
+from cmkd.out_of_memory import is_out_of_memory
 
 CHUNK = 32
 """Utterances a file on average, twice as many at most: 40 MB of HuBERT Large in fp32."""
@@ -110,6 +113,7 @@ def frozen_features(
     Raises:
         ValueError: the part refuses an utterance, which is named.
         OSError: the disk is full; what was stored until then stays.
+        MemoryError: an utterance, which is named, is too long.
     """
     folder = cache_dir / f"{name}-{_digest(encoder, (settings, dtype))}"
     starts, digests = cut_into_files(keys)
@@ -123,6 +127,13 @@ def frozen_features(
                 return run(values[None].to(device))[0][0].to(getattr(torch, dtype)).cpu().contiguous()
         except ValueError as error:
             raise ValueError(f"Utterance {rows[index]['id']!r}: {error}") from error
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"Out of memory at utterance {rows[index]['id']!r} of {rows[index]['duration']:.1f} s, which runs "
+                "through the frozen layers alone: cut it, or leave it out."
+            ) from error
 
     if limit_gb is not None:
         fits: list[bool | None] = [None]
@@ -239,17 +250,19 @@ def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) 
 
 
 def _digest(encoder: Any, settings: Any) -> str:
-    code = Path(inspect.getfile(type(encoder))).read_bytes()
+    files = (inspect.getfile(type(encoder)), cmkd.audio.__file__, cmkd.features.__file__)
+    code = b"".join(Path(file).read_bytes() for file in files)
     depends = (settings, encoder.encoder.config.to_dict(), transformers.__version__)
     digest = hashlib.sha256(repr(depends).encode() + code)
     for key, tensor in sorted(encoder.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(_bytes(tensor))
+        if not key.endswith("masked_spec_embed"):  # unused, and random where a checkpoint lacks it
+            digest.update(key.encode())
+            digest.update(_bytes(tensor))
     return digest.hexdigest()[:16]
 
 
-def _audio_key(audio: Mapping[str, Any]) -> Any:
-    if audio["bytes"] is not None:
-        return hashlib.sha256(audio["bytes"]).hexdigest()
-    status = Path(audio["path"]).stat()
-    return audio["path"], status.st_size, status.st_mtime_ns
+def _audio_key(cell: Mapping[str, Any]) -> Any:
+    if cell["bytes"] is not None:
+        return hashlib.sha256(cell["bytes"]).hexdigest()
+    status = Path(cell["path"]).stat()
+    return cell["path"], status.st_size, status.st_mtime_ns

@@ -38,7 +38,7 @@ from cmkd.recipe import STAGES, Recipe
 from cmkd.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-_STEP = {"batch_size", "gradient_accumulation_steps", "group_by_length", "loss_over"}
+_STEP = {"group_by_length", "loss_over"}  # and the number of utterances, see _stage_settings
 _SCHEDULE = {"num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
 _TRAINING = {"corpus", "seed", "cache_dtype"} | _STEP | _SCHEDULE
 _AUDIO = _TRAINING | {"student_speech_encoder", "use_weighted_layer_sum"}
@@ -56,8 +56,8 @@ _SETTINGS = {
 }
 """The settings that change what a stage learns."""
 
-_OF_THE_TEACHERS_RUN = {"corpus", "teacher_speech_encoder", "text_encoder"}
-"""The settings in which a student must agree with the run that it takes its teacher from."""
+_OF_THE_TEACHERS_RUN = {"teacher_speech_encoder", "text_encoder"}
+"""The settings in which, beside the corpus, a student must agree with the run that it takes its teacher from."""
 
 _OF_THIS_MACHINE = {"output_dir", "teacher_run", "models_dir", "cache_dir", "hub_model_id", "hub_private"}
 
@@ -78,7 +78,8 @@ def stage_is_complete(run: Path, stage: str, recipe: Recipe, corpus_version: str
     if not marker.is_file():
         return False
     state = _read_json(marker)
-    differences = _differences(state["settings"], _stage_settings(stage, recipe, corpus_version))
+    wanted = _stage_settings(stage, recipe, corpus_version)
+    differences = _differences(state["settings"], dict.fromkeys(state["settings"]) | wanted)
     if differences:
         raise ValueError(
             f"Stage {stage!r} in {str(run)!r} was made with other settings:\n{differences}\n"
@@ -98,9 +99,13 @@ def check_teacher_run(recipe: Recipe, corpus_version: str) -> None:
     if not _is_complete(folder, "teacher"):
         is_fold = folder.name.startswith("fold_")
         name = folder.parent.name if is_fold else folder.name
-        command = "cmkd crossval" if is_fold else "python train_distill.py"
-        file = recipe.folder / f"{name}.yaml"
-        made_by = f"make it with: {command} {file}" if file.is_file() else "run the stage teacher with that output_dir"
+        command, output = ("cmkd crossval", folder.parent) if is_fold else ("python train_distill.py", folder)
+        file, seed = recipe.folder / f"{name}.yaml", f" --seed {recipe.seed}" if recipe.seed else ""
+        made_by = (
+            f"make it, with the same corpus and models, by: {command} {file} --output_dir {output}{seed}"
+            if file.is_file()
+            else "run the stage teacher with that output_dir"
+        )
         raise FileNotFoundError(
             f"The students learn from the teacher of {str(folder)!r} (teacher_run), but there is no complete one: "
             f"{made_by}"
@@ -114,12 +119,26 @@ def check_teacher_run(recipe: Recipe, corpus_version: str) -> None:
         )
 
 
+def check_kind(run: Path, is_cross_validation: bool) -> None:
+    """Checks that a folder does not hold results of the other kind.
+
+    Raises:
+        ValueError: it does.
+    """
+    results = run / "results.json"
+    if results.is_file() and ("folds" in _read_json(results)) != is_cross_validation:
+        held, given = ("a single run", "a cross-validation") if is_cross_validation else ("a cross-validation", "a run")
+        raise ValueError(f"{str(run)!r} holds {held}, and {given} would take its place: choose another --output_dir.")
+
+
 def begin_stage(run: Path, stage: str, recipe: Recipe, corpus_version: str) -> None:
     """Makes a stage's folder ready to start in, or to go on in, and writes its settings down.
 
-    Students of an earlier teacher are removed once the teacher starts again.
+    Students of an earlier teacher are removed once the teacher starts again, and so is results.json, which is made anew
+    when all is complete.
     """
     folder = run / stage
+    (run / "results.json").unlink(missing_ok=True)
     if recipe.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     for student in ("ts", "cts") if stage == "teacher" else ():
@@ -132,7 +151,7 @@ def complete_stage(run: Path, stage: str, seconds: float) -> None:
     """Writes down that a stage is complete, and what it cost this process, and removes its checkpoints."""
     folder = run / stage
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    cost = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak, 2)}
+    cost = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak, 2), "processes": PartialState().num_processes}
     write_json(folder / "stage.json", _read_json(folder / "stage.json") | {"complete": True} | cost)
     remove_checkpoints(run, stage)
 
@@ -204,11 +223,15 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
     results["cost"] = {
         "seconds": {stage: state["seconds"] for stage, state in stages.items()},
         "peak_memory_gb": max((state["peak_memory_gb"] for state in stages.values()), default=None),
-        "processes": PartialState().num_processes,
+        "processes": max((state["processes"] for state in stages.values()), default=1),
         "device": PartialState().device.type,
     }
-    if {"teacher", "ts", "cts"} & systems.keys():
-        write_conditioning(run, recipe.teacher_folder, recipe.residual_threshold)
+    if "teacher" in systems:
+        write_conditioning(run, run, recipe.residual_threshold)
+        results["teacher"] = _fingerprint(run)
+    for student in systems.keys() & {"ts", "cts"}:
+        results["teacher"] = stages[student]["settings"].get("teacher_embeddings") or results["teacher"]
+    if "teacher" in results:
         results["conditioning"] = _conditioning(run, recipe.residual_threshold)
     stage, reason = choose_student(systems, recipe.kept_student)
     if stage is not None:
@@ -242,10 +265,19 @@ def versions() -> dict[str, str]:
 
 def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str, Any]:
     settings = recipe.model_dump(mode="json", include=_SETTINGS[stage]) | {"corpus_version": corpus_version}
+    batches = recipe.gradient_accumulation_steps * PartialState().num_processes
+    settings["utterances_a_step"] = recipe.batch_size * batches
+    if recipe.loss_over == "batch":
+        settings["batch_size"] = recipe.batch_size
     if stage in ("ts", "cts") and recipe.teacher_run is not None:
-        embeddings = recipe.teacher_folder / "teacher" / "train_embeddings.parquet"
-        settings["teacher_embeddings"] = hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16]
+        settings["teacher_embeddings"] = _fingerprint(recipe.teacher_folder)
     return settings
+
+
+def _fingerprint(teacher_run: Path) -> str:
+    """Tells one training of a teacher from another."""
+    embeddings = teacher_run / "teacher" / "train_embeddings.parquet"
+    return hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16] if embeddings.is_file() else "not there"
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

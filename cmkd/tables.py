@@ -56,6 +56,7 @@ _SETTINGS = {
 }
 """The settings whose defaults a run is compared with, and the stages they matter to."""
 
+_SETTINGS_NOTE = "By run, the settings that are not the defaults, which are the paper's where it gives one:"
 _FURTHER_BASE = {"finetune": "audio", "ts": "finetune", "cts": "ts"}
 _METRICS = {"ccc": "CCC", "pearson": "Pearson"}
 _GAP_NAMES = {"audio": "audio only", "ts": "T/S", "cts": "cT/S", "teacher": "teacher"}
@@ -257,7 +258,11 @@ def _fill(table: PublishedTable, runs: Sequence[_Run]) -> ResultsTable:
         release=runs[0].release,
         split=table.split,
         rows=rows,
-        notes=_notes(table, filled, rows, answers),
+        notes=[
+            *_notes(table, filled, rows, answers),
+            *_notes_on_teachers(slots),
+            *([_SETTINGS_NOTE] if filled else []),
+        ],
         runs=[_describe_run(run, [slot for slot in slots if slot.run is run]) for run in filled],
         gap=gap,
     )
@@ -441,8 +446,19 @@ def _notes(
             f"{run.name} (fold {run.recipe['corpus'].get('fold', 1)})" for run in runs if "folds" not in run.results
         ]
         notes += [f"One fold alone, not a cross-validation: {', '.join(single)}."] if single else []
-    if runs:
-        notes.append("By run, the settings that are not the defaults, which are the paper's where it gives one:")
+    return notes
+
+
+def _notes_on_teachers(slots: Sequence[_Slot]) -> list[str]:
+    """Which students did not learn from the teacher that stands in the table."""
+    notes = []
+    taught = [(slot, slot.run.results["teacher"]) for slot in slots if slot.run and "teacher" in slot.run.results]
+    for teacher, fingerprint in taught:
+        if teacher.row.stage == "teacher":
+            others = [slot.number for slot, of_slot in taught if slot.row.stage in _STUDENTS and of_slot != fingerprint]
+            notes += [
+                f"Row {number} learnt from another teacher than that of row {teacher.number}." for number in others
+            ]
     return notes
 
 

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from cmkd.evaluation import evaluate_predictions
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
+from cmkd.out_of_memory import is_out_of_memory
 from cmkd.sampler import DeviceBatchSampler, StepSampler
 from cmkd.training_args import CMKDTrainingArguments
 from cmkd.whole_step import OUTPUTS, RandomState, backward, loss_and_output_gradients
@@ -77,7 +79,7 @@ class CMKDTrainer(Trainer):
                 return self._batch_training_step(model, inputs, num_items_in_batch)
             return self._step_training_step(model, inputs)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            if is_out_of_memory(error):
                 raise MemoryError(self._advice_on_memory(inputs)) from error
             raise
 
@@ -134,7 +136,8 @@ class CMKDTrainer(Trainer):
         if not self._step_loss.isfinite():
             ids = [identifier for _, _, of_batch in found for identifier in of_batch]
             finite = torch.cat([torch.cat(list(outputs.values()), 1).isfinite().all(1) for outputs, _, _ in found])
-            self._refuse_loss(self._step_loss, [ids[row] for row in (~finite).nonzero().flatten().tolist()] or ids)
+            bad = gather_object([ids[row] for row in (~finite).nonzero().flatten().tolist()])  # of all devices
+            self._refuse_loss(self._step_loss, bad or gather_object(ids))
         return gradients
 
     def _refuse_loss(self, loss: torch.Tensor, ids: list[str]) -> None:

@@ -221,6 +221,14 @@ def test_an_error_names_the_utterance(tmp_path):
         load(tmp_path, Part(), run=fail)
 
 
+def test_out_of_memory_names_the_utterance(tmp_path):
+    def fail(inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MemoryError, match="utterance 'u0' of 0.1 s"):
+        load(tmp_path, Part(), run=fail)
+
+
 TWO_JOBS = """
 import sys
 from pathlib import Path

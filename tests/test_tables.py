@@ -142,6 +142,17 @@ def test_some_published_figures_and_what_trains_them():
     assert TABLE_1.rows[1].scores == {"activation": 0.764, "valence": 0.699, "dominance": 0.717}
 
 
+def test_a_student_of_another_teacher_is_said(tmp_path):
+    runs = [write_run(tmp_path / stage, {stage: 0.3}) for stage in ("teacher", "ts", "cts")]
+    for run, fingerprint in zip(runs, ("aa", "aa", "bb"), strict=True):
+        results = json.loads((run / "results.json").read_text()) | {"teacher": fingerprint}
+        (run / "results.json").write_text(json.dumps(results))
+    notes = gather_tables(runs)[1].notes
+    assert [note for note in notes if "another teacher" in note] == [
+        "Row 12 learnt from another teacher than that of row 9."
+    ]
+
+
 def test_row_has_published_ours_and_difference(tmp_path):
     run = write_run(tmp_path / "t2_12", {"cts": 0.3})
     write_tables(gather_tables([run]), tmp_path / "out")

@@ -312,6 +312,7 @@ def test_students_may_learn_from_the_teacher_of_another_run(run, recipe, tmp_pat
         assert scores["ccc"] == pytest.approx(expected["systems"]["cts"][split]["ccc"], abs=1e-5)
     assert "Not run." in (tmp_path / "cts/report.md").read_text()
 
+    assert found["teacher"] == expected["teacher"]
     embeddings = teacher / "teacher/train_embeddings.parquet"
     table = pq.read_table(embeddings)
     pq.write_table(table, embeddings, compression="gzip")  # a teacher that was trained again
@@ -321,15 +322,41 @@ def test_students_may_learn_from_the_teacher_of_another_run(run, recipe, tmp_pat
 
 def test_a_teacher_that_is_not_there_or_another_is_refused_before_anything_trains(run, recipe, tmp_path):
     arguments = [str(recipe), "--output_dir", str(tmp_path / "a"), "--stages", "finetune", "ts", "--teacher_run"]
-    with pytest.raises(FileNotFoundError, match=r"teacher of .*/recipe' .*: python train_distill.py .*/recipe.yaml$"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"teacher of .*/recipe' .*: python train_distill.py .*/recipe.yaml --output_dir .*/recipe$",
+    ):
         train_distill.main([*arguments, "../recipe"])
-    with pytest.raises(FileNotFoundError, match=r"make it with: cmkd crossval .*/recipe.yaml$"):
+    with pytest.raises(FileNotFoundError, match=r"by: cmkd crossval .*/recipe.yaml --output_dir .*/recipe$"):
         train_distill.main([*arguments, "../../recipe/fold_2"])
     with pytest.raises(FileNotFoundError, match="run the stage teacher with that output_dir"):
         train_distill.main([*arguments, "../elsewhere"])
     with pytest.raises(ValueError, match="(?s)is not the one .*text_encoder: './text' then, 'bert' now"):
         train_distill.main([*arguments, str(run), "--text_encoder", "bert"])
     assert not (tmp_path / "a").exists()
+
+
+def test_students_do_not_outlive_a_teacher_whose_folder_was_removed(run, recipe, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/teacher")
+    train_distill.main([str(recipe), "--output_dir", str(tmp_path / "run"), "--stages", "teacher", "ts"])
+    assert "ts: complete" not in capsys.readouterr().out
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert list(results["systems"]) == ["audio", "text", "teacher", "finetune", "ts"]  # cts is not there any more
+    expected = json.loads((run / "results.json").read_text())
+    assert results["systems"]["ts"]["test"]["ccc"] == pytest.approx(expected["systems"]["ts"]["test"]["ccc"], abs=1e-5)
+
+
+def test_a_stage_does_not_go_on_with_steps_of_another_size(run, recipe):
+    with pytest.raises(ValueError, match="utterances_a_step: 8 then, 16 now"):
+        train_distill.main([str(recipe), "--gradient_accumulation_steps", "2"])
+    train_distill.main([str(recipe), "--batch_size", "4", "--gradient_accumulation_steps", "2"])  # the same steps
+
+
+def test_a_run_does_not_take_the_place_of_a_cross_validation(recipe, tmp_path):
+    (tmp_path / "results.json").write_text('{"folds": {}}')
+    with pytest.raises(ValueError, match="holds a cross-validation, and a run would take its place"):
+        train_distill.main([str(recipe), "--output_dir", str(tmp_path)])
 
 
 def test_a_half_written_checkpoint_does_not_block_a_stage(recipe, tmp_path):
