@@ -205,7 +205,7 @@ def _write(path: Path, features: Sequence[torch.Tensor]) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is there and undamaged; a damaged one is named and removed."""
+    """Whether a file is there and undamaged; a damaged one is named."""
     if not path.exists():
         return False
     status = path.stat()
@@ -213,7 +213,6 @@ def _is_whole(path: Path) -> bool:
     if damage is None:
         return True
     tqdm.write(f"  {path} is damaged ({damage}) and computed anew")
-    path.unlink(missing_ok=True)
     return False
 
 
