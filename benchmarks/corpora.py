@@ -1,6 +1,6 @@
 """Time and memory of building MSP-Podcast: a JSON file.
 
-    python benchmarks/corpora.py --output docs/results/corpora.json
+    python -m benchmarks.corpora --output docs/results/corpora.json
 
 Makes a tree of the size of release 1.6 (50,362 utterances) with short noise in a temporary folder, and loads it twice,
 each time in a process of its own: the first one reads and checks everything and writes the cache, the second one only
@@ -10,10 +10,8 @@ processes have the machine too, the CPU time says more than the wall time.
 """
 
 import argparse
-import csv
 import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,14 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.stand_ins import write_msp_podcast
 from cmkd.corpora.msp_podcast import KNOWN_SIZES, PAPER_RELEASE
 from cmkd.run_folder import versions, write_json
 
 SAMPLING_RATE = 16000
-SPLITS = {"train": "Train", "validation": "Validation", "test": "Test1"}
-SPEAKERS = 50  # in each split
 
 LOAD = """
 import json, pathlib, sys, time
@@ -48,39 +43,6 @@ print(json.dumps({
 """
 
 
-def write_release(folder: Path, scale: float, seconds: float) -> int:
-    """Writes a tree in the layout of release 1.6, with utterances of equal length.
-
-    Args:
-        folder (`Path`): Where to.
-        scale (`float`): Its size as a multiple of that of release 1.6.
-        seconds (`float`): Length of an utterance.
-
-    Returns:
-        `int`: The number of utterances.
-    """
-    rng = np.random.default_rng(0)
-    (folder / "Audios").mkdir(parents=True)
-    (folder / "Labels").mkdir()
-    frames = round(seconds * SAMPLING_RATE)
-    header = b"RIFF" + struct.pack("<I", 36 + 2 * frames) + b"WAVEfmt "
-    header += struct.pack("<IHHIIHH", 16, 1, 1, SAMPLING_RATE, 2 * SAMPLING_RATE, 2, 16)
-    header += b"data" + struct.pack("<I", 2 * frames)
-    number = 0
-    with (folder / "Labels" / "labels_concensus.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Gender", "Split_Set"])
-        for position, (split, utterances) in enumerate(KNOWN_SIZES[PAPER_RELEASE].utterances.items()):
-            for _ in range(round(utterances * scale)):
-                name = f"MSP-PODCAST_{number // 1000:04d}_{number % 1000:04d}.wav"
-                labels = [f"{label:.4f}" for label in rng.uniform(1, 7, 3)]
-                speaker = position * SPEAKERS + int(rng.integers(SPEAKERS))
-                table.writerow([name, "N", *labels, speaker, ("Female", "Male")[speaker % 2], SPLITS[split]])
-                (folder / "Audios" / name).write_bytes(header + rng.bytes(2 * frames))
-                number += 1
-    return number
-
-
 def load(folder: Path, cache: Path) -> dict[str, Any]:
     """Loads the corpus in a process of its own and returns what `LOAD` prints."""
     environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
@@ -95,7 +57,8 @@ def measure(scale: float, seconds: float) -> dict[str, Any]:
     """Writes a release, loads it twice and returns the figures."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, cache = Path(scratch) / f"MSP-PODCAST-Publish-{PAPER_RELEASE}", Path(scratch) / "cache"
-        utterances = write_release(folder, scale, seconds)
+        sizes = {split: round(number * scale) for split, number in KNOWN_SIZES[PAPER_RELEASE].utterances.items()}
+        utterances = len(write_msp_podcast(folder, sizes, seconds))
         built, loaded = load(folder, cache), load(folder, cache)
         cache_bytes = sum(file.stat().st_size for file in cache.rglob("*.arrow"))
     card = built.pop("card")

@@ -1,6 +1,6 @@
 """Training the paper's row 12 at real size: ours against the straightforward recipe.
 
-    python benchmarks/train_speed.py --output docs/results/train_speed.json
+    python -m benchmarks.train_speed --batch_size 16 --output docs/results/train_speed.json
 
 HuBERT Base student with its top 6 layers trained, HuBERT Large + BERT Base teacher, random weights, noise of durations
 as in podcasts (2 to 12 s, 5.9 on average). Straightforward is: the same models and losses, batches in random order
@@ -33,6 +33,7 @@ from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, HubertConfig
 
+from benchmarks.stand_ins import ENCODERS
 from cmkd.collator import collate_utterances
 from cmkd.feature_store import frozen_features
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
@@ -46,15 +47,6 @@ WORDS_PER_SECOND = 2.5
 CORPUS = 4096
 EPOCHS = 50
 TRAIN_UTTERANCES = 34_280  # of MSP-Podcast 1.6
-HUBERT_LARGE = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "do_stable_layer_norm": True,
-    "feat_extract_norm": "layer",
-    "conv_bias": True,
-}
 
 
 def podcast() -> np.ndarray:
@@ -127,7 +119,7 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
     common = {"label_scale": [1, 7], "label_mean": [0.5] * 3, "label_std": [0.15] * 3}
     student = CMKDStudentModel(CMKDStudentConfig(speech_config=HubertConfig(), num_trainable_layers=6, **common))
     teacher = CMKDTeacherModel(
-        CMKDTeacherConfig(speech_config=HubertConfig(**HUBERT_LARGE), text_config=BertConfig(), **common)
+        CMKDTeacherConfig(speech_config=ENCODERS["facebook/hubert-large-ll60k"], text_config=BertConfig(), **common)
     )
     student.to(device).train()
     teacher.to(device).eval()
