@@ -225,7 +225,7 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
         value
         for systems in panels.values()
         for system in systems.values()
-        for value in (system["published"], system["ccc"], *(system["interval"] or ()))
+        for value in (system["published"], system["ccc"], system["fold_mean"], *(system["interval"] or ()))
         if value is not None
     ]
     limits = min(values, default=0.0) - 0.05, max(values, default=1.0) + 0.05
@@ -257,9 +257,11 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
         panel.set_yticks(range(len(systems)), [system["name"] for system in systems.values()])
         panel.xaxis.set_major_locator(MultipleLocator(0.1))
     panel.set_xlabel("valence CCC")
-    for label, style in (("ours", dot), ("95% interval", bar), ("published", ring)):
+    drawn = [system for systems in panels.values() for system in systems.values()]
+    is_published = any(system["published"] is not None for system in drawn)
+    for label, style in (("ours", dot), ("95% interval", bar), *([("published", ring)] if is_published else [])):
         panel.plot([], [], color="#4d4d4d", label=label, **style)
-    if any(system["fold_mean"] is not None for systems in panels.values() for system in systems.values()):
+    if any(system["fold_mean"] is not None for system in drawn):
         panel.plot([], [], color="#4d4d4d", label="mean over folds", **mean)
     if any(patch for panel in axes for patch in panel.patches):
         panel.fill_between([], [], color="#f0e442", alpha=0.35, linewidth=0, label="our gap, audio only to teacher")
