@@ -4,8 +4,8 @@
 
 Every try is a fork of this process, which has imported everything, and kills itself by SIGKILL at a moment drawn by
 SEED: just before or after one of the things that it does with files of the run, or before a training step. The first
-kills are in stored features and in checkpoints, the others anywhere. Prints a line for each kill, with what it was
-about to do. After KILLS kills it is left alone.
+kills are in stored features, in checkpoints and in every stage, the others anywhere. Prints a line for each kill, with
+what it was about to do. After KILLS kills it is left alone.
 """
 
 import os
@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 import train_distill
+from cmkd.recipe import STAGES
 from cmkd.trainer import CMKDTrainer
 
 WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
-LONGEST = 72  # events between two kills
-FIRST = ["/cache/", "/cache/", "/checkpoint-", "/checkpoint-"]
+LONGEST = {"/cache/": 6, "/checkpoint-": 6}  # events between two kills, in these places
+FIRST = ["/cache/", "/cache/", "/checkpoint-", "/checkpoint-", *(f"/{stage}" for stage in STAGES for _ in range(3))]
 
 
 def run_and_kill(arguments: list[str], output: Path, moment: int, place: str) -> None:
@@ -43,7 +44,7 @@ def run_and_kill(arguments: list[str], output: Path, moment: int, place: str) ->
             count(event, path.removeprefix(str(output)))
 
     def counted_step(self, *arguments, **options):
-        count("step", f"{Path(self.args.output_dir).name} {self.state.global_step}")
+        count("step", f"/{Path(self.args.output_dir).name} {self.state.global_step}")
         return step(self, *arguments, **options)
 
     CMKDTrainer.training_step = counted_step
@@ -57,7 +58,7 @@ def main(recipe: str, output: str, seed: int, kills: int) -> None:
     places = [""] * (kills - len(FIRST)) + FIRST[::-1] if kills else []
     while True:
         place = places.pop() if places else ""
-        moment = rng.randint(1, 6 if place else LONGEST) if kills > 0 else -1
+        moment = rng.randint(1, LONGEST.get(place, 30)) if kills > 0 else -1
         child = os.fork()
         if child == 0:
             log = os.open(f"{output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

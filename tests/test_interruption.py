@@ -48,7 +48,7 @@ def test_it_was_killed_everywhere(killed):
     assert len(kills) >= 20  # the last of them may find the run complete
     hit = "\n".join(kills)
     for stage in STAGES:
-        assert f"/{stage}" in hit or f"step {stage}" in hit, hit
+        assert f"/{stage}" in hit, hit
     for what in ("step ", "/checkpoint-", "/cache/", "os.rename", "open "):
         assert what in hit, hit
 
