@@ -161,6 +161,7 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
         "cost": {
             "seconds": {stage: sum(run["cost"]["seconds"][stage] for run in runs) for stage in stages},
             "peak_memory_gb": max(run["cost"]["peak_memory_gb"] for run in runs),
+            "processes": max(run["cost"]["processes"] for run in runs),  # of a fold
         },
     }
     if all("teacher" in run for run in runs):

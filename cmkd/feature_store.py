@@ -146,7 +146,10 @@ def frozen_features(
     mine = range(state.process_index, len(paths), state.num_processes)
     missing = [chunk for chunk in mine if not _is_whole(paths[chunk])]
     order = [index for chunk in missing for index in range(starts[chunk], starts[chunk + 1])]
-    options = {"num_workers": workers, "generator": torch.Generator()}  # not the one that training draws from
+    options = {
+        "num_workers": min(workers, len(order)),
+        "generator": torch.Generator(),
+    }  # not the one that training draws from
     ahead = iter(DataLoader(Subset(inputs, order), batch_size=None, **options))  # type: ignore[arg-type]
     with tqdm(total=len(order), desc=f"  {name}", unit=" utterances", disable=None) as progress:
         for chunk in missing:

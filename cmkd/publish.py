@@ -201,15 +201,7 @@ def push_metric(repo_id: str, *, private: bool = True, token: str | None = None)
             f"repo_id is {repo_id!r}, but must end in /{folder.name}: evaluate looks for a file of this name."
         )
     files = [CommitOperationAdd(name, folder / name) for name in METRIC_FILES]
-    api = HfApi(token=token)
-
-    def send() -> tuple[str, str]:
-        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-        info = api.create_commit(repo_id, files, repo_type="space", commit_message=COMMIT_MESSAGE)
-        return info.oid, info.commit_url
-
-    with _explained(repo_id):
-        sha, url = _repeated(send)
+    sha, url = _send_page(HfApi(token=token), repo_id, files, private)
     return Pushed(repo_id, sha, sha, url, f"evaluate.load({repo_id!r}, revision={sha!r})")
 
 
@@ -289,6 +281,12 @@ def push_space(
         "requirements.txt": "".join(f"{line}\n" for line in SPACE_REQUIREMENTS).encode(),
     }
     files = [CommitOperationAdd(name, data) for name, data in content.items()]
+    sha, url = _send_page(api, repo_id, files, private)
+    return Pushed(repo_id, sha, sha, url, f"pipeline(model={model!r}, revision={pinned!r}, trust_remote_code=True)")
+
+
+def _send_page(api: HfApi, repo_id: str, files: list[CommitOperationAdd], private: bool) -> tuple[str, str]:
+    """Puts files into a Gradio Space, which is made if it is not there; returns the commit and its address."""
 
     def send() -> tuple[str, str]:
         api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
@@ -296,8 +294,7 @@ def push_space(
         return info.oid, info.commit_url
 
     with _explained(repo_id):
-        sha, url = _repeated(send)
-    return Pushed(repo_id, sha, sha, url, f"pipeline(model={model!r}, revision={pinned!r}, trust_remote_code=True)")
+        return _repeated(send)
 
 
 def check_push(repo_id: str) -> str:

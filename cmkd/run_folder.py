@@ -230,8 +230,9 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
         write_conditioning(run, run, recipe.residual_threshold)
         results["teacher"] = _fingerprint(run)
     for student in systems.keys() & {"ts", "cts"}:
-        results["teacher"] = stages[student]["settings"].get("teacher_embeddings") or results["teacher"]
-    if "teacher" in results:
+        if "teacher_embeddings" in stages[student]["settings"]:
+            results["teacher"] = stages[student]["settings"]["teacher_embeddings"]
+    if (run / "conditioning" / "train.parquet").is_file():
         results["conditioning"] = _conditioning(run, recipe.residual_threshold)
     stage, reason = choose_student(systems, recipe.kept_student)
     if stage is not None:

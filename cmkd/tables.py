@@ -165,8 +165,7 @@ def _read_run(folder: Path) -> _Run:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): {_RUN_AGAIN}") from error
-    costs = () if "folds" in results else ("cost",)
-    _require(path, results, ("corpus", "seed", "versions", "systems", "recipe", *costs))
+    _require(path, results, ("corpus", "seed", "versions", "systems", "recipe", "cost"))
     _require(path, results["corpus"], ("name", "version", "utterances", "notes"), "corpus")
     for stage, splits in results["systems"].items():
         _require(path, results["recipe"], _ENCODERS[stage], "recipe")
@@ -469,7 +468,8 @@ def _describe_run(run: _Run, slots: Sequence[_Slot]) -> dict[str, Any]:
         value, default = run.recipe.get(setting, "not recorded"), Recipe.model_fields[setting].default
         if value != default and any(stage in where for stage in stages):
             settings[setting] = [value, default]
-    step, default = _utterances_a_step(run), Recipe.model_fields["batch_size"].default
+    batches = run.recipe["gradient_accumulation_steps"] * run.results["cost"]["processes"]
+    step, default = run.recipe["batch_size"] * batches, Recipe.model_fields["batch_size"].default
     if step != default:
         settings["utterances a step"] = [step, default]
     corpus = run.results["corpus"]
@@ -485,12 +485,6 @@ def _describe_run(run: _Run, slots: Sequence[_Slot]) -> dict[str, Any]:
             note for note in corpus["notes"] if note.startswith("transcripts: ") and not {*stages} <= _WITHOUT_WORDS
         ],
     }
-
-
-def _utterances_a_step(run: _Run) -> int:
-    """On all processes together; those of a cross-validation take a fold each."""
-    processes = 1 if "folds" in run.results else run.results["cost"]["processes"]
-    return run.recipe["batch_size"] * run.recipe["gradient_accumulation_steps"] * processes
 
 
 def _gap_systems(table: ResultsTable) -> dict[str, dict[str, Any]]:

@@ -60,7 +60,7 @@ def write_run(folder, stages, corpus="msp-podcast", version=f"1.6-{DIGEST}", see
         "cost": {"processes": 1},
     }
     if folds is not None:  # as cmkd crossval writes it
-        results |= {"folds": folds, "cost": {"seconds": {}}}
+        results |= {"folds": folds, "cost": {"seconds": {}, "processes": 1}}
         results["systems"] = {stage: {"test": splits["test"]} for stage, splits in results["systems"].items()}
         results["corpus"]["utterances"] = {"test": 10_039}
     (folder / "results.json").write_text(json.dumps(results))

@@ -347,6 +347,15 @@ def test_students_do_not_outlive_a_teacher_whose_folder_was_removed(run, recipe,
     assert results["systems"]["ts"]["test"]["ccc"] == pytest.approx(expected["systems"]["ts"]["test"]["ccc"], abs=1e-5)
 
 
+def test_students_whose_teacher_was_removed_keep_their_results(run, recipe, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/teacher")
+    train_distill.main([str(recipe), "--output_dir", str(tmp_path / "run"), "--stages", "audio"])
+    found, expected = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "run", run))
+    assert found["systems"].keys() == expected["systems"].keys() - {"teacher"}
+    assert found["conditioning"] == expected["conditioning"] and "teacher" not in found
+
+
 def test_a_stage_does_not_go_on_with_steps_of_another_size(run, recipe):
     with pytest.raises(ValueError, match="utterances_a_step: 8 then, 16 now"):
         train_distill.main([str(recipe), "--gradient_accumulation_steps", "2"])
