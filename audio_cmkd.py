@@ -43,6 +43,7 @@ _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _LEFT_OPEN = (range(2**31 - 2**12, 2**31), range(2**32 - 2**12, 2**32))  # sizes of a writer that cannot go back
 _HEAD = 2**16  # bytes, in which sound must begin
 _PREROLL = 1.0  # seconds before a stretch from which a lossy decoder is started, so that it has found its feet
+_LONGEST_GAP = 0.1  # seconds between two packets, above which sound is missing between them
 _DECODER_DELAY = 529  # samples by which every MPEG decoder is late
 _CANCELLED = 0.01  # the mean's power by that of channels which have nothing to do with each other
 
@@ -310,22 +311,22 @@ def _kind(file: BinaryIO) -> str:
 
 @contextmanager
 def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> Iterator[Sound]:
+    links = _links(name, file)
+    if len(links) > 1:
+        yield _chained(name, file, links)
+        return
     with _sound_file(name, content) as sound:
         if sound.format not in _WHOLE_FORMATS:
-            raise AudioError(
-                name,
-                "unreadable audio",
-                f"nothing in a file of the format {sound.format} tells whether it is complete; convert it to wav",
-            )
+            detail = f"nothing in a file of the format {sound.format} tells whether it is complete; convert it to wav"
+            raise AudioError(name, "unreadable audio", detail)
         short = _SHORT_CHUNK.search(sound.extra_info)
         if short and int(short[2]) < int(short[1]) and not any(int(short[1]) in sizes for sizes in _LEFT_OPEN):
-            raise AudioError(
-                name, "truncated audio", f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
-            )
-        links = _links(name, file, sound.format)
-        if len(links) > 1:
-            yield _chained(name, file, links)
-        elif sound.frames > 2**62:  # a FLAC file of unknown length
+            detail = f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
+            raise AudioError(name, "truncated audio", detail)
+        if sound.format == "NIST" and sound.frames < _nist_frames(file):
+            detail = f"the header promises {_nist_frames(file)} frames, but there are {sound.frames}"
+            raise AudioError(name, "truncated audio", detail)
+        if sound.frames > 2**62:  # a FLAC file of unknown length
             with _opened_by_ffmpeg(name, file, "flac") as decoded:
                 yield decoded
         elif sound.frames == 0 and sound.format in ("WAV", "WAVEX") and _is_left_open(file):
@@ -333,9 +334,6 @@ def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> It
                 yield decoded
         elif sound.frames == 0:
             raise AudioError(name, "empty audio", "it has no samples")
-        elif sound.format == "NIST" and sound.frames < _nist_frames(file):
-            detail = f"the header promises {_nist_frames(file)} frames, but there are {sound.frames}"
-            raise AudioError(name, "truncated audio", detail)
         else:
             yield _of_libsndfile(name, sound)
 
@@ -345,7 +343,8 @@ def _sound_file(name: str, content: "str | bytes | _Part") -> Any:
     try:
         return soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content)
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in ".raw"
-        raise AudioError(name, "unreadable audio", str(error)) from error
+        detail = f"neither libsndfile nor this reader knows what it is ({error}); convert it to wav or flac"
+        raise AudioError(name, "unreadable audio", detail) from error
 
 
 def _of_libsndfile(name: str, sound: Any, preroll: int = 0) -> Sound:
@@ -420,17 +419,19 @@ class _Part(io.RawIOBase):
         return len(found)
 
 
-def _links(name: str, file: BinaryIO, form: str) -> list[tuple[int, int]]:
+def _links(name: str, file: BinaryIO) -> list[tuple[int, int]]:
     """Where each of the sounds that are joined in a file begins and ends, in bytes; most files hold one.
 
-    Ogg files are chained by design, others with `cat`; libsndfile reads no further than the first.
+    Ogg files are chained by design, others with `cat`; libsndfile reads the first only.
     """
-    if form == "OGG":
+    file.seek(0)
+    magic = file.read(4)
+    if magic == b"OggS":
         starts = _ogg_starts(name, file)
-    elif form == "FLAC":
+    elif magic == b"fLaC":
         starts = _flac_starts(file)
-    elif form in ("WAV", "WAVEX", "AIFF"):
-        starts = _riff_starts(name, file, "big" if form == "AIFF" else "little")
+    elif magic in (b"RIFF", b"FORM"):
+        starts = _riff_starts(name, file, "big" if magic == b"FORM" else "little")
     else:
         starts = [0]
     return list(zip(starts, [*starts[1:], file.seek(0, os.SEEK_END)], strict=True))
@@ -781,6 +782,14 @@ def _read_frames(av: Any, name: str, file: BinaryIO, links: list[_Link], first: 
 # FFmpeg
 
 
+_EBML, _SEGMENT, _CLUSTER = "1a45dfa3", "18538067", "1f43b675"
+_ELEMENTS = {
+    *(_EBML, _SEGMENT, _CLUSTER, "ec", "bf"),  # Void, CRC-32
+    *("114d9b74", "1549a966", "1654ae6b", "1c53bb6b", "1941a469", "1043a770", "1254c367"),  # within a segment
+    *("e7", "a7", "ab", "a3", "a0", "af", "5854"),  # within a cluster
+}
+
+
 def _check_single(name: str, headers: int):
     if headers > 1:
         detail = (
@@ -816,26 +825,29 @@ def _check_boxes(name: str, file: BinaryIO):
 
 
 def _check_elements(name: str, file: BinaryIO):
-    """Of a webm or mkv file (RFC 8794): whether all elements are complete.
+    """Of a webm or mkv file (RFC 8794, RFC 9559): whether it is whole down to each packet.
 
-    A recorder that writes to a stream leaves the sizes of segment and clusters open: then it is those within."""
+    A recorder that writes to a stream leaves the sizes of the segment and its clusters open; all others keep theirs."""
     size = file.seek(0, os.SEEK_END)
     position = headers = 0
     while position < size:
         file.seek(position)
         header = file.read(12)
-        headers += header[:4] == b"\x1aE\xdf\xa3"
         id_length = 9 - header[0].bit_length()
-        marker = header[id_length] if id_length <= 4 and id_length < len(header) else 0
+        element = header[:id_length].hex()
+        if element not in _ELEMENTS:
+            what = f"what begins at byte {position} is no part of a webm or mkv file"
+            raise AudioError(name, "unreadable audio", f"it is damaged: {what}")
+        marker = header[id_length] if id_length < len(header) else 0
         size_length = 9 - marker.bit_length()
         begin = id_length + size_length
-        length = int.from_bytes(header[id_length:begin], "big") - (marker.bit_length() and 1 << 7 * size_length)
+        length = int.from_bytes(header[id_length:begin], "big") & ~(1 << 7 * size_length)
         is_open = length == (1 << 7 * size_length) - 1
-        if begin > size - position or not marker or (not is_open and position + begin + length > size):
-            raise AudioError(
-                name, "truncated audio", f"the element at byte {position} is incomplete, or damaged what is before it"
-            )
-        position += begin + (0 if is_open else length)
+        if begin > size - position or (not is_open and position + begin + length > size):
+            detail = f"the part at byte {position} has {length} bytes, but {max(0, size - position - begin)} are there"
+            raise AudioError(name, "truncated audio", detail)
+        headers += element == _EBML
+        position += begin + (0 if element in (_SEGMENT, _CLUSTER) else length)
     _check_single(name, headers)
 
 
@@ -895,42 +907,68 @@ def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
         yield Sound(name, rate, block.shape[1], None, True, read)
 
 
-def _decoded(av: Any, name: str, container: Any, stream: Any) -> Iterator[tuple[float | None, np.ndarray, int]]:
+def _decoded(av: Any, name: str, container: Any, stream: Any) -> Iterator[tuple[Any, np.ndarray, int]]:
     """Frames, each with its time in seconds, as far as the file tells it, and its rate."""
     try:
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise AudioError(name, "unreadable audio", f"it is damaged after {frame.time} s")
-            time = None if frame.pts is None else frame.pts * frame.time_base
-            if frame.samples:
-                yield time, _samples(frame), frame.sample_rate
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                after = "" if packet.pts is None else f" after {float(packet.pts * packet.time_base):.2f} s"
+                if packet.pos is not None and packet.pos + packet.size >= container.size:
+                    raise AudioError(name, "truncated audio", f"its last packet is incomplete{after}") from error
+                raise AudioError(name, "unreadable audio", f"it is damaged{after}: {error.strerror}") from error
+            for frame in frames:
+                if frame.is_corrupt or packet.is_corrupt:
+                    raise AudioError(name, "unreadable audio", f"it is damaged after {frame.time:.2f} s")
+                if frame.samples:
+                    time = None if frame.pts is None else frame.pts * frame.time_base
+                    yield time, _samples(frame), frame.sample_rate
     except av.FFmpegError as error:
-        raise AudioError(name, "truncated audio", f"not all of it can be decoded: {error}") from error
+        raise AudioError(name, "truncated audio", f"not all of it can be read: {error.strerror}") from error
 
 
 def _read_by_ffmpeg(
     av: Any, name: str, container: Any, stream: Any, decoded: Iterator, kind: str, first: int
 ) -> Iterator[np.ndarray]:
     start = next(decoded)
-    _, block, rate = start
+    time, block, rate = start
     form = (rate, block.shape[1])
     decoded = chain([start], decoded)
     position = 0
+    origin = time
     promised = None
     if kind == "mov" and stream.duration is not None and stream.time_base:
         promised = round(stream.duration * stream.time_base * rate)
         early = first - round(_PREROLL * rate)
-        if early > 0 and (1 / stream.time_base) % rate == 0:
+        codec = stream.codec_context.name
+        if early > 0 and (1 / stream.time_base) % rate == 0 and codec.startswith(("aac", "alac", "pcm")):
             container.seek(int(early / rate / stream.time_base), stream=stream)
             decoded = _decoded(av, name, container, stream)
             start = next(decoded, None)
             if start is not None:
-                position = round(start[0] * rate)
+                position = round((start[0] - origin) * rate)
                 decoded = chain([start], decoded)
     gathered: list[np.ndarray] = []
-    for _, block, rate in decoded:
+    for time, block, rate in decoded:
         if (rate, block.shape[1]) != form:
             _the_only(name, {form, (rate, block.shape[1])})
+        if time is not None and origin is not None:
+            gap = round((time - origin) * rate) - position
+            if gap > _LONGEST_GAP * rate:
+                here = position / rate
+                if stream.codec_context.name not in ("opus", "libopus"):
+                    raise AudioError(
+                        name, "unreadable audio", f"it lacks {gap / rate:.2f} s of sound after {here:.2f} s"
+                    )
+                for begin in range(0, gap, BLOCK):  # Opus need not send silence
+                    gathered.append(
+                        np.zeros((min(BLOCK, gap - begin), form[1]), np.float32)[max(0, first - position) :]
+                    )
+                    position += min(BLOCK, gap - begin)
+                    if sum(map(len, gathered)) >= BLOCK:
+                        yield np.concatenate(gathered)
+                        gathered = []
         if promised is not None and 0 < position + len(block) - promised < len(block):
             block = block[: promised - position]  # an encoder's padding
         gathered.append(block[max(0, first - position) :])
@@ -941,11 +979,8 @@ def _read_by_ffmpeg(
     if gathered:
         yield np.concatenate(gathered)
     if promised is not None and position < promised:
-        raise AudioError(
-            name,
-            "truncated audio",
-            f"it promises {promised / form[0]:.3f} s of sound, but has {position / form[0]:.3f}",
-        )
+        detail = f"it promises {promised / form[0]:.3f} s of sound, but has {position / form[0]:.3f}"
+        raise AudioError(name, "truncated audio", detail)
 
 
 def _samples(frame: Any) -> np.ndarray:
