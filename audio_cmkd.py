@@ -145,13 +145,14 @@ class Sound:
 
     def _check_inside(self, first: int, stop: int | None, frames: int, end: float | None):
         """Of a stretch, whether it lies within the frames that there are."""
-        seconds = frames / self.rate
         if first > 0 and first >= frames:
-            raise AudioError(
-                self.name, "stretch outside the audio", f"start={first / self.rate:g}, but it is {seconds:.3f} s long"
-            )
+            raise _outside(self.name, f"start={first / self.rate:g}", frames / self.rate)
         if stop is not None and end is not None and stop - frames > END_TOLERANCE * self.rate:
-            raise AudioError(self.name, "stretch outside the audio", f"end={end:g}, but it is {seconds:.3f} s long")
+            raise _outside(self.name, f"end={end:g}", frames / self.rate)
+
+
+def _outside(name: str, argument: str, seconds: float) -> AudioError:
+    return AudioError(name, "stretch outside the audio", f"{argument}, but it is {seconds:.3f} s long")
 
 
 class ChannelPowers:
@@ -220,11 +221,11 @@ def name_and_content(audio: Any, name: str = "audio", also: str = "") -> tuple[s
     if isinstance(content, (str, os.PathLike)):
         path = os.fspath(content)
         return path, path
-    wanted = f"a path, the bytes of a file, {also + ', ' if also else ''}or a dict"
+    wanted = f"a path, the bytes of a file, {also + ', ' if also else ''}or a dict with 'path' or 'bytes'"
+    wanted += " or with 'array' and 'sampling_rate'" if also else ""
     if not isinstance(audio, dict):
         raise TypeError(f"{name} is {audio!r:.80}, but must be {wanted}.")
     keys = ", ".join(map(repr, audio)) or "nothing"
-    wanted += " with 'path' or 'bytes'" + (" or with 'array' and 'sampling_rate'" if also else "")
     advice = " Of a row of a data set, pass the sound alone: row['audio']." if "audio" in audio else ""
     raise TypeError(f"{name} is a dict with {keys}, but must be {wanted}, not all of them None.{advice}")
 
@@ -319,13 +320,7 @@ def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> It
         if sound.format not in _WHOLE_FORMATS:
             detail = f"nothing in a file of the format {sound.format} tells whether it is complete; convert it to wav"
             raise AudioError(name, "unreadable audio", detail)
-        short = _SHORT_CHUNK.search(sound.extra_info)
-        if short and int(short[2]) < int(short[1]) and not any(int(short[1]) in sizes for sizes in _LEFT_OPEN):
-            detail = f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
-            raise AudioError(name, "truncated audio", detail)
-        if sound.format == "NIST" and sound.frames < _nist_frames(file):
-            detail = f"the header promises {_nist_frames(file)} frames, but there are {sound.frames}"
-            raise AudioError(name, "truncated audio", detail)
+        _check_promise(name, sound, file)
         if sound.frames > 2**62:  # a FLAC file of unknown length
             with _opened_by_ffmpeg(name, file, "flac") as decoded:
                 yield decoded
@@ -336,6 +331,17 @@ def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> It
             raise AudioError(name, "empty audio", "it has no samples")
         else:
             yield _of_libsndfile(name, sound)
+
+
+def _check_promise(name: str, sound: Any, file: BinaryIO):
+    """Refuses what is shorter than its header says: libsndfile notes it in its log and goes on."""
+    short = _SHORT_CHUNK.search(sound.extra_info)
+    if short and int(short[2]) < int(short[1]) and not any(int(short[1]) in sizes for sizes in _LEFT_OPEN):
+        detail = f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
+        raise AudioError(name, "truncated audio", detail)
+    if sound.format == "NIST" and sound.frames < _nist_frames(file):
+        detail = f"the header promises {_nist_frames(file)} frames, but there are {sound.frames}"
+        raise AudioError(name, "truncated audio", detail)
 
 
 def _sound_file(name: str, content: "str | bytes | _Part") -> Any:
@@ -362,18 +368,20 @@ def _of_libsndfile(name: str, sound: Any, preroll: int = 0) -> Sound:
 def _read_by_libsndfile(name: str, sound: Any, first: int, preroll: int) -> Iterator[np.ndarray]:
     soundfile = import_package("soundfile", "reads audio files")
     promise = f"the header promises {sound.frames} frames"
-    position = max(0, first - preroll)
+    block_size = max(BLOCK, 16 * preroll)
+    position = first
     try:
-        if position:
-            sound.seek(position)
         while position < sound.frames:
-            size = min(BLOCK, sound.frames - position)
+            # soundfile seeks after each block, which an MPEG decoder needs some time to recover from.
+            start = max(0, position - preroll)
+            if start != sound.tell():
+                sound.seek(start)
+            size = min(block_size, sound.frames - position) + position - start
             block = sound.read(size, dtype="float32", always_2d=True)
             if len(block) < size:
-                there = position + len(block)
-                raise AudioError(name, "truncated audio", f"{promise}, but there are {there}")
-            yield block[max(0, first - position) :]
-            position += size
+                raise AudioError(name, "truncated audio", f"{promise}, but there are {start + len(block)}")
+            yield block[position - start :]
+            position = start + size
     except soundfile.SoundFileError as error:
         raise AudioError(name, "truncated audio", f"{promise}, but not all can be read: {error}") from error
 
@@ -503,6 +511,7 @@ def _chained(name: str, file: BinaryIO, links: list[tuple[int, int]]) -> Sound:
     forms = set()
     for start, end in links:
         with _sound_file(name, _Part(file, start, end)) as part:
+            _check_promise(name, part, file)
             lengths.append(part.frames)
             forms.add((part.samplerate, part.channels))
     rate, channels = _the_only(name, forms)
@@ -895,7 +904,7 @@ def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
         if len(tracks) != 1:
             found = f"{len(tracks)} tracks of sound; keep one of them" if tracks else "no track of sound"
             raise AudioError(name, "unreadable audio", f"it has {found}")
-        decoded = _decoded(av, name, container, tracks[0])
+        decoded = _decoded(av, name, container, tracks[0], kind)
         start = next(decoded, None)
         if start is None:
             raise AudioError(name, "empty audio", "it has no samples")
@@ -907,7 +916,7 @@ def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
         yield Sound(name, rate, block.shape[1], None, True, read)
 
 
-def _decoded(av: Any, name: str, container: Any, stream: Any) -> Iterator[tuple[Any, np.ndarray, int]]:
+def _decoded(av: Any, name: str, container: Any, stream: Any, kind: str) -> Iterator[tuple[Any, np.ndarray, int]]:
     """Frames, each with its time in seconds, as far as the file tells it, and its rate."""
     try:
         for packet in container.demux(stream):
@@ -919,7 +928,7 @@ def _decoded(av: Any, name: str, container: Any, stream: Any) -> Iterator[tuple[
                     raise AudioError(name, "truncated audio", f"its last packet is incomplete{after}") from error
                 raise AudioError(name, "unreadable audio", f"it is damaged{after}: {error.strerror}") from error
             for frame in frames:
-                if frame.is_corrupt or packet.is_corrupt:
+                if frame.is_corrupt and kind != "wav":  # whose last packet is marked where it is shorter
                     raise AudioError(name, "unreadable audio", f"it is damaged after {frame.time:.2f} s")
                 if frame.samples:
                     time = None if frame.pts is None else frame.pts * frame.time_base
@@ -940,11 +949,13 @@ def _read_by_ffmpeg(
     promised = None
     if kind == "mov" and stream.duration is not None and stream.time_base:
         promised = round(stream.duration * stream.time_base * rate)
+        if first >= promised:
+            raise _outside(name, f"start={first / rate:g}", promised / rate)
         early = first - round(_PREROLL * rate)
         codec = stream.codec_context.name
         if early > 0 and (1 / stream.time_base) % rate == 0 and codec.startswith(("aac", "alac", "pcm")):
             container.seek(int(early / rate / stream.time_base), stream=stream)
-            decoded = _decoded(av, name, container, stream)
+            decoded = _decoded(av, name, container, stream, kind)
             start = next(decoded, None)
             if start is not None:
                 position = round((start[0] - origin) * rate)
@@ -978,6 +989,8 @@ def _read_by_ffmpeg(
             gathered = []
     if gathered:
         yield np.concatenate(gathered)
+    if first > 0 and position <= first:
+        raise _outside(name, f"start={first / form[0]:g}", position / form[0])
     if promised is not None and position < promised:
         detail = f"it promises {promised / form[0]:.3f} s of sound, but has {position / form[0]:.3f}"
         raise AudioError(name, "truncated audio", detail)

@@ -364,7 +364,7 @@ def encoded(samples, rate, container, codec, bit_rate=None, tracks=1, **options)
 CONTAINERS = {  # container, codec, rate, samples that it is longer, correlation with what was encoded, options
     "m4a": ("ipod", "aac", 16000, 0, 0.999, {}),
     "m4a, Apple lossless": ("ipod", "alac", 16000, 0, 0.999, {}),
-    "mp4": ("mp4", "aac", 44100, 0, 0.999, {}),
+    "mp4": ("mp4", "aac", 44100, 0, 0.99, {}),
     "mp4 for streaming": ("mp4", "aac", 16000, 0, 0.999, {"movflags": "faststart"}),
     "mp4 in fragments": ("mp4", "aac", 16000, 2048, 0.999, {"movflags": "frag_keyframe+empty_moov"}),
     "mov": ("mov", "aac", 48000, 0, 0.999, {}),
