@@ -109,7 +109,7 @@ class Sound:
                 block = block[: stop - position]
             if len(block):
                 block = block[:, columns]
-                if not np.isfinite(block).all():
+                if self.may_be_infinite and not np.isfinite(block).all():
                     after = position / self.rate
                     raise AudioError(
                         self.name, "non-finite audio", f"it has samples that are NaN or infinite after {after:.2f} s"
@@ -166,21 +166,20 @@ class ChannelPowers:
 
     def __init__(self):
         self.frames = 0
-        self.each: Any = 0.0
-        self.mean = 0.0
+        self.products = np.zeros((1, 1))  # of each channel with each, summed over time
 
     def add(self, block: np.ndarray):
         """Hears a block (frames, channels)."""
-        self.frames += len(block)
-        self.each = self.each + np.einsum("fc,fc->c", block, block, dtype=np.float64)
-        mean = block.mean(axis=1, dtype=np.float64)
-        self.mean += float(mean @ mean)
+        if block.shape[1] > 1:  # one alone has nothing to cancel out with
+            self.frames += len(block)
+            self.products = self.products + block.T @ block
 
     def cancel_out(self) -> bool:
         """Whether a channel is not silent and the mean has less than a hundredth of the power that it would have if
         the channels had nothing to do with each other."""
-        audible = np.max(self.each) >= SILENCE_LEVEL**2 * self.frames
-        return bool(audible and self.mean < _CANCELLED * np.sum(self.each) / np.size(self.each) ** 2)
+        powers = np.diagonal(self.products)
+        is_audible = powers.max() > 0 and powers.max() >= SILENCE_LEVEL**2 * self.frames
+        return bool(is_audible and self.products.sum() < _CANCELLED * powers.sum())
 
 
 CANCELLED_ADVICE = "so that their mean is silent though they are not; choose one of them, such as channel=0"
@@ -290,9 +289,8 @@ def import_package(package: str, purpose: str) -> Any:
 
 def _kind(file: BinaryIO) -> str:
     """What a file is by its first bytes: a key of `_STRUCTURES`, "mpeg", or "" for libsndfile to find out."""
-    start = _id3_size(file.read(10))
-    file.seek(start)
-    head = file.read(_HEAD)
+    head = file.read(16)
+    start = _id3_size(head)
     if start == 0:
         if head[4:8] in (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
             return "mov"
@@ -301,6 +299,8 @@ def _kind(file: BinaryIO) -> str:
                 return kind
         if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b".snd", b"caff", b"NIST"):
             return ""
+    file.seek(start)
+    head = file.read(_HEAD)
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # the sync word of ADTS, whose layer is 0
         return "aac"
     return "mpeg" if _first_frame(head) >= 0 else ""
