@@ -649,13 +649,14 @@ def _sound_end(file: BinaryIO) -> int:
         tail = file.read(end - file.tell())
         if tail[-32:-24] == b"APETAGEX":
             has_header = tail[-9] & 0x80
-            end -= int.from_bytes(tail[-20:-16], "little") + (32 if has_header else 0)
+            size = max(32, int.from_bytes(tail[-20:-16], "little")) + (32 if has_header else 0)
         elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
-            end -= int(tail[-15:-9]) + 15
+            size = int(tail[-15:-9]) + 15
         elif tail[-128:-125] == b"TAG" and len(tail) >= 128:
-            end -= 128
+            size = 128
         else:
             return end
+        end = max(0, end - size)
 
 
 def _mpeg_links(name: str, file: BinaryIO) -> list[_Link]:

@@ -177,8 +177,12 @@ TEN = noise(10, 16000)
 
 
 def mp3(samples=TEN, rate=16000, variable=True):
-    settings = {"bitrate_mode": "VARIABLE", "compression_level": 0.5} if variable else {}
-    return of_soundfile(samples, rate, format="MP3", **settings)
+    if not variable:
+        return of_soundfile(samples, rate, format="MP3")
+    try:
+        return of_soundfile(samples, rate, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+    except TypeError:
+        pytest.skip("soundfile writes variable bit rates from 0.13 on")
 
 
 def without_header_frame(content):
