@@ -43,9 +43,9 @@ from typing import Any
 import datasets
 import pyarrow
 
-from cmkd import audio
+from cmkd import audio, stretch
 from cmkd.audio import AudioError, measure_audio
-from cmkd.corpora import checks, known_sizes, schema, statistics
+from cmkd.corpora import checks, known_sizes, schema, statistics, values
 from cmkd.corpora.checks import CorpusError, CorpusProblem, CorpusReport, SourceRow, check_rows
 from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.schema import (
@@ -55,6 +55,7 @@ from cmkd.corpora.schema import (
     rows_by_split,
     stored_features,
 )
+from cmkd.stretch import stretch_of
 
 VERSION = "1.0.0"
 """Of what is kept on the disk."""
@@ -69,7 +70,7 @@ def build_corpus(
     source_rows: Sequence[SourceRow],
     report: CorpusReport,
     on_error: str,
-    audio_folder: str | os.PathLike[str],
+    audio_folder: str | os.PathLike[str] | None,
     *,
     annotators: bool = False,
     known_size: KnownSize | None = None,
@@ -84,7 +85,8 @@ def build_corpus(
         source_rows (`list[SourceRow]`): In the order of the corpus.
         report (`CorpusReport`): As `check_rows` takes it; the report of the result is another object.
         on_error (`str`): See `check_rows`.
-        audio_folder (path): Where relative audio paths start, and which no path may leave.
+        audio_folder (path or None): Where relative audio paths start, and which no path may leave; None where paths
+            are absolute and may lead anywhere.
         annotators (`bool`, *optional*, defaults to `False`): Whether the rows get the columns of `ANNOTATOR_FEATURES`.
         known_size (`KnownSize`, *optional*): What the release should hold; a mismatch becomes a warning of the report.
         num_proc (`int`, *optional*): Processes that write the Arrow files. The audio is read in threads whatever it is:
@@ -102,7 +104,7 @@ def build_corpus(
         list(source_rows),
         report,
         on_error,
-        Path(audio_folder).absolute(),
+        None if audio_folder is None else Path(audio_folder).absolute(),
         annotators=annotators,
         known_size=known_size,
         cache_dir=str(Path(datasets.config.HF_DATASETS_CACHE) / "cmkd"),
@@ -132,7 +134,7 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
         source_rows: list[SourceRow],
         report: CorpusReport,
         on_error: str,
-        audio_folder: Path,
+        audio_folder: Path | None,
         *,
         annotators: bool,
         known_size: KnownSize | None,
@@ -181,14 +183,15 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
         for rows in portions:
             for row in rows:
                 if not read_sound:
-                    yield row["id"], row
+                    yield row["id"], _with_content(row)
                 elif measured := self._measured(row):
                     yield row["id"], measured
 
     def _measured(self, row: dict[str, Any]) -> dict[str, Any] | None:
         """The row with its duration; None for broken audio that is to be skipped."""
         try:
-            duration = measure_audio(row["audio"])
+            row = _with_content(row)
+            duration = measure_audio(row["audio"], **stretch_of(row))
         except AudioError as error:
             problem = CorpusProblem(row["id"], error.reason, error.detail, field="audio", value=error.name)
             if self._on_error == "skip":
@@ -204,26 +207,37 @@ def _key(
     source_rows: Sequence[SourceRow],
     report: CorpusReport,
     on_error: str,
-    audio_folder: Path,
+    audio_folder: Path | None,
     annotators: bool,
     known_size: KnownSize | None,
 ) -> str:
     """A digest of all that the built corpus and its report depend on."""
     key = hashlib.sha256(repr((report, on_error, str(audio_folder), annotators, known_size)).encode())
-    for module in (audio, checks, known_sizes, schema, statistics):
+    for module in (audio, checks, known_sizes, schema, statistics, stretch, values):
         key.update(Path(str(module.__file__)).read_bytes())
     key.update(Path(__file__).read_bytes())
+    folders = values.Folders()
     for row in source_rows:
+        if isinstance(row.audio, bytes):
+            row = dataclasses.replace(row, audio=hashlib.sha256(row.audio).hexdigest())
+        elif isinstance(row.audio, str):
+            key.update(repr(_size_and_time(folders.spelled(str(Path(audio_folder or "") / row.audio)))).encode())
         key.update(repr(row).encode())
-        if isinstance(row.audio, str):
-            key.update(repr(_size_and_time(audio_folder, row.audio)).encode())
     return key.hexdigest()[:16]
 
 
-def _size_and_time(folder: Path, path: str) -> tuple[int, int] | None:
+def _with_content(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the content of its sound where that is still in somebody's table."""
+    content = row["audio"]["bytes"]
+    if content is None or isinstance(content, bytes):
+        return row
+    return {**row, "audio": {**row["audio"], "bytes": content.read()}}
+
+
+def _size_and_time(path: str) -> tuple[int, int] | None:
     """Size in bytes and time of change of a file in nanoseconds, None if it cannot be found."""
     try:
-        status = (folder / path).stat()
+        status = Path(path).stat()
     except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns
