@@ -1,0 +1,881 @@
+"""Sound files of any kind, read whole or not at all: the one reader of training and of scoring.
+
+This file travels to the Hub with every checkpoint, beside `pipeline_cmkd.py`. It imports numpy; soundfile to read wav,
+flac, ogg, mp3 and whatever else libsndfile knows; av (PyAV) only for what that does not read (m4a, aac, mp4, mov, 3gp,
+webm, wma, amr) or whose length it does not know. Files are told apart by their content, not by their names. Nothing
+that a file says about its own length is believed without a second look: pages, boxes and frames are walked through, and
+what is cut off or damaged is refused.
+"""
+
+import importlib
+import io
+import math
+import os
+import re
+import reprlib
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+BLOCK = 2**16
+"""Frames that are read at a time."""
+
+END_TOLERANCE = 0.1
+"""Seconds by which the end of a stretch may lie behind the end of its file, which then is the end: annotations round,
+and files of lossy formats are some milliseconds longer or shorter than what was recorded."""
+
+SILENCE_LEVEL = 1e-3
+"""Root mean square, full scale being 1 (-60 dB), below which sound counts as silent."""
+
+_SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)$", re.MULTILINE)  # in libsndfile's log
+_LEFT_OPEN = (range(2**31 - 2**12, 2**31), range(2**32 - 2**12, 2**32))  # sizes of a writer that cannot go back
+_HEAD = 2**16  # bytes, in which sound must begin
+_PREROLL = 1.0  # seconds before a stretch from which a lossy decoder is started, so that it has found its feet
+_DECODER_DELAY = 529  # samples by which every MPEG decoder is late
+_CANCELLED = 0.01  # the mean's power by that of channels which have nothing to do with each other
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used.
+
+    Attributes:
+        name (`str`): The file, or "audio" if only its content is known.
+        reason (`str`): "missing file", "unreadable audio", "truncated audio", "empty audio", "non-finite audio",
+            "channels cancel out", "no such channel", "empty stretch" or "stretch outside the audio".
+        detail (`str`): What was found.
+    """
+
+    def __init__(self, name: str, reason: str, detail: str):
+        super().__init__(name, reason, detail)
+        self.name = name
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}: {self.detail}"
+
+
+@dataclass
+class Sound:
+    """A sound file that is open.
+
+    Attributes:
+        name (`str`): For messages.
+        rate (`int`): Hz.
+        channels (`int`)
+        frames (`int`, *optional*): How many there are, None where only decoding tells.
+        may_be_infinite (`bool`): Whether its samples are stored as floating point numbers.
+        read (`Callable`): From a position on, the frames that follow in blocks (frames, channels) of float32.
+    """
+
+    name: str
+    rate: int
+    channels: int
+    frames: int | None
+    may_be_infinite: bool
+    read: Callable[[int], Iterator[np.ndarray]]
+
+    def blocks(
+        self, start: float | None = None, end: float | None = None, channel: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """The sound, or a stretch or a channel of it, in blocks (frames, channels) of float32, checked.
+
+        Args:
+            start, end (`float`, *optional*): Seconds; None: its beginning, its end.
+            channel (`int`, *optional*): One of them, from 0; None: all.
+
+        Raises:
+            AudioError: The sound turns out to be truncated, damaged, empty or non-finite, has no such channel or does
+                not have this stretch.
+        """
+        columns = slice(None) if channel is None else slice(self.channel(channel), channel + 1)
+        first, stop = self.span(start, end)
+        position = first
+        for block in self.read(first):
+            if stop is not None:
+                block = block[: stop - position]
+            if len(block):
+                block = block[:, columns]
+                if not np.isfinite(block).all():
+                    after = position / self.rate
+                    raise AudioError(
+                        self.name, "non-finite audio", f"it has samples that are NaN or infinite after {after:.2f} s"
+                    )
+                position += len(block)
+                yield block
+            if position == stop:
+                return
+        if position == first == 0:
+            raise AudioError(self.name, "empty audio", "it has no samples")
+        self._check_inside(first, stop, position, end)
+
+    def channel(self, number: int) -> int:
+        """The number of a channel that there is."""
+        if number >= self.channels:
+            have = "1 channel" if self.channels == 1 else f"{self.channels} channels"
+            raise AudioError(self.name, "no such channel", f"channel {number} of {have}; the first is 0")
+        return number
+
+    def span(self, start: float | None, end: float | None) -> tuple[int, int | None]:
+        """The first frame of a stretch and the one behind its last, None for the end of a sound of unknown length."""
+        for label, value in (("start", start), ("end", end)):
+            if value is not None and not 0 <= value < math.inf:
+                raise AudioError(self.name, "empty stretch", f"{label}={value!r} must be in seconds from 0 on")
+        first = 0 if start is None else round(start * self.rate)
+        stop = self.frames if end is None else round(end * self.rate)
+        if stop is not None and start is not None and end is not None and first >= stop:
+            raise AudioError(self.name, "empty stretch", f"start={start:g} must be before end={end:g}")
+        if self.frames is not None:
+            self._check_inside(first, stop, self.frames, end)
+            stop = self.frames if stop is None else min(stop, self.frames)
+        return first, stop
+
+    def _check_inside(self, first: int, stop: int | None, frames: int, end: float | None):
+        """Of a stretch, whether it lies within the frames that there are."""
+        seconds = frames / self.rate
+        if first > 0 and first >= frames:
+            raise AudioError(
+                self.name, "stretch outside the audio", f"start={first / self.rate:g}, but it is {seconds:.3f} s long"
+            )
+        if stop is not None and end is not None and stop - frames > END_TOLERANCE * self.rate:
+            raise AudioError(self.name, "stretch outside the audio", f"end={end:g}, but it is {seconds:.3f} s long")
+
+
+class ChannelPowers:
+    """How loud the channels of a sound are, and their mean: whether they cancel each other out.
+
+    >>> powers = ChannelPowers()
+    >>> powers.add(np.array([[0.5, -0.5], [-0.25, 0.25]]))
+    >>> powers.cancel_out()
+    True
+    """
+
+    def __init__(self):
+        self.frames = 0
+        self.each: Any = 0.0
+        self.mean = 0.0
+
+    def add(self, block: np.ndarray):
+        """Hears a block (frames, channels)."""
+        self.frames += len(block)
+        self.each = self.each + np.einsum("fc,fc->c", block, block, dtype=np.float64)
+        mean = block.mean(axis=1, dtype=np.float64)
+        self.mean += float(mean @ mean)
+
+    def cancel_out(self) -> bool:
+        """Whether a channel is not silent and the mean has less than a hundredth of the power that it would have if
+        the channels had nothing to do with each other."""
+        audible = np.max(self.each) >= SILENCE_LEVEL**2 * self.frames
+        return bool(audible and self.mean < _CANCELLED * np.sum(self.each) / np.size(self.each) ** 2)
+
+
+CANCELLED_ADVICE = "so that their mean is silent though they are not; choose one of them, such as channel=0"
+
+
+def check_channel(channel: Any, *words: str) -> None:
+    """Refuses what names no channel: anything but a number from 0 and certain words.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if isinstance(channel, str) and channel in words:
+        return
+    if isinstance(channel, bool) or not isinstance(channel, (int, np.integer)) or channel < 0:
+        known = " or ".join(f'"{word}"' for word in words)
+        raise ValueError(f"channel={channel!r}: must be {known} or the number of a channel, of which the first is 0.")
+
+
+def name_and_content(audio: Any, name: str = "audio", wanted: str = "") -> tuple[str, str | bytes]:
+    """A name for messages, and the path or the content of a sound file.
+
+    Args:
+        audio (`str`, path, `bytes` or `dict`): A file, its content, or `{"bytes": ..., "path": ...}`, where the bytes
+            come first unless they are None.
+        name (`str`, *optional*, defaults to `"audio"`): Of what has no path.
+        wanted (`str`, *optional*): What else the caller takes, for the message.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    content = audio
+    if isinstance(audio, dict):
+        name = audio.get("path") or name
+        content = audio.get("path") if audio.get("bytes") is None else audio["bytes"]
+        if content is None:
+            raise TypeError(_wrong_dict(audio, name, wanted))
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return str(name), bytes(content)
+    if isinstance(content, (str, os.PathLike)):
+        path = os.fspath(content)
+        return path, path
+    raise TypeError(
+        f"{name} is {reprlib.repr(audio)}, but must be a path, the bytes of a file, {wanted}or a dict with 'path' or "
+        "'bytes'."
+    )
+
+
+def _wrong_dict(audio: dict, name: str, wanted: str) -> str:
+    keys = ", ".join(repr(key) for key in audio) or "none"
+    message = f"{name} is a dict with the keys {keys}, but must have 'path' or 'bytes'"
+    message += f" or {wanted}that is not None." if wanted else ", and not None."
+    inner = [key for key in audio if key not in ("path", "bytes", "array", "raw", "sampling_rate")]
+    sound = [key for key in inner if not isinstance(audio[key], (int, float, bool, type(None)))]
+    if "audio" in sound:
+        sound = ["audio"]
+    return message + (f" For a row of a data set, pass its sound alone: row[{sound[0]!r}]." if sound else "")
+
+
+@contextmanager
+def open_sound(name: str, content: str | bytes) -> Iterator[Sound]:
+    """Opens a sound file whose structure keeps what its header promises.
+
+    Args:
+        name (`str`): For messages.
+        content (`str` or `bytes`): A path, or the content of a file.
+
+    Raises:
+        AudioError: The file is missing, empty, truncated or unreadable.
+        ImportError: soundfile or av is needed and missing.
+    """
+    with _opened_file(name, content) as file:
+        head = file.read(_HEAD)
+        kind = _kind(head)
+        if kind is None:
+            with _opened_by_libsndfile(name, content, file) as sound:
+                yield sound
+        elif kind == "mp3":
+            with _opened_mpeg(name, content, file) as sound:
+                yield sound
+        else:
+            _STRUCTURES[kind](name, file)
+            with _opened_by_ffmpeg(name, file, kind) as sound:
+                yield sound
+
+
+@contextmanager
+def _opened_file(name: str, content: str | bytes) -> Iterator[BinaryIO]:
+    if isinstance(content, str) and content.startswith(("http://", "https://")):
+        raise AudioError(name, "missing file", "addresses are not fetched: download the file and pass its path")
+    try:
+        size = len(content) if isinstance(content, bytes) else Path(content).stat().st_size
+    except (OSError, ValueError) as error:
+        raise AudioError(name, "missing file", str(error)) from error
+    if size == 0:
+        raise AudioError(name, "empty audio", "the file has no bytes")
+    if isinstance(content, bytes):
+        yield io.BytesIO(content)
+        return
+    try:
+        file = Path(content).open("rb")  # noqa: SIM115 (its use is not in the try)
+    except OSError as error:
+        raise AudioError(name, "unreadable audio", str(error)) from error
+    with file:
+        yield file
+
+
+def import_package(package: str, purpose: str) -> Any:
+    """A package that is needed only now.
+
+    Raises:
+        ImportError: It is missing; the message says what for, and how to install it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"The package {package}, which {purpose}, is missing: pip install {package}") from error
+
+
+def _kind(head: bytes) -> str | None:
+    """What a file is by its first bytes: a key of `_FFMPEG_FORMATS`, "mp3", or None for libsndfile to find out."""
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"):
+        return "mov"
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return "matroska"
+    if head.startswith(bytes.fromhex("3026b2758e66cf11")):
+        return "asf"
+    if head.startswith(b"#!AMR"):
+        return "amr"
+    start = _id3_size(head)
+    if len(head) > start + 1 and head[start] == 0xFF and head[start + 1] & 0xF6 == 0xF0:
+        return "aac"
+    if start == 0 and head[:4] in (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff"):
+        return None
+    is_tagged = start > 0 and head[start : start + 4] != b"fLaC"
+    return "mp3" if is_tagged or _first_frame(head) >= 0 else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# libsndfile
+
+
+@contextmanager
+def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> Iterator[Sound]:
+    with _sound_file(name, content) as sound:
+        short = _SHORT_CHUNK.search(sound.extra_info)
+        if short and int(short[2]) < int(short[1]) and not any(int(short[1]) in sizes for sizes in _LEFT_OPEN):
+            raise AudioError(
+                name, "truncated audio", f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
+            )
+        links = _ogg_links(name, file) if sound.format == "OGG" else []
+        if len(links) > 1:
+            yield _chained(name, file, links)
+        elif sound.frames > 2**62:  # a FLAC file of unknown length
+            with _opened_by_ffmpeg(name, file, "flac") as decoded:
+                yield decoded
+        elif sound.frames == 0 and sound.format in ("WAV", "WAVEX") and _wav_is_left_open(file):
+            with _opened_by_ffmpeg(name, file, "wav") as decoded:
+                yield decoded
+        elif sound.frames == 0:
+            raise AudioError(name, "empty audio", "it has no frames")
+        else:
+            yield _of_libsndfile(name, sound)
+
+
+def _sound_file(name: str, content: "str | bytes | _Part") -> Any:
+    soundfile = import_package("soundfile", "reads audio files")
+    try:
+        return soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in ".raw"
+        raise AudioError(name, "unreadable audio", str(error)) from error
+
+
+def _of_libsndfile(name: str, sound: Any, preroll: int = 0) -> Sound:
+    may_be_infinite = sound.subtype in ("FLOAT", "DOUBLE")
+    return Sound(
+        name,
+        sound.samplerate,
+        sound.channels,
+        sound.frames,
+        may_be_infinite,
+        lambda first: _read_by_libsndfile(name, sound, first, preroll),
+    )
+
+
+def _read_by_libsndfile(name: str, sound: Any, first: int, preroll: int) -> Iterator[np.ndarray]:
+    soundfile = import_package("soundfile", "reads audio files")
+    promise = f"the header promises {sound.frames} frames"
+    position = max(0, first - preroll)
+    try:
+        if position:
+            sound.seek(position)
+        while position < sound.frames:
+            size = min(BLOCK, sound.frames - position)
+            block = sound.read(size, dtype="float32", always_2d=True)
+            if len(block) < size:
+                there = position + len(block)
+                raise AudioError(name, "truncated audio", f"{promise}, but there are {there}")
+            yield block[max(0, first - position) :]
+            position += size
+    except soundfile.SoundFileError as error:
+        raise AudioError(name, "truncated audio", f"{promise}, but not all can be read: {error}") from error
+
+
+def _wav_is_left_open(file: BinaryIO) -> bool:
+    """Whether a wav file without a size of its sound goes on behind what its outer size says."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(4)
+    return int.from_bytes(file.read(4), "little") + 8 < size
+
+
+class _Part(io.RawIOBase):
+    """A part of a file, as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int):
+        self._file, self._start, self._end, self._position = file, start, end, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end - self._start}[whence]
+        self._position = origin + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._position)
+        found = self._file.read(min(len(buffer), max(0, self._end - self._start - self._position)))
+        buffer[: len(found)] = found
+        self._position += len(found)
+        return len(found)
+
+
+def _ogg_links(name: str, file: BinaryIO) -> list[tuple[int, int]]:
+    """Where each of the streams that are chained in an Ogg file begins and ends, in bytes; most files hold one."""
+    size = file.seek(0, os.SEEK_END)
+    starts: list[int] = []
+    position, is_first = 0, False  # is_first: the page before began a stream
+    while position < size:
+        file.seek(position)
+        header = file.read(27)
+        table = file.read(header[26]) if len(header) == 27 else b""
+        end = position + 27 + len(table) + sum(table)
+        if not b"OggS".startswith(header[:4]):
+            raise AudioError(name, "unreadable audio", f"what begins at byte {position} is no Ogg page")
+        if len(header) < 27 or len(table) < header[26] or end > size:
+            raise AudioError(name, "truncated audio", "the last Ogg page is incomplete")
+        begins = bool(header[5] & 2)
+        if begins and not is_first:
+            starts.append(position)
+        position, is_first = end, begins
+    return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+def _chained(name: str, file: BinaryIO, links: list[tuple[int, int]]) -> Sound:
+    """Streams in one Ogg file, one after the other."""
+    lengths = []
+    forms = set()
+    for start, end in links:
+        with _sound_file(name, _Part(file, start, end)) as part:
+            lengths.append(part.frames)
+            forms.add((part.samplerate, part.channels))
+    rate, channels = _the_only(name, forms)
+
+    def read(first: int) -> Iterator[np.ndarray]:
+        for (start, end), length in zip(links, lengths, strict=True):
+            if first < length:
+                with _sound_file(name, _Part(file, start, end)) as part:
+                    yield from _read_by_libsndfile(name, part, first, 0)
+            first = max(0, first - length)
+
+    return Sound(name, rate, channels, sum(lengths), False, read)
+
+
+def _the_only(name: str, forms: set[tuple[int, int]]) -> tuple[int, int]:
+    if len(forms) > 1:
+        shown = " and ".join(f"{rate} Hz with {channels} channels" for rate, channels in sorted(forms))
+        raise AudioError(name, "unreadable audio", f"its parts differ: {shown}; convert them to one form first")
+    (form,) = forms
+    return form
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MPEG audio: mp3, mp2, mp1
+
+
+@dataclass
+class _Frame:
+    """What the header of an MPEG frame says."""
+
+    size: int  # bytes
+    samples: int
+    layer: int
+    rate: int
+    channels: int
+    info: int  # where the name of an information frame stands
+
+
+@dataclass
+class _Link:
+    """One of the MPEG streams that are joined in a file, without the information frame that may lead it."""
+
+    start: int  # in bytes
+    frame: _Frame  # the first one
+    promised: int = 0  # frames, if there is an information frame
+    promised_bytes: int = 0
+    delay: int = 0  # samples that the encoder put in front
+    padding: int = 0  # and behind
+
+    def __post_init__(self):
+        self.offsets = array("q")  # of each frame
+
+    @property
+    def trim(self) -> tuple[int, int]:
+        """The samples that are not of the sound, at the beginning and at the end."""
+        if self.delay == self.padding == 0:
+            return 0, 0
+        is_whole = len(self.offsets) == self.promised
+        return self.delay + _DECODER_DELAY, max(0, self.padding - _DECODER_DELAY) if is_whole else 0
+
+    @property
+    def length(self) -> int:
+        """Samples."""
+        return max(0, len(self.offsets) * self.frame.samples - sum(self.trim))
+
+
+_BIT_RATES = {  # kbit/s by layer, of MPEG 1 and of MPEG 2 and 2.5
+    (True, 1): range(0, 449, 32),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
+
+def _frame(header: bytes) -> _Frame | None:
+    """Reads the four bytes that lead an MPEG frame (ISO 11172-3, 2.4.1.3); None if they do not."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
+    bit_rate, rate = header[2] >> 4, header[2] >> 2 & 3
+    if version == 1 or layer == 4 or bit_rate in (0, 15) or rate == 3:
+        return None
+    is_first, channels = version == 3, 1 if header[3] >> 6 == 3 else 2
+    hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
+    bits = 1000 * _BIT_RATES[is_first, layer][bit_rate]
+    padding = header[2] >> 1 & 1
+    samples = 384 if layer == 1 else 576 if layer == 3 and not is_first else 1152
+    size = 4 * (12 * bits // hertz + padding) if layer == 1 else samples // 8 * bits // hertz + padding
+    side = (32, 17) if is_first else (17, 9)
+    return _Frame(size, samples, layer, hertz, channels, 4 + side[channels == 1])
+
+
+def _first_frame(head: bytes) -> int:
+    """Where three MPEG frames of one form follow each other for the first time, -1 if nowhere."""
+    position = head.find(0xFF, _id3_size(head))
+    while position >= 0:
+        frames: list[tuple[int, int, int]] = []
+        at = position
+        while len(frames) < 3 and (frame := _frame(head[at : at + 4])):
+            frames.append((frame.layer, frame.rate, frame.channels))
+            at += frame.size
+        if len(set(frames)) == 1 and (len(frames) == 3 or at >= len(head)):
+            return position
+        position = head.find(0xFF, position + 1)
+    return -1
+
+
+def _id3_size(data: bytes) -> int:
+    """Bytes of the ID3v2 tag that data begin with."""
+    if data[:3] != b"ID3" or len(data) < 10:
+        return 0
+    size = 0
+    for byte in data[6:10]:
+        size = size << 7 | byte & 0x7F
+    return 10 + size + (10 if data[5] & 0x10 else 0)
+
+
+def _tag_size(data: bytes) -> int:
+    """Bytes of the tag that data begin with, 0 if it is none."""
+    if data[:3] == b"TAG":
+        return 227 if data[:4] == b"TAG+" else 128
+    if data[:8] == b"APETAGEX" and len(data) >= 32:
+        is_header = data[23] & 0x20
+        return 32 + (int.from_bytes(data[12:16], "little") if is_header else 0)
+    return _id3_size(data)
+
+
+def _sound_end(file: BinaryIO) -> int:
+    """Where the tags begin that end a file and are known only from behind: APE and Lyrics3."""
+    end = file.seek(0, os.SEEK_END)
+    while True:
+        file.seek(max(0, end - 160))
+        tail = file.read(end - file.tell())
+        if tail[-32:-24] == b"APETAGEX":
+            has_header = tail[-9] & 0x80
+            end -= int.from_bytes(tail[-20:-16], "little") + (32 if has_header else 0)
+        elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
+            end -= int(tail[-15:-9]) + 15
+        elif tail[-128:-125] == b"TAG" and len(tail) >= 128:
+            end -= 128
+        else:
+            return end
+
+
+def _mpeg_links(name: str, file: BinaryIO) -> list[_Link]:
+    """Goes from frame to frame through the whole file."""
+    end = _sound_end(file)
+    file.seek(0)
+    head = file.read(10)
+    position = _id3_size(head)
+    file.seek(position)
+    found = _first_frame(file.read(_HEAD))
+    if found < 0:
+        raise AudioError(name, "unreadable audio", "it has no MPEG frames")
+    position += found
+    links: list[_Link] = []
+    while position < end:
+        file.seek(position)
+        data = file.read(44)
+        frame = _frame(data)
+        if frame is None:
+            tag = _tag_size(data)
+            if not tag:
+                _check_rest(name, file, position, end)
+                break
+            position += tag
+            continue
+        if position + frame.size > end:
+            raise AudioError(
+                name, "truncated audio", f"its last frame has {frame.size} bytes, but {end - position} are there"
+            )
+        if _is_information(data, frame):
+            file.seek(position)
+            links.append(_informed(position, frame, file.read(frame.size)))
+        else:
+            if not links:
+                links.append(_Link(position, frame))
+            links[-1].offsets.append(position)
+        position += frame.size
+    for link, behind in zip(links, [*(link.start for link in links[1:]), end], strict=True):
+        missing = link.promised - len(link.offsets)
+        if missing > 1 or (missing == 1 and link.promised_bytes > behind - link.start):
+            detail = f"its header promises {link.promised} frames, but there are {len(link.offsets)}"
+            raise AudioError(name, "truncated audio", detail)
+    if not any(link.length for link in links):
+        raise AudioError(name, "empty audio", "it has no frames")
+    return links
+
+
+def _is_information(data: bytes, frame: _Frame) -> bool:
+    return frame.layer == 3 and (data[frame.info : frame.info + 4] in (b"Xing", b"Info") or data[36:40] == b"VBRI")
+
+
+def _informed(start: int, frame: _Frame, data: bytes) -> _Link:
+    """Begins a stream with what its information frame says (Xing, LAME; VBRI by Fraunhofer)."""
+    if data[36:40] == b"VBRI":
+        return _Link(start, frame, int.from_bytes(data[50:54], "big"), int.from_bytes(data[46:50], "big"))
+    flags, position = data[frame.info + 7], frame.info + 8
+    fields = []
+    for flag, size in ((1, 4), (2, 4), (4, 100), (8, 4)):
+        size = size if flags & flag else 0
+        fields.append(int.from_bytes(data[position : position + size], "big"))
+        position += size
+    gaps = int.from_bytes(data[position + 21 : position + 24], "big")
+    return _Link(start, frame, fields[0], fields[1], gaps >> 12, gaps & 0xFFF)
+
+
+def _check_rest(name: str, file: BinaryIO, position: int, end: int):
+    """Refuses a file that goes on with something else than frames, tags and zeros."""
+    file.seek(position)
+    while file.tell() < end:
+        if any(file.read(min(BLOCK, end - file.tell()))):
+            raise AudioError(
+                name,
+                "unreadable audio",
+                f"it is damaged: what begins at byte {position} is no MPEG frame; make it anew",
+            )
+
+
+@contextmanager
+def _opened_mpeg(name: str, content: str | bytes, file: BinaryIO) -> Iterator[Sound]:
+    links = _mpeg_links(name, file)
+    rate, channels = _the_only(name, {(link.frame.rate, link.frame.channels) for link in links})
+    length = sum(link.length for link in links)
+    if len(links) == 1:
+        try:
+            sound = _sound_file(name, content)
+        except AudioError:  # libsndfile wants a frame or a tag at the very beginning
+            sound = None
+        if sound is not None:
+            with sound:
+                if (sound.frames, sound.samplerate, sound.channels) == (length, rate, channels):
+                    yield _of_libsndfile(name, sound, preroll=round(_PREROLL * rate))
+                    return
+    av = import_package("av", "reads what libsndfile does not, such as joined mp3 files and those without a header")
+    yield Sound(name, rate, channels, length, False, lambda first: _read_frames(av, name, file, links, first))
+
+
+def _read_frames(av: Any, name: str, file: BinaryIO, links: list[_Link], first: int) -> Iterator[np.ndarray]:
+    """Decodes MPEG frames one by one, in blocks."""
+    for link in links:
+        if first >= link.length:
+            first -= link.length
+            continue
+        samples = link.frame.samples
+        begin, behind = link.trim
+        stop = len(link.offsets) * samples - behind
+        wanted = begin + first
+        number = max(0, (wanted - round(_PREROLL * link.frame.rate)) // samples)
+        decoder = av.CodecContext.create(f"mp{link.frame.layer}float", "r")
+        gathered: list[np.ndarray] = []
+        for index in range(number, len(link.offsets)):
+            file.seek(link.offsets[index])
+            header = file.read(4)
+            frame = _frame(header)
+            assert frame is not None  # it was one when the file was opened
+            try:
+                decoded = decoder.decode(av.Packet(header + file.read(frame.size - 4)))
+            except av.FFmpegError as error:
+                raise AudioError(name, "unreadable audio", f"frame {index} is damaged: {error}") from error
+            position = index * samples
+            for piece in decoded:
+                block = _samples(piece)[max(0, wanted - position) : max(0, stop - position)]
+                position += piece.samples
+                gathered.append(block)
+            if sum(map(len, gathered)) >= BLOCK:
+                yield np.concatenate(gathered)
+                gathered = []
+        if gathered:
+            yield np.concatenate(gathered)
+        first = 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# FFmpeg
+
+
+def _check_boxes(name: str, file: BinaryIO):
+    """Of an mp4, m4a, mov or 3gp file (ISO 14496-12): whether all boxes are complete and the index is there."""
+    size = file.seek(0, os.SEEK_END)
+    position = 0
+    kinds = set()
+    while position < size:
+        file.seek(position)
+        header = file.read(16)
+        length, begin = int.from_bytes(header[:4], "big"), 8
+        kinds.add(header[4:8])
+        if length == 1:
+            length, begin = int.from_bytes(header[8:16], "big"), 16
+        elif length == 0:
+            length = size - position
+        if length < begin or position + length > size:
+            raise AudioError(
+                name,
+                "truncated audio",
+                f"the part {header[4:8]!r} has {length} bytes, but {size - position} are there",
+            )
+        position += length
+    if b"moov" not in kinds:
+        raise AudioError(name, "truncated audio", "it lacks its index, which is written last: it was cut off")
+
+
+def _check_elements(name: str, file: BinaryIO):
+    """Of a webm or mkv file (RFC 8794): whether all elements are complete.
+
+    A recorder that writes to a stream leaves the sizes of segment and clusters open: then it is those within."""
+    size = file.seek(0, os.SEEK_END)
+    position = 0
+    while position < size:
+        file.seek(position)
+        header = file.read(12)
+        id_length = 9 - header[0].bit_length()
+        marker = header[id_length] if id_length <= 4 and id_length < len(header) else 0
+        size_length = 9 - marker.bit_length()
+        begin = id_length + size_length
+        length = int.from_bytes(header[id_length:begin], "big") - (marker.bit_length() and 1 << 7 * size_length)
+        is_open = length == (1 << 7 * size_length) - 1
+        if begin > size - position or not marker or (not is_open and position + begin + length > size):
+            raise AudioError(
+                name, "truncated audio", f"the element at byte {position} is incomplete, or damaged what is before it"
+            )
+        position += begin + (0 if is_open else length)
+
+
+def _check_objects(name: str, file: BinaryIO):
+    """Of a wma or asf file: whether all objects are complete."""
+    size = file.seek(0, os.SEEK_END)
+    position = 0
+    while position < size:
+        file.seek(position + 16)
+        length = int.from_bytes(file.read(8), "little") or size - position
+        if length < 24 or position + length > size:
+            raise AudioError(
+                name, "truncated audio", f"an object of {length} bytes begins {size - position} before the end"
+            )
+        position += length
+
+
+def _check_nothing(name: str, file: BinaryIO):
+    """Of formats that are frames one after the other, where the decoder notices one that is cut off."""
+
+
+_STRUCTURES = {
+    "mov": _check_boxes,
+    "matroska": _check_elements,
+    "asf": _check_objects,
+    "amr": _check_nothing,
+    "aac": _check_nothing,
+}
+"""How files that FFmpeg reads are checked before, by FFmpeg's name of their format."""
+
+
+@contextmanager
+def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
+    av = import_package("av", f"reads {kind} files")
+    file.seek(0)
+    try:
+        # The format is given: nothing in the file can have FFmpeg take it for a playlist and open what it names.
+        container = av.open(file, format=kind, metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        raise AudioError(name, "unreadable audio", str(error)) from error
+    with container:
+        tracks = container.streams.audio
+        if len(tracks) != 1:
+            found = f"{len(tracks)} tracks of sound; keep one of them" if tracks else "no track of sound"
+            raise AudioError(name, "unreadable audio", f"it has {found}")
+        decoded = _decoded(av, name, container, tracks[0])
+        start = next(decoded, None)
+        if start is None:
+            raise AudioError(name, "empty audio", "it has no frames")
+        _, block, rate = start
+
+        def read(first: int) -> Iterator[np.ndarray]:
+            return _read_by_ffmpeg(av, name, container, tracks[0], chain([start], decoded), kind, first)
+
+        yield Sound(name, rate, block.shape[1], None, True, read)
+
+
+def _decoded(av: Any, name: str, container: Any, stream: Any) -> Iterator[tuple[float | None, np.ndarray, int]]:
+    """Frames, each with its time in seconds, as far as the file tells it, and its rate."""
+    try:
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise AudioError(name, "unreadable audio", f"it is damaged after {frame.time} s")
+            time = None if frame.pts is None else frame.pts * frame.time_base
+            if frame.samples:
+                yield time, _samples(frame), frame.sample_rate
+    except av.FFmpegError as error:
+        raise AudioError(name, "truncated audio", f"not all of it can be decoded: {error}") from error
+
+
+def _read_by_ffmpeg(
+    av: Any, name: str, container: Any, stream: Any, decoded: Iterator, kind: str, first: int
+) -> Iterator[np.ndarray]:
+    start = next(decoded)
+    _, block, rate = start
+    form = (rate, block.shape[1])
+    decoded = chain([start], decoded)
+    position = 0
+    promised = None
+    if kind == "mov" and stream.duration is not None and stream.time_base:
+        promised = round(stream.duration * stream.time_base * rate)
+        early = first - round(_PREROLL * rate)
+        if early > 0 and (1 / stream.time_base) % rate == 0:
+            container.seek(int(early / rate / stream.time_base), stream=stream)
+            decoded = _decoded(av, name, container, stream)
+            start = next(decoded, None)
+            if start is not None:
+                position = round(start[0] * rate)
+                decoded = chain([start], decoded)
+    gathered: list[np.ndarray] = []
+    for _, block, rate in decoded:
+        if (rate, block.shape[1]) != form:
+            _the_only(name, {form, (rate, block.shape[1])})
+        if promised is not None and 0 < position + len(block) - promised < len(block):
+            block = block[: promised - position]  # an encoder's padding
+        gathered.append(block[max(0, first - position) :])
+        position += len(block)
+        if sum(map(len, gathered)) >= BLOCK:
+            yield np.concatenate(gathered)
+            gathered = []
+    if gathered:
+        yield np.concatenate(gathered)
+    if promised is not None and position < promised:
+        raise AudioError(
+            name,
+            "truncated audio",
+            f"it promises {promised / form[0]:.3f} s of sound, but has {position / form[0]:.3f}",
+        )
+
+
+def _samples(frame: Any) -> np.ndarray:
+    """A decoded frame as (samples, channels), float32."""
+    samples = frame.to_ndarray()
+    samples = samples.T if frame.format.is_planar else samples.reshape(frame.samples, -1)
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32, copy=False)
+    full = np.float32(2 ** (8 * samples.itemsize - 1))
+    return samples.astype(np.float32) / full - (1 if samples.dtype.kind == "u" else 0)
