@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+import audio_cmkd
 import cmkd.audio
 import cmkd.features
 from cmkd.atomic import written_whole
@@ -254,7 +255,7 @@ def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) 
 
 
 def _digest(encoder: Any, settings: Any) -> str:
-    files = (inspect.getfile(type(encoder)), cmkd.audio.__file__, cmkd.features.__file__)
+    files = (inspect.getfile(type(encoder)), audio_cmkd.__file__, cmkd.audio.__file__, cmkd.features.__file__)
     code = b"".join(Path(file).read_bytes() for file in files)
     depends = (settings, encoder.encoder.config.to_dict(), transformers.__version__)
     digest = hashlib.sha256(repr(depends).encode() + code)

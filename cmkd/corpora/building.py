@@ -43,6 +43,7 @@ from typing import Any
 import datasets
 import pyarrow
 
+import audio_cmkd
 from cmkd import audio, stretch
 from cmkd.audio import AudioError, measure_audio
 from cmkd.corpora import checks, known_sizes, schema, statistics, values
@@ -184,23 +185,31 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
             for row in rows:
                 if not read_sound:
                     yield row["id"], _with_content(row)
-                elif measured := self._measured(row):
+                elif measured := measured_row(row, self._report, self._on_error, self._annotators):
                     yield row["id"], measured
 
-    def _measured(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """The row with its duration; None for broken audio that is to be skipped."""
-        try:
-            row = _with_content(row)
-            duration = measure_audio(row["audio"], **stretch_of(row))
-        except AudioError as error:
-            problem = CorpusProblem(row["id"], error.reason, error.detail, field="audio", value=error.name)
-            if self._on_error == "skip":
-                _logger.warning("%s: left out of the stream: %s", self._report.name, problem)
-                return None
-            report = dataclasses.replace(self._report, problems=[problem])
-            raise CorpusError(report, 'Correct the file, or pass on_error="skip" to leave such rows out.') from error
-        batch = pyarrow.RecordBatch.from_pylist([{**row, "duration": duration}], self.info.features.arrow_schema)
-        return batch.to_pylist()[0]  # with numbers of the precision that the built corpus has
+
+def measured_row(
+    row: dict[str, Any], report: CorpusReport, on_error: str, annotators: bool = False
+) -> dict[str, Any] | None:
+    """A row of a stream with its sound and the duration of that; None for broken audio that is to be skipped.
+
+    Raises:
+        CorpusError: The audio is broken and `on_error` is "raise".
+    """
+    try:
+        row = _with_content(row)
+        duration = measure_audio(row["audio"], **stretch_of(row))
+    except AudioError as error:
+        problem = CorpusProblem(row["id"], error.reason, error.detail, field="audio", value=error.name)
+        if on_error == "skip":
+            _logger.warning("%s: left out of the stream: %s", report.name, problem)
+            return None
+        report = dataclasses.replace(report, problems=[problem])
+        raise CorpusError(report, 'Correct the file, or pass on_error="skip" to leave such rows out.') from error
+    features = stored_features(corpus_features(annotators))
+    batch = pyarrow.RecordBatch.from_pylist([{**row, "duration": duration}], features.arrow_schema)
+    return batch.to_pylist()[0]  # with numbers of the precision that the built corpus has
 
 
 def _key(
@@ -213,7 +222,7 @@ def _key(
 ) -> str:
     """A digest of all that the built corpus and its report depend on."""
     key = hashlib.sha256(repr((report, on_error, str(audio_folder), annotators, known_size)).encode())
-    for module in (audio, checks, known_sizes, schema, statistics, stretch, values):
+    for module in (audio_cmkd, audio, checks, known_sizes, schema, statistics, stretch, values):
         key.update(Path(str(module.__file__)).read_bytes())
     key.update(Path(__file__).read_bytes())
     folders = values.Folders()

@@ -54,7 +54,7 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 ADVICE = {
     "audio in two splits": "keep the file, or all stretches of it that overlap, in one split only",
-    "beyond the end": "correct start and end, which are in seconds from the beginning of the file",
+    "channels cancel out": "choose one by the column channel, or record the file anew",
     "audio used twice": "keep one row for each file, or for each stretch of it by the columns start and end",
     "duplicate id": "give every row an id of its own",
     "empty audio": "restore the file, or remove the row",
@@ -72,6 +72,7 @@ ADVICE = {
     "same sound in two splits": "keep one of the two files",
     "speaker in two splits": "keep a speaker in one split; leave the field empty where the speaker is unknown",
     "two files of this name": "keep one of them in the audio folder",
+    "stretch outside the audio": "correct start and end, which are in seconds from the beginning of the file",
     "truncated audio": "restore the file, or remove the row",
     "unrated": "rate one dimension at least, or remove the row",
     "unreadable audio": "convert the file to wav or flac",
@@ -81,7 +82,6 @@ ADVICE = {
 SHOWN_PROBLEMS = 20
 PROGRESS_BAR_FROM = 1000  # files
 
-_FIELDS = {"beyond the end": "end", "no such channel": "channel"}  # the column of a problem with the sound, else audio
 _MOST_CHANNELS = 2**10
 
 _STRETCH = ("start", "end", "channel")
@@ -480,7 +480,7 @@ class _Candidate:
         try:
             self.duration, self.sound = digest_audio(content, **stretch_of(self.columns_of_stretch()))
         except AudioError as error:
-            self.refuse(_FIELDS.get(error.reason, "audio"), error.reason, error.detail)
+            self.refuse("audio", error.reason, error.detail)
 
     def columns_of_stretch(self) -> dict[str, Any]:
         return {"start": self.start, "end": self.end, "channel": self.channel}

@@ -92,7 +92,7 @@ def build(
         FileNotFoundError: There is no such manifest.
         ValueError: A setting is not valid.
     """
-    scale = _scale(label_scale)
+    scale = checked_scale(label_scale)
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"data_dir is {str(data_dir)!r}, but no such folder exists.")
     path = _find(data_dir) if manifest is None else Path(manifest)
@@ -119,7 +119,8 @@ def build(
     return build_corpus(source_rows, report, on_error, folder, num_proc=num_proc, streaming=streaming)
 
 
-def _scale(label_scale: Sequence[float]) -> tuple[float, float]:
+def checked_scale(label_scale: Sequence[float]) -> tuple[float, float]:
+    """The minimum and the maximum of a scale, refused with a `ValueError` if it is none."""
     limits = tuple(label_scale) if isinstance(label_scale, Sequence) else ()
     numbers = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
     if not (numbers and -math.inf < limits[0] < limits[1] < math.inf):
