@@ -12,14 +12,13 @@ import io
 import math
 import os
 import re
-import reprlib
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -33,10 +32,18 @@ and files of lossy formats are some milliseconds longer or shorter than what was
 SILENCE_LEVEL = 1e-3
 """Root mean square, full scale being 1 (-60 dB), below which sound counts as silent."""
 
-_SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)$", re.MULTILINE)  # in libsndfile's log
+_WHOLE_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "SVX", "CAF", "NIST", "FLAC", "OGG")
+"""Formats of libsndfile whose files tell whether they are complete."""
+
+_SHORT_CHUNK = re.compile(
+    r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)$", re.MULTILINE
+)  # in libsndfile's log
+_FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _LEFT_OPEN = (range(2**31 - 2**12, 2**31), range(2**32 - 2**12, 2**32))  # sizes of a writer that cannot go back
 _HEAD = 2**16  # bytes, in which sound must begin
 _PREROLL = 1.0  # seconds before a stretch from which a lossy decoder is started, so that it has found its feet
+_LONGEST_GAP = 0.1  # seconds between two packets, above which sound is missing between them
 _DECODER_DELAY = 529  # samples by which every MPEG decoder is late
 _CANCELLED = 0.01  # the mean's power by that of channels which have nothing to do with each other
 
@@ -191,44 +198,35 @@ def check_channel(channel: Any, *words: str) -> None:
         raise ValueError(f"channel={channel!r}: must be {known} or the number of a channel, of which the first is 0.")
 
 
-def name_and_content(audio: Any, name: str = "audio", wanted: str = "") -> tuple[str, str | bytes]:
+def name_and_content(audio: Any, name: str = "audio", also: str = "") -> tuple[str, str | bytes]:
     """A name for messages, and the path or the content of a sound file.
 
     Args:
         audio (`str`, path, `bytes` or `dict`): A file, its content, or `{"bytes": ..., "path": ...}`, where the bytes
             come first unless they are None.
         name (`str`, *optional*, defaults to `"audio"`): Of what has no path.
-        wanted (`str`, *optional*): What else the caller takes, for the message.
+        also (`str`, *optional*): What else the caller takes, for the message.
 
     Raises:
         TypeError: It is something else.
     """
     content = audio
     if isinstance(audio, dict):
-        name = audio.get("path") or name
+        if audio.get("path") is not None:
+            name = str(audio["path"])
         content = audio.get("path") if audio.get("bytes") is None else audio["bytes"]
-        if content is None:
-            raise TypeError(_wrong_dict(audio, name, wanted))
     if isinstance(content, (bytes, bytearray, memoryview)):
-        return str(name), bytes(content)
+        return name, bytes(content)
     if isinstance(content, (str, os.PathLike)):
         path = os.fspath(content)
         return path, path
-    raise TypeError(
-        f"{name} is {reprlib.repr(audio)}, but must be a path, the bytes of a file, {wanted}or a dict with 'path' or "
-        "'bytes'."
-    )
-
-
-def _wrong_dict(audio: dict, name: str, wanted: str) -> str:
-    keys = ", ".join(repr(key) for key in audio) or "none"
-    message = f"{name} is a dict with the keys {keys}, but must have 'path' or 'bytes'"
-    message += f" or {wanted}that is not None." if wanted else ", and not None."
-    inner = [key for key in audio if key not in ("path", "bytes", "array", "raw", "sampling_rate")]
-    sound = [key for key in inner if not isinstance(audio[key], (int, float, bool, type(None)))]
-    if "audio" in sound:
-        sound = ["audio"]
-    return message + (f" For a row of a data set, pass its sound alone: row[{sound[0]!r}]." if sound else "")
+    wanted = f"a path, the bytes of a file, {also + ', ' if also else ''}or a dict"
+    if not isinstance(audio, dict):
+        raise TypeError(f"{name} is {audio!r:.80}, but must be {wanted}.")
+    keys = ", ".join(map(repr, audio)) or "nothing"
+    wanted += " with 'path' or 'bytes'" + (" or with 'array' and 'sampling_rate'" if also else "")
+    advice = " Of a row of a data set, pass the sound alone: row['audio']." if "audio" in audio else ""
+    raise TypeError(f"{name} is a dict with {keys}, but must be {wanted}, not all of them None.{advice}")
 
 
 @contextmanager
@@ -244,18 +242,16 @@ def open_sound(name: str, content: str | bytes) -> Iterator[Sound]:
         ImportError: soundfile or av is needed and missing.
     """
     with _opened_file(name, content) as file:
-        head = file.read(_HEAD)
-        kind = _kind(head)
-        if kind is None:
-            with _opened_by_libsndfile(name, content, file) as sound:
-                yield sound
-        elif kind == "mp3":
-            with _opened_mpeg(name, content, file) as sound:
-                yield sound
-        else:
+        kind = _kind(file)
+        if kind in _STRUCTURES:
             _STRUCTURES[kind](name, file)
-            with _opened_by_ffmpeg(name, file, kind) as sound:
-                yield sound
+            opened = _opened_by_ffmpeg(name, file, kind)
+        elif kind == "mpeg":
+            opened = _opened_mpeg(name, content, file)
+        else:
+            opened = _opened_by_libsndfile(name, content, file)
+        with opened as sound:
+            yield sound
 
 
 @contextmanager
@@ -291,23 +287,22 @@ def import_package(package: str, purpose: str) -> Any:
         raise ImportError(f"The package {package}, which {purpose}, is missing: pip install {package}") from error
 
 
-def _kind(head: bytes) -> str | None:
-    """What a file is by its first bytes: a key of `_FFMPEG_FORMATS`, "mp3", or None for libsndfile to find out."""
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"):
-        return "mov"
-    if head.startswith(b"\x1aE\xdf\xa3"):
-        return "matroska"
-    if head.startswith(bytes.fromhex("3026b2758e66cf11")):
-        return "asf"
-    if head.startswith(b"#!AMR"):
-        return "amr"
-    start = _id3_size(head)
-    if len(head) > start + 1 and head[start] == 0xFF and head[start + 1] & 0xF6 == 0xF0:
+def _kind(file: BinaryIO) -> str:
+    """What a file is by its first bytes: a key of `_STRUCTURES`, "mpeg", or "" for libsndfile to find out."""
+    start = _id3_size(file.read(10))
+    file.seek(start)
+    head = file.read(_HEAD)
+    if start == 0:
+        if head[4:8] in (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
+            return "mov"
+        for magic, kind in ((b"\x1aE\xdf\xa3", "matroska"), (_ASF_HEADER, "asf"), (b"#!AMR", "amr")):
+            if head.startswith(magic):
+                return kind
+        if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b".snd", b"caff", b"NIST"):
+            return ""
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # the sync word of ADTS, whose layer is 0
         return "aac"
-    if start == 0 and head[:4] in (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff"):
-        return None
-    is_tagged = start > 0 and head[start : start + 4] != b"fLaC"
-    return "mp3" if is_tagged or _first_frame(head) >= 0 else None
+    return "mpeg" if _first_frame(head) >= 0 else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,23 +311,29 @@ def _kind(head: bytes) -> str | None:
 
 @contextmanager
 def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> Iterator[Sound]:
+    links = _links(name, file)
+    if len(links) > 1:
+        yield _chained(name, file, links)
+        return
     with _sound_file(name, content) as sound:
+        if sound.format not in _WHOLE_FORMATS:
+            detail = f"nothing in a file of the format {sound.format} tells whether it is complete; convert it to wav"
+            raise AudioError(name, "unreadable audio", detail)
         short = _SHORT_CHUNK.search(sound.extra_info)
         if short and int(short[2]) < int(short[1]) and not any(int(short[1]) in sizes for sizes in _LEFT_OPEN):
-            raise AudioError(
-                name, "truncated audio", f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
-            )
-        links = _ogg_links(name, file) if sound.format == "OGG" else []
-        if len(links) > 1:
-            yield _chained(name, file, links)
-        elif sound.frames > 2**62:  # a FLAC file of unknown length
+            detail = f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
+            raise AudioError(name, "truncated audio", detail)
+        if sound.format == "NIST" and sound.frames < _nist_frames(file):
+            detail = f"the header promises {_nist_frames(file)} frames, but there are {sound.frames}"
+            raise AudioError(name, "truncated audio", detail)
+        if sound.frames > 2**62:  # a FLAC file of unknown length
             with _opened_by_ffmpeg(name, file, "flac") as decoded:
                 yield decoded
-        elif sound.frames == 0 and sound.format in ("WAV", "WAVEX") and _wav_is_left_open(file):
+        elif sound.frames == 0 and sound.format in ("WAV", "WAVEX") and _is_left_open(file):
             with _opened_by_ffmpeg(name, file, "wav") as decoded:
                 yield decoded
         elif sound.frames == 0:
-            raise AudioError(name, "empty audio", "it has no frames")
+            raise AudioError(name, "empty audio", "it has no samples")
         else:
             yield _of_libsndfile(name, sound)
 
@@ -342,7 +343,8 @@ def _sound_file(name: str, content: "str | bytes | _Part") -> Any:
     try:
         return soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content)
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in ".raw"
-        raise AudioError(name, "unreadable audio", str(error)) from error
+        detail = f"neither libsndfile nor this reader knows what it is ({error}); convert it to wav or flac"
+        raise AudioError(name, "unreadable audio", detail) from error
 
 
 def _of_libsndfile(name: str, sound: Any, preroll: int = 0) -> Sound:
@@ -376,11 +378,17 @@ def _read_by_libsndfile(name: str, sound: Any, first: int, preroll: int) -> Iter
         raise AudioError(name, "truncated audio", f"{promise}, but not all can be read: {error}") from error
 
 
-def _wav_is_left_open(file: BinaryIO) -> bool:
+def _is_left_open(file: BinaryIO) -> bool:
     """Whether a wav file without a size of its sound goes on behind what its outer size says."""
     size = file.seek(0, os.SEEK_END)
     file.seek(4)
     return int.from_bytes(file.read(4), "little") + 8 < size
+
+
+def _nist_frames(file: BinaryIO) -> int:
+    file.seek(0)
+    count = re.search(rb"^sample_count -i (\d+)\s*$", file.read(1024), re.MULTILINE)
+    return int(count[1]) if count else 0
 
 
 class _Part(io.RawIOBase):
@@ -411,8 +419,25 @@ class _Part(io.RawIOBase):
         return len(found)
 
 
-def _ogg_links(name: str, file: BinaryIO) -> list[tuple[int, int]]:
-    """Where each of the streams that are chained in an Ogg file begins and ends, in bytes; most files hold one."""
+def _links(name: str, file: BinaryIO) -> list[tuple[int, int]]:
+    """Where each of the sounds that are joined in a file begins and ends, in bytes; most files hold one.
+
+    Ogg files are chained by design, others with `cat`; libsndfile reads the first only.
+    """
+    file.seek(0)
+    magic = file.read(4)
+    if magic == b"OggS":
+        starts = _ogg_starts(name, file)
+    elif magic == b"fLaC":
+        starts = _flac_starts(file)
+    elif magic in (b"RIFF", b"FORM"):
+        starts = _riff_starts(name, file, "big" if magic == b"FORM" else "little")
+    else:
+        starts = [0]
+    return list(zip(starts, [*starts[1:], file.seek(0, os.SEEK_END)], strict=True))
+
+
+def _ogg_starts(name: str, file: BinaryIO) -> list[int]:
     size = file.seek(0, os.SEEK_END)
     starts: list[int] = []
     position, is_first = 0, False  # is_first: the page before began a stream
@@ -429,7 +454,47 @@ def _ogg_links(name: str, file: BinaryIO) -> list[tuple[int, int]]:
         if begins and not is_first:
             starts.append(position)
         position, is_first = end, begins
-    return list(zip(starts, [*starts[1:], size], strict=True))
+    return starts
+
+
+def _flac_starts(file: BinaryIO) -> list[int]:
+    starts = []
+    position, overlap = 0, b""
+    file.seek(0)
+    while block := overlap + file.read(2**20):
+        starts += [position + match.start() for match in _FLAC_START.finditer(block)]
+        if len(block) < 2**20:
+            break
+        overlap = block[-7:]  # a byte less than what is looked for
+        position += len(block) - len(overlap)
+    return starts
+
+
+def _riff_starts(name: str, file: BinaryIO, order: Literal["little", "big"]) -> list[int]:
+    """Where RIFF or FORM chunks begin: behind each other, with chunks of another name at the end, such as tags."""
+    size = file.seek(0, os.SEEK_END)
+    starts = [0]
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(8)
+        length = int.from_bytes(header[4:], order)
+        if length == 0 or any(length in sizes for sizes in _LEFT_OPEN):
+            return starts
+        position += 8 + length + length % 2
+        if position + 8 > size:
+            return starts
+        file.seek(position)
+        name_of_next = file.read(4)
+        if name_of_next in (b"RIFF", b"FORM"):
+            starts.append(position)
+        elif not name_of_next.strip(b"\0"):
+            return starts  # zeros
+        elif name_of_next[:3] in (b"TAG", b"ID3"):
+            return starts
+        elif not name_of_next.isalnum() and not name_of_next.strip().isalnum():
+            detail = f"its header tells nothing of the {size - position} bytes at its end; make it anew"
+            raise AudioError(name, "unreadable audio", detail)
 
 
 def _chained(name: str, file: BinaryIO, links: list[tuple[int, int]]) -> Sound:
@@ -534,14 +599,14 @@ def _frame(header: bytes) -> _Frame | None:
 
 def _first_frame(head: bytes) -> int:
     """Where three MPEG frames of one form follow each other for the first time, -1 if nowhere."""
-    position = head.find(0xFF, _id3_size(head))
+    position = head.find(0xFF)
     while position >= 0:
         frames: list[tuple[int, int, int]] = []
         at = position
         while len(frames) < 3 and (frame := _frame(head[at : at + 4])):
             frames.append((frame.layer, frame.rate, frame.channels))
             at += frame.size
-        if len(set(frames)) == 1 and (len(frames) == 3 or at >= len(head)):
+        if len(set(frames)) == 1 and (len(frames) == 3 or (position == 0 and at >= len(head))):
             return position
         position = head.find(0xFF, position + 1)
     return -1
@@ -625,7 +690,7 @@ def _mpeg_links(name: str, file: BinaryIO) -> list[_Link]:
             detail = f"its header promises {link.promised} frames, but there are {len(link.offsets)}"
             raise AudioError(name, "truncated audio", detail)
     if not any(link.length for link in links):
-        raise AudioError(name, "empty audio", "it has no frames")
+        raise AudioError(name, "empty audio", "it has no samples")
     return links
 
 
@@ -717,16 +782,32 @@ def _read_frames(av: Any, name: str, file: BinaryIO, links: list[_Link], first: 
 # FFmpeg
 
 
+_EBML, _SEGMENT, _CLUSTER = "1a45dfa3", "18538067", "1f43b675"
+_ELEMENTS = {
+    *(_EBML, _SEGMENT, _CLUSTER, "ec", "bf"),  # Void, CRC-32
+    *("114d9b74", "1549a966", "1654ae6b", "1c53bb6b", "1941a469", "1043a770", "1254c367"),  # within a segment
+    *("e7", "a7", "ab", "a3", "a0", "af", "5854"),  # within a cluster
+}
+
+
+def _check_single(name: str, headers: int):
+    if headers > 1:
+        detail = (
+            f"it is {headers} files joined to one, of which only the first would be heard; split it, or convert each"
+        )
+        raise AudioError(name, "unreadable audio", detail)
+
+
 def _check_boxes(name: str, file: BinaryIO):
     """Of an mp4, m4a, mov or 3gp file (ISO 14496-12): whether all boxes are complete and the index is there."""
     size = file.seek(0, os.SEEK_END)
     position = 0
-    kinds = set()
+    kinds: list[bytes] = []
     while position < size:
         file.seek(position)
         header = file.read(16)
         length, begin = int.from_bytes(header[:4], "big"), 8
-        kinds.add(header[4:8])
+        kinds.append(header[4:8])
         if length == 1:
             length, begin = int.from_bytes(header[8:16], "big"), 16
         elif length == 0:
@@ -738,44 +819,52 @@ def _check_boxes(name: str, file: BinaryIO):
                 f"the part {header[4:8]!r} has {length} bytes, but {size - position} are there",
             )
         position += length
+    _check_single(name, kinds.count(b"moov"))
     if b"moov" not in kinds:
         raise AudioError(name, "truncated audio", "it lacks its index, which is written last: it was cut off")
 
 
 def _check_elements(name: str, file: BinaryIO):
-    """Of a webm or mkv file (RFC 8794): whether all elements are complete.
+    """Of a webm or mkv file (RFC 8794, RFC 9559): whether it is whole down to each packet.
 
-    A recorder that writes to a stream leaves the sizes of segment and clusters open: then it is those within."""
+    A recorder that writes to a stream leaves the sizes of the segment and its clusters open; all others keep theirs."""
     size = file.seek(0, os.SEEK_END)
-    position = 0
+    position = headers = 0
     while position < size:
         file.seek(position)
         header = file.read(12)
         id_length = 9 - header[0].bit_length()
-        marker = header[id_length] if id_length <= 4 and id_length < len(header) else 0
+        element = header[:id_length].hex()
+        if element not in _ELEMENTS:
+            what = f"what begins at byte {position} is no part of a webm or mkv file"
+            raise AudioError(name, "unreadable audio", f"it is damaged: {what}")
+        marker = header[id_length] if id_length < len(header) else 0
         size_length = 9 - marker.bit_length()
         begin = id_length + size_length
-        length = int.from_bytes(header[id_length:begin], "big") - (marker.bit_length() and 1 << 7 * size_length)
+        length = int.from_bytes(header[id_length:begin], "big") & ~(1 << 7 * size_length)
         is_open = length == (1 << 7 * size_length) - 1
-        if begin > size - position or not marker or (not is_open and position + begin + length > size):
-            raise AudioError(
-                name, "truncated audio", f"the element at byte {position} is incomplete, or damaged what is before it"
-            )
-        position += begin + (0 if is_open else length)
+        if begin > size - position or (not is_open and position + begin + length > size):
+            detail = f"the part at byte {position} has {length} bytes, but {max(0, size - position - begin)} are there"
+            raise AudioError(name, "truncated audio", detail)
+        headers += element == _EBML
+        position += begin + (0 if element in (_SEGMENT, _CLUSTER) else length)
+    _check_single(name, headers)
 
 
 def _check_objects(name: str, file: BinaryIO):
     """Of a wma or asf file: whether all objects are complete."""
     size = file.seek(0, os.SEEK_END)
-    position = 0
+    position = headers = 0
     while position < size:
-        file.seek(position + 16)
+        file.seek(position)
+        headers += file.read(16) == _ASF_HEADER
         length = int.from_bytes(file.read(8), "little") or size - position
         if length < 24 or position + length > size:
             raise AudioError(
                 name, "truncated audio", f"an object of {length} bytes begins {size - position} before the end"
             )
         position += length
+    _check_single(name, headers)
 
 
 def _check_nothing(name: str, file: BinaryIO):
@@ -809,7 +898,7 @@ def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
         decoded = _decoded(av, name, container, tracks[0])
         start = next(decoded, None)
         if start is None:
-            raise AudioError(name, "empty audio", "it has no frames")
+            raise AudioError(name, "empty audio", "it has no samples")
         _, block, rate = start
 
         def read(first: int) -> Iterator[np.ndarray]:
@@ -818,42 +907,68 @@ def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
         yield Sound(name, rate, block.shape[1], None, True, read)
 
 
-def _decoded(av: Any, name: str, container: Any, stream: Any) -> Iterator[tuple[float | None, np.ndarray, int]]:
+def _decoded(av: Any, name: str, container: Any, stream: Any) -> Iterator[tuple[Any, np.ndarray, int]]:
     """Frames, each with its time in seconds, as far as the file tells it, and its rate."""
     try:
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise AudioError(name, "unreadable audio", f"it is damaged after {frame.time} s")
-            time = None if frame.pts is None else frame.pts * frame.time_base
-            if frame.samples:
-                yield time, _samples(frame), frame.sample_rate
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                after = "" if packet.pts is None else f" after {float(packet.pts * packet.time_base):.2f} s"
+                if packet.pos is not None and packet.pos + packet.size >= container.size:
+                    raise AudioError(name, "truncated audio", f"its last packet is incomplete{after}") from error
+                raise AudioError(name, "unreadable audio", f"it is damaged{after}: {error.strerror}") from error
+            for frame in frames:
+                if frame.is_corrupt or packet.is_corrupt:
+                    raise AudioError(name, "unreadable audio", f"it is damaged after {frame.time:.2f} s")
+                if frame.samples:
+                    time = None if frame.pts is None else frame.pts * frame.time_base
+                    yield time, _samples(frame), frame.sample_rate
     except av.FFmpegError as error:
-        raise AudioError(name, "truncated audio", f"not all of it can be decoded: {error}") from error
+        raise AudioError(name, "truncated audio", f"not all of it can be read: {error.strerror}") from error
 
 
 def _read_by_ffmpeg(
     av: Any, name: str, container: Any, stream: Any, decoded: Iterator, kind: str, first: int
 ) -> Iterator[np.ndarray]:
     start = next(decoded)
-    _, block, rate = start
+    time, block, rate = start
     form = (rate, block.shape[1])
     decoded = chain([start], decoded)
     position = 0
+    origin = time
     promised = None
     if kind == "mov" and stream.duration is not None and stream.time_base:
         promised = round(stream.duration * stream.time_base * rate)
         early = first - round(_PREROLL * rate)
-        if early > 0 and (1 / stream.time_base) % rate == 0:
+        codec = stream.codec_context.name
+        if early > 0 and (1 / stream.time_base) % rate == 0 and codec.startswith(("aac", "alac", "pcm")):
             container.seek(int(early / rate / stream.time_base), stream=stream)
             decoded = _decoded(av, name, container, stream)
             start = next(decoded, None)
             if start is not None:
-                position = round(start[0] * rate)
+                position = round((start[0] - origin) * rate)
                 decoded = chain([start], decoded)
     gathered: list[np.ndarray] = []
-    for _, block, rate in decoded:
+    for time, block, rate in decoded:
         if (rate, block.shape[1]) != form:
             _the_only(name, {form, (rate, block.shape[1])})
+        if time is not None and origin is not None:
+            gap = round((time - origin) * rate) - position
+            if gap > _LONGEST_GAP * rate:
+                here = position / rate
+                if stream.codec_context.name not in ("opus", "libopus"):
+                    raise AudioError(
+                        name, "unreadable audio", f"it lacks {gap / rate:.2f} s of sound after {here:.2f} s"
+                    )
+                for begin in range(0, gap, BLOCK):  # Opus need not send silence
+                    gathered.append(
+                        np.zeros((min(BLOCK, gap - begin), form[1]), np.float32)[max(0, first - position) :]
+                    )
+                    position += min(BLOCK, gap - begin)
+                    if sum(map(len, gathered)) >= BLOCK:
+                        yield np.concatenate(gathered)
+                        gathered = []
         if promised is not None and 0 < position + len(block) - promised < len(block):
             block = block[: promised - position]  # an encoder's padding
         gathered.append(block[max(0, first - position) :])
@@ -864,11 +979,8 @@ def _read_by_ffmpeg(
     if gathered:
         yield np.concatenate(gathered)
     if promised is not None and position < promised:
-        raise AudioError(
-            name,
-            "truncated audio",
-            f"it promises {promised / form[0]:.3f} s of sound, but has {position / form[0]:.3f}",
-        )
+        detail = f"it promises {promised / form[0]:.3f} s of sound, but has {position / form[0]:.3f}"
+        raise AudioError(name, "truncated audio", detail)
 
 
 def _samples(frame: Any) -> np.ndarray:

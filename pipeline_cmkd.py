@@ -1,17 +1,15 @@
 """Audio of any length, rate and channel count -> activation, valence and dominance, by `transformers.pipeline`.
 
-This file travels to the Hub with every checkpoint, beside `modeling_cmkd.py`. It imports numpy, torch and transformers;
-soundfile only to read files, soxr only to change a rate. Audio is read, resampled and scored piece by piece: an hour
-takes no more memory than a minute.
+This file travels to the Hub with every checkpoint, beside `modeling_cmkd.py` and `audio_cmkd.py`, which reads files. It
+imports numpy, torch and transformers; soxr only to change a rate. Audio is read, resampled and scored piece by piece:
+an hour takes no more memory than a minute.
 """
 
-import importlib
-import io
 import math
-import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,32 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 try:
+    from .audio_cmkd import (
+        BLOCK,
+        CANCELLED_ADVICE,
+        SILENCE_LEVEL,
+        AudioError,
+        ChannelPowers,
+        Sound,
+        check_channel,
+        import_package,
+        name_and_content,
+        open_sound,
+    )
     from .configuration_cmkd import EMOTION_DIMENSIONS
 except ImportError:
+    from audio_cmkd import (
+        BLOCK,
+        CANCELLED_ADVICE,
+        SILENCE_LEVEL,
+        AudioError,
+        ChannelPowers,
+        Sound,
+        check_channel,
+        import_package,
+        name_and_content,
+        open_sound,
+    )
     from configuration_cmkd import EMOTION_DIMENSIONS
 
 logger = logging.get_logger(__name__)
@@ -37,15 +59,6 @@ LONG_AUDIO_WINDOW = 10.0
 
 SHORTEST_AUDIO = 0.1
 """Seconds; less is refused."""
-
-SILENCE_LEVEL = 1e-3
-"""Root mean square, full scale being 1 (-60 dB), below which a window counts as silent."""
-
-_BLOCK = 2**16  # frames that are read at a time
-_SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)$", re.MULTILINE)  # in libsndfile's log
-_UNKNOWN_SIZE = 2**31 - 1  # from here on a size in a header stands for "unknown when this was written"
-_OGG_HEADER = 27  # bytes of an Ogg page before its table of segment lengths, whose size is the last of them
-_OGG_PAGE = 2**16  # bytes, the largest page rounded up
 
 
 @dataclass
@@ -71,8 +84,11 @@ class SpeechEmotionPipeline(ChunkPipeline):
 
     Args:
         inputs: A path (`str` or `Path`); the `bytes` of a file; an array or tensor of floating point numbers,
-            (samples,) or with two axes of which the shorter is the channels; or a dict, `{"array" or "raw": …,
-            "sampling_rate": …}` or `{"path": …, "bytes": …}`, where the bytes come first unless they are None.
+            (samples,) or with two axes of which the shorter is the channels; a dict, `{"array" or "raw": …,
+            "sampling_rate": …}` or `{"path": …, "bytes": …}`, where the bytes come first unless they are None; or an
+            `AudioDecoder` of torchcodec, as columns of sound in 🤗 datasets hold.
+        channel (`str` or `int`, *optional*, defaults to `"mean"`): What of several channels is scored: their mean;
+            one, by its number from 0; or `"each"`, for calls with a speaker on either side.
         sampling_rate (`int`, *optional*): Hz of an array that is given without a dict; required there.
         window (`float`, *optional*): Seconds of a window, at least 0.1; with Whisper at most 30. None: audio of up to
             30 s is not cut, longer audio is cut into windows of 10 s.
@@ -82,7 +98,8 @@ class SpeechEmotionPipeline(ChunkPipeline):
         batch_size (`int`, *optional*, defaults to 1): Windows that are scored together, of one input or several.
 
     Returns:
-        A dict for each input (a list of them for a list):
+        A dict for each input (a list of them for a list; with `channel="each"` every input has the two entries
+        **duration** and **channels**, which is a list of such dicts, one per channel):
 
         - **scores** (`dict[str, float]`): activation, valence and dominance on the unit interval, not clipped.
         - **ratings** (`dict[str, float]`): the same on the rating scale of the corpus, `config.label_scale`.
@@ -93,11 +110,12 @@ class SpeechEmotionPipeline(ChunkPipeline):
           the mean over time, as the scores are.
 
     Raises:
-        ValueError: The audio is shorter than 0.1 s, empty, truncated or unreadable, or not all of it is finite; an
-            array has no rate; an argument is out of its range; the model needs text.
+        ValueError: The audio is shorter than 0.1 s, empty, truncated or unreadable, or not all of it is finite; it
+            lacks the channel, or its channels cancel each other out; an array has no rate; an argument is out of its
+            range; the model needs text. What is wrong with a file is an `AudioError`, which is a ValueError.
         FileNotFoundError: There is no such file.
         TypeError: The input is something else.
-        ImportError: soundfile or soxr is needed and missing.
+        ImportError: soundfile, soxr or av is needed and missing.
     """
 
     _load_processor = False
@@ -116,37 +134,52 @@ class SpeechEmotionPipeline(ChunkPipeline):
 
     def __call__(self, inputs, **kwargs):
         """Scores audio: see the class for the arguments and the result."""
-        if isinstance(inputs, list):
+        if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray, memoryview)):
             inputs = [_Listed(f"inputs[{index}]", audio) for index, audio in enumerate(inputs)]
             return super().__call__(inputs, **kwargs) if inputs else []
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, sampling_rate=None, window=None, hop=None, return_embeddings=None):
-        reading = {"sampling_rate": sampling_rate, "window": window, "hop": hop}
-        answering = {"return_embeddings": return_embeddings}
+    def _sanitize_parameters(self, sampling_rate=None, window=None, hop=None, channel=None, return_embeddings=None):
+        reading = {"sampling_rate": sampling_rate, "window": window, "hop": hop, "channel": channel}
+        answering = {"channel": channel, "return_embeddings": return_embeddings}
         reading, answering = (
             {name: value for name, value in given.items() if value is not None} for given in (reading, answering)
         )
         return reading, {}, answering
 
-    def preprocess(self, inputs, sampling_rate=None, window=None, hop=None):
-        """Yields the model's input for one window after the other."""
+    def preprocess(self, inputs, sampling_rate=None, window=None, hop=None, channel="mean"):
+        """Yields the model's input for one window after the other, for each channel that is scored."""
+        check_channel(channel, "mean", "each")
         listed = inputs if isinstance(inputs, _Listed) else _Listed("audio", inputs)
         rate = self.feature_extractor.sampling_rate
         longest, window, hop = self._lengths(window, hop)
-        blocks = _checked(*_open(listed.audio, listed.name, sampling_rate, rate), rate)
-        for start, samples, is_last in _cut(blocks, longest, window, hop):
-            features = self.feature_extractor(
-                samples, sampling_rate=rate, return_attention_mask=True, return_tensors="pt"
-            )
-            yield {
-                "is_last": is_last,
-                "start": start / rate,
-                "end": (start + len(samples)) / rate,
-                "silent": bool(np.sqrt(np.mean(np.square(samples))) < SILENCE_LEVEL),
-                "attention_mask": features["attention_mask"],
-                self.model.config.speech_input_name: features[self.model.config.speech_input_name],
-            }
+        with _opened(listed.audio, listed.name, sampling_rate) as sound:
+            if channel == "mean" and sound.channels > 1:
+                logger.warning_once(
+                    f"Audio of {sound.channels} channels is scored as their mean; channel= takes one of them, or each."
+                )
+            blocks = _resampled(sound.blocks(channel=None if isinstance(channel, str) else channel), sound.rate, rate)
+            for start, samples, is_last in _cut(_long_enough(blocks, sound.name, rate), longest, window, hop):
+                times = {"start": start / rate, "end": (start + len(samples)) / rate}
+                if channel == "mean":
+                    samples = _mean(samples, sound, times)
+                for number in range(samples.shape[1]):
+                    is_final = is_last and number == samples.shape[1] - 1
+                    yield {"is_last": is_final, "channel": number, **times} | self._model_inputs(samples[:, number])
+
+    def _model_inputs(self, samples: np.ndarray) -> dict:
+        name = self.model.config.speech_input_name
+        features = self.feature_extractor(
+            samples,
+            sampling_rate=self.feature_extractor.sampling_rate,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return {
+            "silent": bool(np.sqrt(np.mean(np.square(samples))) < SILENCE_LEVEL),
+            "attention_mask": features["attention_mask"],
+            name: features[name],
+        }
 
     def _lengths(self, window, hop) -> tuple[int, int, int]:
         """In samples: the longest audio that is not cut, the windows of longer audio, and their hop."""
@@ -178,18 +211,26 @@ class SpeechEmotionPipeline(ChunkPipeline):
         others = {name: value for name, value in model_inputs.items() if name not in names}
         return {"logits": output.logits.float(), "embeddings": output.embeddings.float(), **others}
 
-    def postprocess(self, model_outputs, return_embeddings=False):
+    def postprocess(self, model_outputs, channel="mean", return_embeddings=False):
+        channels = [
+            self._whole([window for window in model_outputs if window["channel"] == number], return_embeddings)
+            for number in range(model_outputs[-1]["channel"] + 1)
+        ]
+        return {"duration": channels[0]["duration"], "channels": channels} if channel == "each" else channels[0]
+
+    def _whole(self, windows: list[dict], return_embeddings: bool) -> dict:
+        """The answer for all windows of a channel."""
         logits, embeddings = (
-            torch.cat([window[name] for window in model_outputs]).double().numpy() for name in ("logits", "embeddings")
+            torch.cat([window[name] for window in windows]).double().numpy() for name in ("logits", "embeddings")
         )
-        weights = _time_shares(model_outputs)
+        weights = _time_shares(windows)
         answer = self._answer(weights @ logits, weights @ embeddings, return_embeddings)
-        answer["duration"] = model_outputs[-1]["end"]
-        answer["silent"] = all(window["silent"] for window in model_outputs)
+        answer["duration"] = windows[-1]["end"]
+        answer["silent"] = all(window["silent"] for window in windows)
         answer["timeline"] = [
             {"start": window["start"], "end": window["end"], "silent": window["silent"]}
             | self._answer(logits[index], embeddings[index], return_embeddings)
-            for index, window in enumerate(model_outputs)
+            for index, window in enumerate(windows)
         ]
         return answer
 
@@ -226,68 +267,83 @@ def _cut(blocks: Iterator[np.ndarray], longest: int, window: int, hop: int) -> I
     """Windows of a stream, as their first sample's position, their samples, and whether this is the last.
 
     >>> [(start, samples.tolist()) for start, samples, _ in _cut(iter([np.arange(4), np.arange(4, 7)]), 3, 3, 2)]
-    [(0, [0.0, 1.0, 2.0]), (2, [2.0, 3.0, 4.0]), (4, [4.0, 5.0, 6.0])]
+    [(0, [0, 1, 2]), (2, [2, 3, 4]), (4, [4, 5, 6])]
     """
-    heard = np.empty(0, np.float32)
+    heard: np.ndarray | None = None
     offset = start = 0  # positions in the stream: of what is kept, and of the next window
     is_long = False
     for block in blocks:
-        heard = np.concatenate([heard, block])
+        heard = block if heard is None else np.concatenate([heard, block])
         is_long = is_long or offset + len(heard) > longest
         while is_long and start + window < offset + len(heard):
             yield start, heard[start - offset : start - offset + window], False
             start += hop
         kept = max(0, start - hop) - offset  # the last window may begin anywhere after the one before
         heard, offset = heard[kept:], offset + kept
+    assert heard is not None  # a sound has samples
     first = max(0, len(heard) - window) if is_long else 0
     yield offset + first, heard[first:], True
 
 
-def _checked(name: str, blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """The blocks of a stream, of which all samples are finite and which together are long enough."""
+def _long_enough(blocks: Iterator[np.ndarray], name: str, rate: int) -> Iterator[np.ndarray]:
+    """The blocks of a stream, which together are long enough."""
     total = 0
     for block in blocks:
-        if not np.isfinite(block).all():
-            raise ValueError(
-                f"{name}: non-finite audio: it has samples that are NaN or infinite after {total / rate:.2f} s."
-            )
         total += len(block)
         yield block
-    if total == 0:
-        raise ValueError(f"{name}: empty audio: it has no samples.")
     if total < round(SHORTEST_AUDIO * rate):
-        raise ValueError(
-            f"{name}: audio of {total / rate:.3f} s is too short: it must be at least {SHORTEST_AUDIO} s long."
+        raise AudioError(
+            name,
+            "too short",
+            f"audio of {total / rate:.3f} s is too short: it must be at least {SHORTEST_AUDIO} s long",
         )
 
 
-def _open(audio, name: str, given_rate, rate: int) -> tuple[str, Iterator[np.ndarray]]:
-    """A name for messages, and the audio as blocks (samples,) of float32, one channel, at `rate`."""
+def _mean(samples: np.ndarray, sound: Sound, times: dict[str, float]) -> np.ndarray:
+    """(samples, channels) -> (samples, 1)"""
+    powers = ChannelPowers()
+    powers.add(samples)
+    if powers.cancel_out():
+        detail = (
+            f"its {sound.channels} channels do from {times['start']:.2f} to {times['end']:.2f} s, {CANCELLED_ADVICE}"
+        )
+        raise AudioError(sound.name, "channels cancel out", f'{detail}, or channel="each"')
+    return samples.mean(axis=1, keepdims=True)
+
+
+@contextmanager
+def _opened(audio, name: str, given_rate) -> Iterator[Sound]:
+    """Opens whatever holds sound."""
     if isinstance(audio, dict):
-        if audio.get("path") is not None:
-            name = str(audio["path"])
         array = audio.get("array") if audio.get("array") is not None else audio.get("raw")
         if array is not None:
-            return name, _array_blocks(array, name, audio.get("sampling_rate", given_rate), rate)
-        audio = audio.get("path") if audio.get("bytes") is None else audio["bytes"]
+            name = name if audio.get("path") is None else str(audio["path"])
+            yield _sound_of_array(array, name, audio.get("sampling_rate", given_rate))
+            return
     if isinstance(audio, (np.ndarray, torch.Tensor)):
-        return name, _array_blocks(audio, name, given_rate, rate)
-    if not isinstance(audio, (str, os.PathLike, bytes)):
-        raise TypeError(
-            f"{name} is {audio!r:.80}, but must be a path, the bytes of a file, an array with its sampling_rate, or a "
-            "dict with 'array' and 'sampling_rate' or with 'path' or 'bytes'."
-        )
-    name = name if isinstance(audio, bytes) else os.fspath(audio)
+        yield _sound_of_array(audio, name, given_rate)
+        return
+    is_decoder = hasattr(type(audio), "get_all_samples")  # of torchcodec, which need not be installed
+    if not is_decoder:
+        name, content = name_and_content(audio, name, also="an array with its sampling_rate")
     if given_rate is not None:
         raise ValueError(f"{name}: sampling_rate={given_rate!r} is for arrays: a file says its own; leave it out.")
-    return name, _file_blocks(audio, name, rate)
+    if is_decoder:
+        decoded = audio.get_all_samples()
+        yield _sound_of_frames(decoded.data.numpy().T, name, decoded.sample_rate)
+        return
+    is_address = isinstance(content, str) and content.startswith(("http://", "https://"))
+    if isinstance(content, str) and not is_address and not Path(content).exists():
+        raise FileNotFoundError(f"{name}: there is no such file.")
+    with open_sound(name, content) as sound:
+        yield sound
 
 
-def _array_blocks(array, name: str, source_rate, rate: int) -> Iterator[np.ndarray]:
+def _sound_of_array(array, name: str, rate) -> Sound:
     array = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
-    if not isinstance(source_rate, (int, float, np.number)) or not 0 < source_rate < math.inf:
+    if not isinstance(rate, (int, float, np.number)) or not 0 < rate < math.inf:
         raise ValueError(
-            f"{name}: sampling_rate={source_rate!r}: say the array's rate in Hz, as sampling_rate=… or as "
+            f"{name}: sampling_rate={rate!r}: say the array's rate in Hz, as sampling_rate=… or as "
             "{'array': …, 'sampling_rate': …}; an array does not tell it."
         )
     if array.dtype.kind != "f":
@@ -301,93 +357,25 @@ def _array_blocks(array, name: str, source_rate, rate: int) -> Iterator[np.ndarr
         array = array[:, None]
     elif array.shape[0] < array.shape[1]:
         array = array.T
-    blocks = (array[start : start + _BLOCK].astype(np.float32) for start in range(0, len(array), _BLOCK))
-    return _converted(blocks, array.shape[1], source_rate, rate)
+    return _sound_of_frames(array, name, rate)
 
 
-def _file_blocks(content, name: str, rate: int) -> Iterator[np.ndarray]:
-    _check_there(content, name)
-    soundfile = _import("soundfile", "reads audio files")
-    try:
-        sound = soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else name)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in ".raw"
-        raise ValueError(f"{name}: unreadable audio: {error}") from error
-    with sound:
-        _check_complete(sound, content, name)
-        yield from _converted(_read_all(sound, name, soundfile), sound.channels, sound.samplerate, rate)
+def _sound_of_frames(frames: np.ndarray, name: str, rate) -> Sound:
+    def read(first: int) -> Iterator[np.ndarray]:
+        return (frames[start : start + BLOCK].astype(np.float32) for start in range(first, len(frames), BLOCK))
+
+    return Sound(name, rate, frames.shape[1], len(frames), True, read)
 
 
-def _check_there(content, name: str):
-    if not isinstance(content, bytes):
-        if name.startswith(("http://", "https://")):
-            raise ValueError(f"{name}: addresses are not fetched: download the file and pass its path or its bytes.")
-        if not Path(name).exists():
-            raise FileNotFoundError(f"{name}: there is no such file.")
-    if (len(content) if isinstance(content, bytes) else Path(name).stat().st_size) == 0:
-        raise ValueError(f"{name}: empty audio: the file has no bytes.")
-
-
-def _check_complete(sound, content, name: str):
-    """Refuses what libsndfile would silently read the beginning of."""
-    short = _SHORT_CHUNK.search(sound.extra_info)
-    if short and int(short[2]) < int(short[1]) < _UNKNOWN_SIZE:
-        raise ValueError(
-            f"{name}: truncated audio: the header promises {short[1]} bytes of sound, but {short[2]} are there."
-        )
-    if sound.format == "OGG" and _ends_within_page(content):
-        raise ValueError(f"{name}: truncated audio: the last Ogg page is incomplete.")
-    if sound.frames > 2**62:
-        raise ValueError(f"{name}: unreadable audio: its header does not say how long it is; convert it anew.")
-
-
-def _ends_within_page(content) -> bool:
-    """Whether the last page of an Ogg file is shorter than its own table of segments says."""
-    if isinstance(content, bytes):
-        tail = content[-_OGG_PAGE:]
-    else:
-        with Path(content).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _OGG_PAGE))
-            tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    if len(page) < _OGG_HEADER:
-        return True
-    segments = page[_OGG_HEADER - 1]
-    return len(page) < _OGG_HEADER + segments + sum(page[_OGG_HEADER : _OGG_HEADER + segments])
-
-
-def _read_all(sound, name: str, soundfile) -> Iterator[np.ndarray]:
-    """All frames, in blocks (frames, channels)."""
-    for start in range(0, sound.frames, _BLOCK):
-        size = min(_BLOCK, sound.frames - start)
-        try:
-            frames = sound.read(size, dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise ValueError(f"{name}: truncated audio: not all of its {sound.frames} frames can be read.") from error
-        if len(frames) < size:
-            raise ValueError(
-                f"{name}: truncated audio: the header promises {sound.frames} frames, but there are "
-                f"{start + len(frames)}."
-            )
-        yield frames
-
-
-def _converted(blocks: Iterator[np.ndarray], channels: int, source_rate, rate: int) -> Iterator[np.ndarray]:
-    """Blocks (frames, channels) -> blocks (samples,) at `rate`: the mean of the channels, resampled by soxr."""
-    if channels > 1:
-        logger.warning_once(f"Audio of {channels} channels is scored as their mean.")
-    mono = (block.mean(axis=1) for block in blocks)
+def _resampled(blocks: Iterator[np.ndarray], source_rate, rate: int) -> Iterator[np.ndarray]:
+    """Blocks (frames, channels) -> the same at `rate`, by soxr."""
     if source_rate == rate:
-        yield from mono
+        yield from blocks
         return
-    stream = _import("soxr", "changes the rate of audio").ResampleStream(source_rate, rate, 1, dtype="float32")
+    soxr = import_package("soxr", "changes the rate of audio")
     logger.warning_once(f"Audio at {source_rate:g} Hz is resampled to the model's {rate} Hz.")
-    for block in mono:
-        yield stream.resample_chunk(block)
-    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
-
-
-def _import(package: str, purpose: str):
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(f"The package {package}, which {purpose}, is missing: pip install {package}") from error
+    first = next(blocks)  # there is one: without samples this is an error
+    stream = soxr.ResampleStream(source_rate, rate, first.shape[1], dtype="float32")
+    for block in chain([first], blocks):
+        yield stream.resample_chunk(np.ascontiguousarray(block))
+    yield stream.resample_chunk(np.empty((0, first.shape[1]), np.float32), last=True)

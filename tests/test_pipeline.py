@@ -181,7 +181,7 @@ def test_any_rate_and_channel_count_is_said_once(hubert, rate, suffix, tmp_path,
         assert answer["duration"] == pytest.approx(len(samples) / RATE, abs=1e-3)
     assert sorted(warned) == [
         f"Audio at {rate} Hz is resampled to the model's 16000 Hz.",
-        "Audio of 2 channels is scored as their mean.",
+        "Audio of 2 channels is scored as their mean; channel= takes one of them, or each.",
     ]
 
 
@@ -284,7 +284,7 @@ BROKEN[RATE] = np.nan
         ({"array": noise(1), "sampling_rate": 0}, r"inputs\[1\]: sampling_rate=0: say"),
         ({"array": BROKEN, "sampling_rate": RATE, "path": "b.wav"}, "b.wav: non-finite audio"),
         ({"bytes": b"", "path": "c.wav"}, "c.wav: empty audio"),
-        ("https://example.org/a.wav", "https://example.org/a.wav: addresses are not fetched"),
+        ("https://example.org/a.wav", "https://example.org/a.wav: missing file: addresses are not fetched"),
     ],
 )
 def test_bad_audio_is_refused_by_name(hubert, audio, message):
