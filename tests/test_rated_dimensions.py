@@ -97,9 +97,12 @@ def test_the_card_says_so_and_the_pipeline_leaves_it_out(run, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "**Not valence**: the training corpus has no such ratings, so nothing was learnt there." in card
     test = next(line for line in card.splitlines() if line.startswith("| test | 8 | "))
-    assert test.split("|")[4].strip() == "not rated" and not re.search(r"\bnan\b", card.replace("are NaN in", ""), re.I)
+    assert test.split("|")[4].strip() == "not rated"
+    assert not re.search(r"\bnan\b", card.replace("are NaN in", ""), re.IGNORECASE)
     assert re.search(r"standard deviation of \d\.\d+ \(activation\), \d\.\d+ \(dominance\)", card)
-    metrics = [metric["name"] for metric in yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]]
+    metrics = [
+        metric["name"] for metric in yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"]
+    ]
     assert metrics == ["CCC of activation", "CCC of dominance"]
 
     score = pipeline(model=str(tmp_path), trust_remote_code=True)

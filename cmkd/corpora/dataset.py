@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,9 @@ def build(
         ValueError: A setting is not valid, or the data set has no such configuration or split.
     """
     arguments = {"name": config_name, "data_dir": data_dir, "data_files": data_files, "revision": revision}
-    loaded = _load(path, arguments, splits, streaming)
-    parts = {split: _undecoded(rows) for split, rows in loaded.items()}
+    with _without_torchcodec():
+        loaded = _load(path, arguments, splits, streaming)
+        parts = {split: _undecoded(rows) for split, rows in loaded.items()}
     first = next(iter(parts.values()))
     report = CorpusReport(
         name="dataset",
@@ -109,7 +111,8 @@ def build(
     own = _own_scale(parts, path, report) if label_scale is None else label_scale
     report.label_scale = checked_scale(own)
     report.config["label_scale"] = list(report.label_scale)
-    source_rows = _source_rows(parts, reading, columns, path, report)
+    with _without_torchcodec():
+        source_rows = _source_rows(parts, reading, columns, path, report)
     source_rows = join_transcripts(source_rows, transcripts, prefer_transcripts, report)
     if not streaming:
         report.config["files"] = {split: _files(rows) for split, rows in parts.items()}
@@ -141,6 +144,25 @@ class DatasetSound:
 
     def read(self) -> bytes:
         return _content(flat(self.rows[self.index])[self.column])
+
+
+@contextmanager
+def _without_torchcodec() -> Iterator[None]:
+    """Lets datasets pass on paths and contents of sound files, for which its own code asks for torchcodec too."""
+    original = datasets.Audio.encode_example
+
+    def encode_example(self: datasets.Audio, value: Any) -> dict[str, Any]:
+        if isinstance(value, (str, os.PathLike)):
+            return {"bytes": None, "path": os.fspath(value)}
+        if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
+            return {"bytes": value.get("bytes"), "path": value.get("path")}
+        return original(self, value)
+
+    datasets.Audio.encode_example = encode_example
+    try:
+        yield
+    finally:
+        datasets.Audio.encode_example = original
 
 
 def _load(path: str, arguments: dict[str, Any], splits: Mapping[str, str] | None, streaming: bool) -> dict[str, Any]:
@@ -338,10 +360,11 @@ def _streamed_rows(stream: tuple[list[dict[str, Any]], CorpusReport, str]) -> It
         elif measured := measured_row(row, report, on_error):
             yield measured
     for sound, wanted in sources.values():
-        for index, cells in enumerate(sound.rows):
-            if index not in wanted:
-                continue
-            row = wanted[index]
-            audio = {"bytes": _content(flat(cells)[sound.column]), "path": row["audio"]["path"]}
-            if measured := measured_row({**row, "audio": audio}, report, on_error):
-                yield measured
+        with _without_torchcodec():
+            for index, cells in enumerate(sound.rows):
+                if index not in wanted:
+                    continue
+                row = wanted[index]
+                audio = {"bytes": _content(flat(cells)[sound.column]), "path": row["audio"]["path"]}
+                if measured := measured_row({**row, "audio": audio}, report, on_error):
+                    yield measured
