@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from cmkd.checkpoints import usable_checkpoint
 from cmkd.collator import collate_utterances
 from cmkd.corpora import load_corpus
-from cmkd.corpora.schema import SPLITS
+from cmkd.corpora.schema import SPLITS, StreamedCorpus
 from cmkd.evaluation import write_predictions
 from cmkd.feature_store import audio_keys, frozen_features
 from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset
@@ -126,14 +126,16 @@ def check_encoders(recipe: Recipe) -> None:
         read("text_encoder", recipe.text_encoder)
 
 
-def check_labels(corpus: DatasetDict) -> None:
+def check_labels(corpus: DatasetDict | StreamedCorpus) -> None:
     """Checks that there is something to learn and to choose by.
 
     A dimension that nobody rated in any split is left out of everything.
 
     Raises:
-        ValueError: a split is missing, no dimension is rated, or one has fewer than two different ratings in a split.
+        ValueError: the corpus is a stream, a split is missing, no dimension is rated, or one has fewer than two different ratings in a split.
     """
+    if isinstance(corpus, StreamedCorpus):
+        raise ValueError("corpus.streaming is True, but training hears every utterance many times: leave it out.")
     missing = [split for split in SPLITS if split not in corpus]
     if missing:
         raise ValueError(f"The corpus has no split {' and no '.join(missing)}: training needs {', '.join(SPLITS)}.")

@@ -151,9 +151,9 @@ def _source_row(row: str, values: dict[str, Any], reading: Reading) -> SourceRow
     if isinstance(audio, dict):  # as datasets writes it
         known["audio"] = audio.get("path") if audio.get("bytes") is None else audio["bytes"]
     if "id" not in known:
-        named = audio.get("path") if isinstance(audio, dict) else audio
+        name = audio.get("path") if isinstance(audio, dict) else audio
         stretch = (known.get(column) for column in ("start", "end", "channel"))
-        known["id"] = row if named is None else default_id(named, *stretch)  # without a name: where it stands
+        known["id"] = row if name is None or isinstance(name, bytes) else default_id(name, *stretch)
     return SourceRow(row=row, **known)
 
 
