@@ -132,7 +132,8 @@ def check_labels(corpus: DatasetDict | StreamedCorpus) -> None:
     A dimension that nobody rated in any split is left out of everything.
 
     Raises:
-        ValueError: the corpus is a stream, a split is missing, no dimension is rated, or one has fewer than two different ratings in a split.
+        ValueError: the corpus is a stream, a split is missing, no dimension is rated, or one has fewer than two
+            different ratings in a split.
     """
     if isinstance(corpus, StreamedCorpus):
         raise ValueError("corpus.streaming is True, but training hears every utterance many times: leave it out.")

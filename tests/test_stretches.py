@@ -11,7 +11,9 @@ from cmkd.audio import read_audio
 from cmkd.corpora.schema import StreamedCorpus
 from cmkd.feature_store import audio_keys
 from cmkd.features import SpeechInputs
+from cmkd.speech_recognition import Hypothesis
 from cmkd.stretch import Stretch, Taken, stretch_of
+from cmkd.transcribe import transcribe
 
 RATE = 16000
 COLUMNS = "id,audio,start,end,channel,valence,speaker,split\n"
@@ -167,3 +169,24 @@ def test_the_version_has_the_stretches_and_without_any_it_is_as_ever(folder):
     assert report.digest != other.digest
     # of the code before there were stretches
     assert load(folder, table("a,call.wav,,,,3,s,train")).report.digest == "ffdfe085860a"
+
+
+def test_a_stretch_is_transcribed_alone(folder, samples, monkeypatch):
+    heard = []
+
+    class Recognizer:
+        name, revision, sampling_rate = "recorder", "1", RATE
+
+        def cost(self, seconds):
+            return seconds
+
+        def recognize(self, waveforms):
+            heard.extend(waveforms)
+            return [Hypothesis("word", 0.0, None) for _ in waveforms]
+
+    monkeypatch.setattr("cmkd.transcribe.load_recognizer", lambda *arguments: Recognizer())
+    corpus = load(folder, table("a,call.wav,0.5,1.25,0,3,s,train", "b,call.wav,2,2.5,1,3,s,train"))
+    transcribe(corpus, "recorder", folder / "t.parquet")
+    sound = samples / np.float32(2**15)
+    for waveform, expected in zip(heard, (sound[8000:20000, 0], sound[32000:40000, 1]), strict=True):
+        np.testing.assert_allclose(waveform, expected, atol=1e-6)
