@@ -66,6 +66,7 @@ class _CMKDConfig(PreTrainedConfig):
         label_scale=(0.0, 1.0),
         label_mean=(0.0, 0.0, 0.0),
         label_std=(1.0, 1.0, 1.0),
+        rated_dimensions=EMOTION_DIMENSIONS,
         **kwargs,
     ):
         self.speech_config = _sub_config("speech_config", speech_config)
@@ -77,6 +78,7 @@ class _CMKDConfig(PreTrainedConfig):
         self.label_scale = [float(value) for value in label_scale]
         self.label_mean = [float(value) for value in label_mean]
         self.label_std = [float(value) for value in label_std]
+        self.rated_dimensions = list(rated_dimensions)
         kwargs["id2label"] = dict(enumerate(EMOTION_DIMENSIONS))
         kwargs["label2id"] = {name: index for index, name in enumerate(EMOTION_DIMENSIONS)}
         kwargs["problem_type"] = "regression"
@@ -98,6 +100,12 @@ class _CMKDConfig(PreTrainedConfig):
                 )
         if not all(0 < value < float("inf") for value in self.label_std):
             raise ValueError(f"label_std={self.label_std}: every value must be finite and above 0.")
+        in_order = [name for name in EMOTION_DIMENSIONS if name in self.rated_dimensions]
+        if not in_order or self.rated_dimensions != in_order:
+            raise ValueError(
+                f"rated_dimensions={self.rated_dimensions}: must be one or more of {', '.join(EMOTION_DIMENSIONS)}, in "
+                "this order."
+            )
         if self.speech_config is None:
             return
         known = WAVEFORM_ENCODERS + SPECTROGRAM_ENCODERS
@@ -178,6 +186,9 @@ class CMKDTeacherConfig(_CMKDConfig):
             output times `label_std` plus `label_mean` is on the unit interval.
         label_std (`tuple[float, float, float]`, *optional*, defaults to `(1.0, 1.0, 1.0)`):
             Standard deviation of the training labels on the unit interval.
+        rated_dimensions (`list[str]`, *optional*, defaults to `["activation", "valence", "dominance"]`):
+            The dimensions in which the training corpus is rated. In the others nothing was learnt: their `logits` are
+            NaN.
 
     Raises:
         ValueError: a field is out of its range, or both encoders are absent.

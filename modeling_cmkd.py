@@ -57,7 +57,8 @@ class CMKDOutput(ModelOutput):
     Args:
         logits (`torch.FloatTensor` of shape `(batch, 3)`):
             Activation, valence and dominance, in this order, on the unit interval: 0 is the minimum of the corpus's
-            rating scale, 1 its maximum (not clipped). `config.to_label_scale(logits)` converts to that scale.
+            rating scale, 1 its maximum (not clipped). `config.to_label_scale(logits)` converts to that scale. NaN in a
+            dimension that is not among `config.rated_dimensions`: nothing was learnt there.
         embeddings (`torch.FloatTensor` of shape `(batch, embedding_size)`):
             The utterance embedding e (Eq. 1 for a teacher, Eq. 2 for a student).
     """
@@ -567,7 +568,11 @@ class CMKDPreTrainedModel(PreTrainedModel):
         standardized = self.prediction(embeddings).float()
         mean = standardized.new_tensor(self.config.label_mean)
         std = standardized.new_tensor(self.config.label_std)
-        return CMKDOutput(logits=standardized * std + mean, embeddings=embeddings)
+        logits = standardized * std + mean
+        if len(self.config.rated_dimensions) < len(EMOTION_DIMENSIONS):
+            is_rated = [name in self.config.rated_dimensions for name in EMOTION_DIMENSIONS]
+            logits = torch.where(torch.tensor(is_rated, device=logits.device), logits, torch.nan)
+        return CMKDOutput(logits=logits, embeddings=embeddings)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):

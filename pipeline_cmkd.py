@@ -236,6 +236,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
 
     def _answer(self, logits: np.ndarray, embedding: np.ndarray, return_embeddings: bool) -> dict:
         scores = dict(zip(EMOTION_DIMENSIONS, logits.tolist(), strict=True))
+        scores = {dimension: scores[dimension] for dimension in self.model.config.rated_dimensions}
         ratings = {dimension: self.model.config.to_label_scale(score) for dimension, score in scores.items()}
         answer = {"scores": scores, "ratings": ratings}
         return answer | {"embedding": embedding.tolist()} if return_embeddings else answer

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from cmkd.checkpoints import usable_checkpoint
 from cmkd.collator import collate_utterances
 from cmkd.corpora import load_corpus
-from cmkd.corpora.schema import SPLITS
+from cmkd.corpora.schema import SPLITS, StreamedCorpus
 from cmkd.evaluation import write_predictions
 from cmkd.feature_store import audio_keys, frozen_features
 from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset
@@ -126,23 +126,39 @@ def check_encoders(recipe: Recipe) -> None:
         read("text_encoder", recipe.text_encoder)
 
 
-def check_labels(corpus: DatasetDict) -> None:
+def check_labels(corpus: DatasetDict | StreamedCorpus) -> None:
     """Checks that there is something to learn and to choose by.
 
+    A dimension that nobody rated in any split is left out of everything.
+
     Raises:
-        ValueError: a split is missing, or a dimension has fewer than two different ratings in it.
+        ValueError: the corpus is a stream, a split is missing, no dimension is rated, or one has fewer than two
+            different ratings in a split.
     """
+    if isinstance(corpus, StreamedCorpus):
+        raise ValueError("corpus.streaming is True, but training hears every utterance many times: leave it out.")
     missing = [split for split in SPLITS if split not in corpus]
     if missing:
         raise ValueError(f"The corpus has no split {' and no '.join(missing)}: training needs {', '.join(SPLITS)}.")
+    labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
+    rated = rated_dimensions(np.concatenate(list(labels.values())))
     for split in SPLITS:
-        for name, column in zip(EMOTION_DIMENSIONS, unit_interval_labels(corpus[split]).T, strict=True):
+        for name, column in zip(EMOTION_DIMENSIONS, labels[split].T, strict=True):
             ratings = np.unique(column[~np.isnan(column)])
-            if len(ratings) < 2:
+            if name in rated and len(ratings) < 2:
                 raise ValueError(
-                    f"{name} has {len(ratings)} different ratings in the split {split}: every dimension needs at least "
-                    "2 in every split."
+                    f"{name} has {len(ratings)} different ratings in the split {split}: every dimension that is rated "
+                    "needs at least 2 in every split."
                 )
+    unrated = [name for name in EMOTION_DIMENSIONS if name not in rated]
+    if unrated:
+        say(f"Not rated in this corpus, and not learnt: {', '.join(unrated)}")
+
+
+def rated_dimensions(labels: np.ndarray) -> list[str]:
+    """The dimensions in which somebody rated something, of labels (n, 3)."""
+    is_rated = ~np.isnan(labels).all(axis=0)
+    return [name for name, of_it in zip(EMOTION_DIMENSIONS, is_rated, strict=True) if of_it]
 
 
 def warn_of_length(rows: Dataset) -> None:
@@ -150,7 +166,7 @@ def warn_of_length(rows: Dataset) -> None:
     durations = np.array(rows["duration"])
     for name, column in zip(EMOTION_DIMENSIONS, unit_interval_labels(rows).T, strict=True):
         rated = ~np.isnan(column)
-        if np.ptp(durations[rated]) == 0:
+        if not rated.any() or np.ptp(durations[rated]) == 0:
             continue
         correlation = np.corrcoef(durations[rated], column[rated])[0, 1]
         if abs(correlation) > LENGTH_CORRELATION:
@@ -209,10 +225,14 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
 
 def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]):
     """The model of a stage with pretrained encoders, its feature extractor and tokenizer; None where it has none."""
+    rated = rated_dimensions(train_labels)
+    is_rated = [name in rated for name in EMOTION_DIMENSIONS]
+    labels = np.where(is_rated, train_labels, 0.0)
     config: dict[str, Any] = {
         "label_scale": label_scale,
-        "label_mean": np.nanmean(train_labels, axis=0).tolist(),
-        "label_std": np.nanstd(train_labels, axis=0).tolist(),
+        "label_mean": np.nanmean(labels, axis=0).tolist(),
+        "label_std": np.where(is_rated, np.nanstd(labels, axis=0), 1.0).tolist(),
+        "rated_dimensions": rated,
         "use_weighted_layer_sum": recipe.use_weighted_layer_sum,
     }
     speech, text = None, None

@@ -33,7 +33,7 @@ def evaluate_predictions(predictions: np.ndarray, labels: np.ndarray) -> dict[st
     covariance: CCC is 0, even if both are the same constant, as with `cmkd.concordance_cc`, and Pearson is undefined.
 
     Args:
-        predictions: (n, 3), finite.
+        predictions: (n, 3), finite in every dimension that has a rating.
         labels: (n, 3), finite or NaN for "not rated"; such a pair is left out of that dimension only.
 
     Returns:
@@ -62,7 +62,8 @@ def evaluate_predictions(predictions: np.ndarray, labels: np.ndarray) -> dict[st
         )
     if len(predictions) == 0:
         raise ValueError("predictions hold no utterance: a split needs at least one to be scored")
-    _require_none(~np.isfinite(predictions), predictions, "predictions must be finite")
+    is_rated = ~np.isnan(labels).all(axis=0)
+    _require_none(~np.isfinite(predictions) & is_rated, predictions, "predictions must be finite")
     _require_none(np.isinf(labels), labels, "labels must be finite, or NaN where an utterance is not rated")
 
     scores: dict[str, Any] = {"n": len(predictions), "ccc": {}, "pearson": {}, "mae": {}}

@@ -35,10 +35,12 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+import audio_cmkd
 import cmkd.audio
 import cmkd.features
 from cmkd.atomic import written_whole
 from cmkd.out_of_memory import is_out_of_memory
+from cmkd.stretch import stretch_of
 
 CHUNK = 32
 """Utterances a file on average, twice as many at most: 40 MB of HuBERT Large in fp32."""
@@ -185,8 +187,9 @@ def cut_into_files(keys: Sequence) -> tuple[list[int], list[str]]:
 
 
 def audio_keys(rows: Dataset) -> list[Any]:
-    """What the audio of each row is known by."""
-    return [_audio_key(row["audio"]) for row in rows.select_columns(["audio"])]
+    """What the audio of each row is known by: its file, and the stretch and channel where it is not all of that."""
+    columns = [name for name in ("audio", "start", "end", "channel") if name in rows.column_names]
+    return [_audio_key(row) for row in rows.select_columns(columns)]
 
 
 def _write(path: Path, features: Sequence[torch.Tensor]) -> None:
@@ -252,7 +255,7 @@ def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) 
 
 
 def _digest(encoder: Any, settings: Any) -> str:
-    files = (inspect.getfile(type(encoder)), cmkd.audio.__file__, cmkd.features.__file__)
+    files = (inspect.getfile(type(encoder)), audio_cmkd.__file__, cmkd.audio.__file__, cmkd.features.__file__)
     code = b"".join(Path(file).read_bytes() for file in files)
     depends = (settings, encoder.encoder.config.to_dict(), transformers.__version__)
     digest = hashlib.sha256(repr(depends).encode() + code)
@@ -263,7 +266,13 @@ def _digest(encoder: Any, settings: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _audio_key(cell: Mapping[str, Any]) -> Any:
+def _audio_key(row: Mapping[str, Any]) -> Any:
+    stretch = stretch_of(row)
+    file = _file_key(row["audio"])
+    return file if stretch == stretch_of({}) else (file, *stretch.values())
+
+
+def _file_key(cell: Mapping[str, Any]) -> Any:
     if cell["bytes"] is not None:
         return hashlib.sha256(cell["bytes"]).hexdigest()
     status = Path(cell["path"]).stat()

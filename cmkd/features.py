@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 
 from cmkd.audio import read_audio
+from cmkd.stretch import stretch_of
 
 
 class UtteranceDataset(torch.utils.data.Dataset):
@@ -47,7 +48,7 @@ class SpeechInputs(Sequence):
         row = self.rows[index]
         rate = self.feature_extractor.sampling_rate
         try:
-            wave = read_audio(row["audio"], rate)
+            wave = read_audio(row["audio"], rate, **stretch_of(row))
         except ValueError as error:
             raise ValueError(f"Utterance {row['id']!r}: {error}") from error
         name = self.feature_extractor.model_input_names[0]

@@ -79,7 +79,8 @@ def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, M
                 for answer in predictions.values()
             ]
         )
-        low, high = np.nanmin(values), np.nanmax(values)
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
         margin = 0.04 * (high - low) + 1e-3
         limits = (low - margin, high + margin)
         for row, (system, answer) in enumerate(predictions.items()):
@@ -104,20 +105,20 @@ def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, M
     return figure
 
 
-def draw_residuals(residuals: np.ndarray, weights: np.ndarray, std: Sequence[float], threshold: float) -> Figure:
+def draw_residuals(residuals: np.ndarray, weights: np.ndarray, std: Sequence[float | None], threshold: float) -> Figure:
     """Histograms of the teacher's residuals on the training split, with what the hard rule leaves out.
 
     Args:
         residuals: (n, 3); NaN where an utterance is not rated.
         weights: (n,); 0 = left out.
-        std: the residuals' standard deviation, a dimension each.
+        std: the residuals' standard deviation, a dimension each; None for one that is not rated.
         threshold: in standard deviations.
     """
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left_out = int((weights == 0).sum())
     figure.suptitle(f"{left_out:,} of {len(weights):,} training utterances left out ({left_out / len(weights):.1%})")
     axes = figure.subplots(1, len(EMOTION_DIMENSIONS), sharex=True, sharey=True)
-    scaled = residuals / np.where(np.asarray(std) > 0, std, 1.0)  # where std is 0, so is every residual
+    scaled = residuals / np.array([value or 1.0 for value in std])  # where std is 0, so is every residual
     bins_to_threshold = 8
     reach = int(np.ceil(max(np.nanmax(np.abs(scaled)), 1.5 * threshold) / threshold * bins_to_threshold))
     edges = np.arange(-reach, reach + 1) * threshold / bins_to_threshold
@@ -127,7 +128,8 @@ def draw_residuals(residuals: np.ndarray, weights: np.ndarray, std: Sequence[flo
         panel.hist([rated[~over], rated[over]], bins=edges, stacked=True, color=[_KEPT, _LEFT_OUT])
         for sign in (-1, 1):
             panel.axvline(sign * threshold, color="#4d4d4d", linewidth=1.2, linestyle="--")
-        panel.set_title(f"{dimension}: {over.mean():.1%} over ±{threshold:g} std")
+        share = f"{over.mean():.1%} over ±{threshold:g} std" if len(rated) else "not rated"
+        panel.set_title(f"{dimension}: {share}")
         panel.set_xlabel("residual (standard deviations)")
         panel.xaxis.set_major_locator(MultipleLocator(threshold))
         panel.grid(axis="x", visible=False)

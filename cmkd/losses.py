@@ -19,7 +19,7 @@ def concordance_cc(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
     Args:
         predictions: (n, dims), or (n,) for one dimension.
-        labels: the same shape; NaN means "not rated": that pair is left out of that dimension.
+        labels: the same shape; NaN means "not rated": that pair is left out of that dimension, whatever the prediction.
 
     Returns:
         (dims,) in [-1, 1]. A dimension in which predictions or labels are constant, or fewer than two pairs are rated,
@@ -43,7 +43,7 @@ def concordance_cc(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     def mean(values: torch.Tensor) -> torch.Tensor:
         return values.masked_fill(~rated, 0.0).sum(0) / count
 
-    labels = labels.masked_fill(~rated, 0.0)
+    predictions, labels = predictions.masked_fill(~rated, 0.0), labels.masked_fill(~rated, 0.0)
     mean_predictions, mean_labels = mean(predictions), mean(labels)
     predictions, labels = predictions - mean_predictions, labels - mean_labels
     covariance = mean(predictions * labels)
@@ -59,7 +59,8 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor, alpha: torch.Tenso
     Args:
         predictions: (n, dims).
         labels: (n, dims); NaN means "not rated".
-        alpha: (dims,) weights of the dimensions. None: 1/dims each, so that the loss lies in [0, 2].
+        alpha: (dims,) weights of the dimensions. None: the mean over those that have a rating, so that the loss lies in
+            [0, 2]; 1 where none has.
 
     Returns:
         A scalar in fp32 or better. One sample, or constant predictions or labels, count as CCC 0.
@@ -72,7 +73,8 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor, alpha: torch.Tenso
     """
     loss = 1 - concordance_cc(predictions, labels)
     if alpha is None:
-        return loss.mean()
+        is_rated = (~labels.isnan()).reshape(len(labels), -1).any(0).to(loss.dtype)
+        return weighted_mean(loss, is_rated) if is_rated.any() else loss.mean()
     if alpha.shape != loss.shape:
         raise ValueError(f"alpha {tuple(alpha.shape)} must hold one weight a dimension, {tuple(loss.shape)}.")
     return (alpha * loss).sum()

@@ -14,27 +14,31 @@ def fit_residuals(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         labels: (n, dims); NaN means "not rated".
 
     Returns:
-        (n, dims) in fp64; NaN where the label is. Where all predictions are the same, the line is flat at the mean
-        label.
+        (n, dims) in fp64; NaN where the label is, which may be a whole dimension. Where all predictions are the same,
+        the line is flat at the mean label.
 
     Raises:
-        ValueError: the shapes differ, a prediction is not finite, or a dimension has fewer than two rated utterances.
+        ValueError: the shapes differ, a prediction of a rated dimension is not finite, or a dimension has just one
+            rated utterance.
     """
     if predictions.shape != labels.shape or predictions.ndim != 2:
         raise ValueError(
             f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must both be (n, dims)."
         )
-    if not predictions.isfinite().all():
-        row = int((~predictions.isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"predictions[{row}] = {predictions[row].tolist()}: every prediction must be finite.")
     rated = ~labels.isnan()
     count = rated.sum(0)
-    if (count < 2).any():
-        raise ValueError(f"Rated utterances a dimension: {count.tolist()}; a line needs at least 2 in each.")
+    bad = ~predictions.isfinite() & (count > 0)
+    if bad.any():
+        row = int(bad.any(1).nonzero()[0])
+        raise ValueError(f"predictions[{row}] = {predictions[row].tolist()}: every prediction must be finite.")
+    if (count == 1).any() or not count.any():
+        raise ValueError(
+            f"Rated utterances a dimension: {count.tolist()}; a line needs at least 2 in each that is rated."
+        )
     predictions, labels = predictions.double(), labels.double()
 
     def mean(values: torch.Tensor) -> torch.Tensor:
-        return values.masked_fill(~rated, 0.0).sum(0) / count
+        return values.masked_fill(~rated, 0.0).sum(0) / count.clamp(min=1)
 
     mean_predictions, mean_labels = mean(predictions), mean(labels)
     centred = predictions - mean_predictions

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -268,11 +269,14 @@ def _conditioning_section(
     threshold = results["conditioning"]["residual_threshold"]
     std = [results["conditioning"]["residual_std"][dimension] for dimension in EMOTION_DIMENSIONS]
     left_out = int((weights == 0).sum())
-    over = np.abs(residuals) > threshold * np.asarray(std)
+    over = np.abs(residuals) > threshold * np.array([math.nan if value is None else value for value in std])
     share = over.sum(axis=0) / np.maximum((~np.isnan(residuals)).sum(axis=0), 1)
     rows = [
         ["residual, standard deviation", *(format_number(value) for value in std)],
-        [f"over {threshold:g} standard deviations", *(f"{value:.1%}" for value in share)],
+        [
+            f"over {threshold:g} standard deviations",
+            *("n/a" if of_it is None else f"{value:.1%}" for value, of_it in zip(share, std, strict=True)),
+        ],
     ]
     return "\n\n".join(
         [

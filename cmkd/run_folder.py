@@ -310,7 +310,7 @@ def _mean_ccc(scores: dict[str, Any]) -> float:
 def _conditioning(run: Path, threshold: float) -> dict[str, Any]:
     table = pq.read_table(run / "conditioning" / "train.parquet")
     residuals = np.stack([table[f"residual_{name}"].to_numpy() for name in EMOTION_DIMENSIONS], axis=1)
-    spread = residual_std(torch.from_numpy(residuals)).tolist()
+    spread = [None if np.isnan(value) else value for value in residual_std(torch.from_numpy(residuals)).tolist()]
     return {
         "discarded_fraction": float((table["weight"].to_numpy() == 0).mean()),
         "residual_threshold": threshold,

@@ -135,7 +135,7 @@ class CMKDTrainer(Trainer):
         self._step_loss, gradients = loss_and_output_gradients(self.accelerator, self.loss, batches)
         if not self._step_loss.isfinite():
             ids = [identifier for _, _, of_batch in found for identifier in of_batch]
-            finite = torch.cat([torch.cat(list(outputs.values()), 1).isfinite().all(1) for outputs, _, _ in found])
+            finite = torch.cat([_are_finite(outputs, targets["labels"]) for outputs, targets, _ in found])
             bad = gather_object([ids[row] for row in (~finite).nonzero().flatten().tolist()])  # of all devices
             self._refuse_loss(self._step_loss, bad or gather_object(ids))
         return gradients
@@ -178,6 +178,11 @@ class CMKDTrainer(Trainer):
             betas = (self.args.adam_beta1, self.args.adam_beta2)
             self.optimizer = torch.optim.Adam(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
+
+
+def _are_finite(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Which utterances (batch,) have finite outputs wherever there is a label to compare them with."""
+    return (outputs["logits"].isfinite() | labels.isnan()).all(1) & outputs["embeddings"].isfinite().all(1)
 
 
 def split_batch(batch) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]:

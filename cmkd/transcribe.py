@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from cmkd.atomic import written_whole
 from cmkd.audio import read_audio
 from cmkd.speech_recognition import NO_SPEECH_THRESHOLD, Precision, SpeechRecognizer, load_recognizer
+from cmkd.stretch import stretch_of
 from cmkd.transcripts import SCHEMA, read_transcripts
 
 _TOLERANCE = 1e-3  # seconds
@@ -261,7 +262,8 @@ def _work(
 
 def _read(rows: Dataset, utterance: _Utterance, sampling_rate: int):
     try:
-        return read_audio(rows[utterance.index]["audio"], sampling_rate)
+        row = rows[utterance.index]
+        return read_audio(row["audio"], sampling_rate, **stretch_of(row))
     except ValueError as error:
         raise ValueError(f"Utterance {utterance.id!r}: {error}") from error
 

@@ -20,12 +20,13 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow
 import pyarrow.parquet
+
+from cmkd.corpora.values import as_name
 
 if TYPE_CHECKING:
     from cmkd.corpora.checks import CorpusReport, SourceRow
@@ -188,9 +189,10 @@ def _joined(
 
 def _identifier(value: Any) -> str:
     """The id that the checks make of what stands in a row; "" if they will refuse it."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return str(value)
-    return value.strip() if isinstance(value, str) else ""
+    try:
+        return as_name(value)
+    except (TypeError, ValueError):
+        return ""
 
 
 def _is_empty(transcript: Any) -> bool:

@@ -660,3 +660,35 @@ def test_any_bytes_give_rows_or_an_error_that_says_where(tmp_path_factory, label
     except CorpusError as error:
         assert error.report.problems
         assert all(problem.row.startswith(f"{labels_file()}:") for problem in error.report.problems)
+
+
+# Copies that were unpacked in another way than the release
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["", "Session2", "Session2/sentences/wav", "Session2/dialog/EmoEvaluation", "Session2/dialog/transcriptions"],
+)
+def test_what_was_unzipped_twice_is_found(copy, place):
+    whole = copy.load().report.digest
+    outer = copy.root / place
+    outer.rename(copy.root.parent / "inner")
+    outer.mkdir()
+    (copy.root.parent / "inner").rename(outer / outer.name)
+    (outer / "__MACOSX").mkdir()
+    assert copy.load().report.digest == whole
+    assert load_corpus("iemocap", copy.root.parent).report.digest == whole
+
+
+def test_what_is_not_unzipped_is_named(copy, tmp_path):
+    place = copy.root / "Session3/dialog/transcriptions"
+    place.rename(tmp_path / "away")
+    (copy.root / "Session3/dialog/transcriptions.zip").write_bytes(b"PK")
+    with pytest.raises(CorpusError) as caught:
+        copy.load()
+    (problem,) = caught.value.report.problems
+    assert str(problem) == "Session3/dialog/transcriptions: missing folder: unzip transcriptions.zip, which is there"
+    (tmp_path / "download").mkdir()
+    (tmp_path / "download/IEMOCAP_full_release.tar.gz").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="Unpack IEMOCAP_full_release.tar.gz, which is there"):
+        load_corpus("iemocap", tmp_path / "download")

@@ -3,6 +3,7 @@ import math
 import pickle
 import re
 
+import datasets
 import numpy as np
 import pandas
 import pytest
@@ -28,6 +29,11 @@ def sounds(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
 @pytest.fixture
 def folder(tmp_path, sounds):
     for path in sounds.iterdir():
@@ -39,6 +45,12 @@ def load(folder, table=None, **config):
     if table is not None:
         (folder / "manifest.csv").write_text(table, encoding="utf-8")
     return load_corpus("manifest", folder, **{"label_scale": (1, 7), **config})
+
+
+def problems_file(folder):
+    """The only one that was written."""
+    (path,) = (folder / "cache/cmkd/problems").iterdir()
+    return path
 
 
 def refused(folder, table=None, **config):
@@ -79,6 +91,9 @@ def test_rows(folder):
             "split": "train",
             "duration": pytest.approx(0.1),
             "label_scale": [1.0, 7.0],
+            "start": None,
+            "end": None,
+            "channel": None,
         }
     ]
     validation = corpus["validation"][0]
@@ -190,7 +205,10 @@ def test_missing_splits_and_unknown_speakers_and_genders_are_noted(folder):
         (b"id,valence,split\na,1,train\n", "manifest.csv", "no column 'audio'"),
         (b"id,audio,valence\na,0.wav,1\n", "manifest.csv", "no column 'split'"),
         (b"id;audio;valence;split\na;0.wav;1;train\n", "manifest.csv", "no column 'audio'"),
-        (b"audio,arousal,split\n0.wav,1,train\n", "manifest.csv", "none of the columns activation, valence, dominance"),
+        (b"audio,anger,split\n0.wav,1,train\n", "manifest.csv", "none of the columns activation, valence, dominance"),
+        (b"audio,arousal,activation,split\n0.wav,1,1,train\n", "manifest.csv", "columns 'arousal' and 'activation'"),
+        (b"audio,Arousal,split\n0.wav,1,train\n", "manifest.csv", "column 'Arousal'"),
+        (b"audio,valence,split,start_time\n0.wav,1,train,0\n", "manifest.csv", "column 'start_time'"),
         (b"audio,valence,split,Speaker\n0.wav,1,train,s\n", "manifest.csv", "column 'Speaker'"),
         (b"audio,valence,split,valence\n0.wav,1,train,2\n", "manifest.csv", "more than one column 'valence'"),
         (b"audio,valence,split\n0.wav,1,train\n\xe4.wav,1,train\n", "manifest.csv:3", "not UTF-8"),
@@ -207,12 +225,6 @@ def test_a_broken_table_is_refused_whatever_on_error(folder, content, row, reaso
 def test_a_broken_parquet_file_is_refused(folder):
     (folder / "manifest.parquet").write_bytes(b"PAR1 and nothing else")
     assert refused(folder) == [("manifest.parquet", "broken table")]
-
-
-def test_audio_bytes_in_a_parquet_file_are_refused(folder):
-    table = pandas.DataFrame({"audio": [b"RIFF"], "valence": [1], "split": ["train"]})
-    table.to_parquet(folder / "manifest.parquet")
-    assert refused(folder) == [("manifest.parquet", "no paths")]
 
 
 def test_a_split_of_which_nothing_is_left_is_refused(folder):
@@ -448,10 +460,11 @@ def test_report(folder):
         "notes": [
             "no rows of validation",
             "1 utterance of unknown speakers: whether these cross splits cannot be checked",
+            f"all 2 problems, as a table: {problems_file(folder)}",
         ],
         "terms": "",
     }
-    assert re.fullmatch("[0-9a-f]{12}", report.version)
+    assert re.fullmatch("[0-9a-f]{12}-[0-9a-f]{12}", report.version)
     assert str(report).splitlines() == [
         f"manifest {report.version}, labels from 1 to 7 (mean ± standard deviation)",
         "             utterances    hours speakers    activation       valence     dominance",
@@ -462,6 +475,7 @@ def test_report(folder):
         "left out: 2 rows: outside the scale (2)",
         "note: no rows of validation",
         "note: 1 utterance of unknown speakers: whether these cross splits cannot be checked",
+        f"note: all 2 problems, as a table: {problems_file(folder)}",
     ]
     report.save(folder / "report.json")
     saved = json.loads((folder / "report.json").read_text())
@@ -488,10 +502,16 @@ def test_the_message_shows_the_first_cases_the_counts_and_what_to_do(folder):
     lines = str(caught.value).splitlines()
     assert lines[0].endswith(": outside the scale (30), audio used twice (29)")
     assert lines[1] == "  manifest.csv:2 (id 'r0'), valence '9': outside the scale: the scale is 1 to 7"
-    assert lines[21] == "  ... and 39 more: see `.report.problems` of this error"
+    assert lines[21] == "  ... and 39 more"
+    assert lines[22] == f"all of them, as a table: {problems_file(folder)}"
+    assert problems_file(folder).read_text(encoding="utf-8").splitlines()[:2] == [
+        "row,reason,detail,id,field,value",
+        "manifest.csv:2,outside the scale,the scale is 1 to 7,r0,valence,9",
+    ]
+    assert len(problems_file(folder).read_text(encoding="utf-8").splitlines()) == 1 + 59
     assert "outside the scale: correct the label, or the scale of the corpus." in lines
     assert 'or pass on_error="skip"' in lines[-1]
-    assert len(lines) == 25
+    assert len(lines) == 26
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 

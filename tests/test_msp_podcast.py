@@ -535,3 +535,35 @@ def test_any_values_give_a_corpus_or_a_corpus_error(tmp_path_factory, names, val
     with pytest.raises(CorpusError) as caught:  # at least since no audio is there
         load(folder, on_error="raise")
     assert caught.value.report.problems
+
+
+# Copies that were unpacked in another way than the release
+
+
+@pytest.mark.parametrize("part", ["Labels", "Audios", "Transcripts", None])
+def test_what_was_unzipped_twice_is_found(folder, part):
+    (folder / "Transcripts").mkdir()
+    (folder / "Transcripts/MSP-PODCAST_0001_0008.txt").write_text("Hello.")
+    whole = load(folder).report.digest
+    outer = folder if part is None else folder / part
+    outer.rename(folder.parent / "inner")
+    outer.mkdir()
+    (folder.parent / "inner").rename(outer / outer.name)
+    (outer / ".DS_Store").write_bytes(b"")
+    corpus = load(folder)
+    assert corpus.report.digest == whole
+    assert corpus["train"][0]["transcript"] == "Hello."
+    if part == "Labels":
+        assert any("labels in Labels/Labels/labels_concensus.csv" in note for note in corpus.report.notes)
+
+
+def test_what_is_not_unzipped_is_named(folder):
+    (folder / "Transcripts.zip").write_bytes(b"PK")
+    warnings = load(folder).report.warnings
+    assert "Transcripts.zip is not unzipped, so that no utterance has a transcript: unzip it where it is" in warnings
+    for part in ("Audios", "Labels"):
+        (folder / part).rename(folder.parent / part)
+        (folder / f"{part}.tar.gz").write_bytes(b"PK")
+        with pytest.raises(FileNotFoundError, match=rf"has no folder {part}: unzip {part}.tar.gz, which is there"):
+            load(folder)
+        (folder.parent / part).rename(folder / part)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CORPORA = {
     "manifest": "cmkd.corpora.manifest",
+    "dataset": "cmkd.corpora.dataset",
     "msp-podcast": "cmkd.corpora.msp_podcast",
     "iemocap": "cmkd.corpora.iemocap",
     "spoken-emobank": "cmkd.corpora.spoken_emobank",
@@ -55,14 +56,16 @@ def load_corpus(
     it has rows for them; "dev", "development", "val" and the like are called validation, other splits keep their names.
 
     Args:
-        name (`str`): One of "manifest" (your own data), "msp-podcast", "iemocap", "spoken-emobank", "spoken-demo".
+        name (`str`): One of "manifest" (your own table), "dataset" (a data set of the Hub or the disk), "msp-podcast",
+            "iemocap", "spoken-emobank", "spoken-demo".
         data_dir (`str` or path, *optional*): The folder of the corpus.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do about rows that would corrupt results (missing,
             unreadable, truncated or empty audio, labels outside the scale, duplicate ids, a speaker in two splits and
             the like). `"raise"` raises an error that lists them all, `"skip"` leaves them out and counts them in the
-            report; see `cmkd.corpora.checks` for what goes when rows clash.
+            report; see `cmkd.corpora.checks` for what goes when rows clash. Either way all cases are written to a CSV
+            file in the folder `cmkd/problems` of `HF_DATASETS_CACHE`, which the error or a note of the report names.
         **config: The settings of that corpus, which are the keyword parameters of its module's `build`. The licensed
-            corpora have `num_proc`, the processes that write the cache, and `streaming`.
+            corpora, manifests and data sets have `num_proc`, the processes that write the cache, and `streaming`.
 
     Returns:
         `Corpus`: A `DatasetDict` with the attribute `report`, a `CorpusReport`; `push_to_hub` is private by default.
@@ -87,6 +90,8 @@ def load_corpus(
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error is {on_error!r}, but must be one of {_listed(ON_ERROR)}.")
     build = importlib.import_module(CORPORA[name]).build
+    from cmkd.corpora.checks import CorpusError, write_problems
+
     settings = {
         parameter.name: parameter.default is parameter.empty
         for parameter in inspect.signature(build).parameters.values()
@@ -100,7 +105,16 @@ def load_corpus(
     missing = [key for key, required in settings.items() if required and key not in config]
     if missing:
         raise ValueError(f"the corpus {name!r} needs {_listed(missing)}: see `{CORPORA[name]}.build`.")
-    return build(data_dir, on_error, **config)
+    try:
+        corpus = build(data_dir, on_error, **config)
+    except CorpusError as error:
+        error.problems_file = write_problems(error.report)
+        raise
+    if corpus.report.problems:
+        corpus.report.notes.append(
+            f"all {len(corpus.report.problems):,} problems, as a table: {write_problems(corpus.report)}"
+        )
+    return corpus
 
 
 def _listed(names: Iterable[str]) -> str:

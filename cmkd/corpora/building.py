@@ -43,9 +43,10 @@ from typing import Any
 import datasets
 import pyarrow
 
-from cmkd import audio
+import audio_cmkd
+from cmkd import audio, stretch
 from cmkd.audio import AudioError, measure_audio
-from cmkd.corpora import checks, known_sizes, schema, statistics
+from cmkd.corpora import checks, known_sizes, schema, statistics, values
 from cmkd.corpora.checks import CorpusError, CorpusProblem, CorpusReport, SourceRow, check_rows
 from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.schema import (
@@ -55,6 +56,7 @@ from cmkd.corpora.schema import (
     rows_by_split,
     stored_features,
 )
+from cmkd.stretch import stretch_of
 
 VERSION = "1.0.0"
 """Of what is kept on the disk."""
@@ -69,7 +71,7 @@ def build_corpus(
     source_rows: Sequence[SourceRow],
     report: CorpusReport,
     on_error: str,
-    audio_folder: str | os.PathLike[str],
+    audio_folder: str | os.PathLike[str] | None,
     *,
     annotators: bool = False,
     known_size: KnownSize | None = None,
@@ -84,7 +86,8 @@ def build_corpus(
         source_rows (`list[SourceRow]`): In the order of the corpus.
         report (`CorpusReport`): As `check_rows` takes it; the report of the result is another object.
         on_error (`str`): See `check_rows`.
-        audio_folder (path): Where relative audio paths start, and which no path may leave.
+        audio_folder (path or None): Where relative audio paths start, and which no path may leave; None where paths
+            are absolute and may lead anywhere.
         annotators (`bool`, *optional*, defaults to `False`): Whether the rows get the columns of `ANNOTATOR_FEATURES`.
         known_size (`KnownSize`, *optional*): What the release should hold; a mismatch becomes a warning of the report.
         num_proc (`int`, *optional*): Processes that write the Arrow files. The audio is read in threads whatever it is:
@@ -102,7 +105,7 @@ def build_corpus(
         list(source_rows),
         report,
         on_error,
-        Path(audio_folder).absolute(),
+        None if audio_folder is None else Path(audio_folder).absolute(),
         annotators=annotators,
         known_size=known_size,
         cache_dir=str(Path(datasets.config.HF_DATASETS_CACHE) / "cmkd"),
@@ -132,7 +135,7 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
         source_rows: list[SourceRow],
         report: CorpusReport,
         on_error: str,
-        audio_folder: Path,
+        audio_folder: Path | None,
         *,
         annotators: bool,
         known_size: KnownSize | None,
@@ -181,49 +184,69 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
         for rows in portions:
             for row in rows:
                 if not read_sound:
-                    yield row["id"], row
-                elif measured := self._measured(row):
+                    yield row["id"], _with_content(row)
+                elif measured := measured_row(row, self._report, self._on_error, self._annotators):
                     yield row["id"], measured
 
-    def _measured(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """The row with its duration; None for broken audio that is to be skipped."""
-        try:
-            duration = measure_audio(row["audio"])
-        except AudioError as error:
-            problem = CorpusProblem(row["id"], error.reason, error.detail, field="audio", value=error.name)
-            if self._on_error == "skip":
-                _logger.warning("%s: left out of the stream: %s", self._report.name, problem)
-                return None
-            report = dataclasses.replace(self._report, problems=[problem])
-            raise CorpusError(report, 'Correct the file, or pass on_error="skip" to leave such rows out.') from error
-        batch = pyarrow.RecordBatch.from_pylist([{**row, "duration": duration}], self.info.features.arrow_schema)
-        return batch.to_pylist()[0]  # with numbers of the precision that the built corpus has
+
+def measured_row(
+    row: dict[str, Any], report: CorpusReport, on_error: str, annotators: bool = False
+) -> dict[str, Any] | None:
+    """A row of a stream with its sound and the duration of that; None for broken audio that is to be skipped.
+
+    Raises:
+        CorpusError: The audio is broken and `on_error` is "raise".
+    """
+    try:
+        row = _with_content(row)
+        duration = measure_audio(row["audio"], **stretch_of(row))
+    except AudioError as error:
+        problem = CorpusProblem(row["id"], error.reason, error.detail, field="audio", value=error.name)
+        if on_error == "skip":
+            _logger.warning("%s: left out of the stream: %s", report.name, problem)
+            return None
+        report = dataclasses.replace(report, problems=[problem])
+        raise CorpusError(report, 'Correct the file, or pass on_error="skip" to leave such rows out.') from error
+    features = stored_features(corpus_features(annotators))
+    batch = pyarrow.RecordBatch.from_pylist([{**row, "duration": duration}], features.arrow_schema)
+    return batch.to_pylist()[0]  # with numbers of the precision that the built corpus has
 
 
 def _key(
     source_rows: Sequence[SourceRow],
     report: CorpusReport,
     on_error: str,
-    audio_folder: Path,
+    audio_folder: Path | None,
     annotators: bool,
     known_size: KnownSize | None,
 ) -> str:
     """A digest of all that the built corpus and its report depend on."""
     key = hashlib.sha256(repr((report, on_error, str(audio_folder), annotators, known_size)).encode())
-    for module in (audio, checks, known_sizes, schema, statistics):
+    for module in (audio_cmkd, audio, checks, known_sizes, schema, statistics, stretch, values):
         key.update(Path(str(module.__file__)).read_bytes())
     key.update(Path(__file__).read_bytes())
+    folders = values.Folders()
     for row in source_rows:
+        if isinstance(row.audio, bytes):
+            row = dataclasses.replace(row, audio=hashlib.sha256(row.audio).hexdigest())
+        elif isinstance(row.audio, str):
+            key.update(repr(_size_and_time(folders.spelled(str(Path(audio_folder or "") / row.audio)))).encode())
         key.update(repr(row).encode())
-        if isinstance(row.audio, str):
-            key.update(repr(_size_and_time(audio_folder, row.audio)).encode())
     return key.hexdigest()[:16]
 
 
-def _size_and_time(folder: Path, path: str) -> tuple[int, int] | None:
+def _with_content(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the content of its sound where that is still in somebody's table."""
+    content = row["audio"]["bytes"]
+    if content is None or isinstance(content, bytes):
+        return row
+    return {**row, "audio": {**row["audio"], "bytes": content.read()}}
+
+
+def _size_and_time(path: str) -> tuple[int, int] | None:
     """Size in bytes and time of change of a file in nanoseconds, None if it cannot be found."""
     try:
-        status = (folder / path).stat()
+        status = Path(path).stat()
     except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns

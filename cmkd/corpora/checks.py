@@ -15,45 +15,56 @@ names of their own, stay before those of validation, and these before those of t
 stays. A speaker in two splits neither of which is train or validation ("test1" and "test2", say) is no clash, since
 nothing is learned or chosen on either. Sound that occurs twice is told by its samples (`cmkd.audio.digest_audio`): in
 two splits it is a clash, in different files of one split a note.
+
+Rows may be stretches of one file, or channels of it. Such rows clash where they have sound in common and are in two
+splits, or where they are the same stretch. Within a split stretches may overlap, as people who interrupt each other do.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import reprlib
 import sys
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from decimal import Decimal
-from numbers import Integral, Real
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import stdev
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
+import datasets
 from datasets.utils import tqdm
 
 from cmkd.atomic import written_whole
 from cmkd.audio import AudioError, digest_audio
 from cmkd.corpora.schema import SPLITS, normalise_split, rows_by_split
 from cmkd.corpora.statistics import added, drawn_histogram, duration_histogram, label_statistics
+from cmkd.corpora.values import Folders, as_name, as_number, as_text
+from cmkd.stretch import Stretch, Taken, files_cut_up, stretch_of
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 ADVICE = {
-    "audio in two splits": "keep the file in one split only",
-    "audio used twice": "keep one row a file",
+    "audio in two splits": "keep the file, or all stretches of it that overlap, in one split only",
+    "channels cancel out": "choose one by the column channel, or record the file anew",
+    "audio used twice": "keep one row for each file, or for each stretch of it by the columns start and end",
     "duplicate id": "give every row an id of its own",
     "empty audio": "restore the file, or remove the row",
     "missing file": "correct the path (folders are separated by '/'), or pass the data_dir= where it starts",
     "missing value": "fill in the field, or remove the row",
+    "no such channel": "correct the channel, which is counted from 0, or leave the field empty for the mean of all",
     "non-finite audio": "make the file anew",
     "not a number": "write labels like 3.5, and leave the field empty where there is no rating",
+    "not a channel": "write its number, counted from 0, or leave the field empty for the mean of all",
+    "not a stretch": "write start and end in seconds from the beginning of the file, or leave them empty for all of it",
     "not a split name": "use letters, digits and '_' only, for example train, validation, test",
     "not text": "write the value as a string of valid Unicode",
     "outside the folder": "pass a data_dir= that contains all audio files",
@@ -61,6 +72,7 @@ ADVICE = {
     "same sound in two splits": "keep one of the two files",
     "speaker in two splits": "keep a speaker in one split; leave the field empty where the speaker is unknown",
     "two files of this name": "keep one of them in the audio folder",
+    "stretch outside the audio": "correct start and end, which are in seconds from the beginning of the file",
     "truncated audio": "restore the file, or remove the row",
     "unrated": "rate one dimension at least, or remove the row",
     "unreadable audio": "convert the file to wav or flac",
@@ -70,6 +82,9 @@ ADVICE = {
 SHOWN_PROBLEMS = 20
 PROGRESS_BAR_FROM = 1000  # files
 
+_MOST_CHANNELS = 2**10
+
+_STRETCH = ("start", "end", "channel")
 _GENDERS = {"female": "female", "f": "female", "male": "male", "m": "male", "": ""}
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")  # the names that datasets allows
 
@@ -91,6 +106,16 @@ class Rating(NamedTuple):
     dominance: Any = None
 
 
+@runtime_checkable
+class StoredSound(Protocol):
+    """The content of a sound file in somebody's table, read whenever it is needed, since all of it may be too much."""
+
+    name: str
+    """Of the file, "" if it has none."""
+
+    def read(self) -> bytes: ...
+
+
 @dataclass(slots=True)
 class SourceRow:
     """A row of a corpus as it stands in the corpus' files, not yet checked.
@@ -98,7 +123,7 @@ class SourceRow:
     Attributes:
         row (`str`): Where it stands, for example "manifest.csv:12".
         id (`str`): Unique in the corpus.
-        audio (`str` or `bytes`): The path of a sound file or its content.
+        audio (`str`, `bytes` or `StoredSound`): The path of a sound file or its content.
         split (`str`): Any spelling that `normalise_split` knows.
         transcript (`str`, *optional*): "" if there is none.
         activation, valence, dominance (`float` or `str`, *optional*): On the scale of the corpus; NaN, None or "" if
@@ -106,8 +131,12 @@ class SourceRow:
         speaker (`str`, *optional*): "" if unknown.
         gender (`str`, *optional*): "female", "male", "f" or "m" in any case; everything else is taken as unknown.
         ratings (`list[Rating]`, *optional*): Of the single annotators, for a corpus that is loaded with them.
+        start, end (`float` or `str`, *optional*): The stretch of the file, in seconds; None or "" for its beginning and
+            its end.
+        channel (`int` or `str`, *optional*): The channel of the file, counted from 0; None, "" or "mean" for the mean
+            of all.
 
-    For None a text field counts as empty, and whole numbers are taken as text.
+    For None and NaN a text field counts as empty, and whole numbers are taken as text.
     """
 
     row: str
@@ -121,6 +150,9 @@ class SourceRow:
     speaker: Any = ""
     gender: Any = ""
     ratings: Sequence[Rating] | None = None
+    start: Any = None
+    end: Any = None
+    channel: Any = None
 
 
 @dataclass(frozen=True)
@@ -264,12 +296,14 @@ class CorpusError(ValueError):
     Attributes:
         report (`CorpusReport`): With all cases in `problems`.
         fix (`str`): What to do about it.
+        problems_file (`Path` or None): The file that lists all cases, which `load_corpus` writes.
     """
 
     def __init__(self, report: CorpusReport, fix: str):
         super().__init__(report, fix)
         self.report = report
         self.fix = fix
+        self.problems_file: Path | None = None
 
     def __str__(self) -> str:
         problems = self.report.problems
@@ -277,9 +311,31 @@ class CorpusError(ValueError):
         lines = [f"the corpus {self.report.name!r} has {_number(len(problems), 'problem')}: {_counted(reasons)}"]
         lines += [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
         if len(problems) > SHOWN_PROBLEMS:
-            lines += [f"  ... and {len(problems) - SHOWN_PROBLEMS:,} more: see `.report.problems` of this error"]
+            lines += [f"  ... and {len(problems) - SHOWN_PROBLEMS:,} more"]
+        if self.problems_file is not None:
+            lines += [f"all of them, as a table: {self.problems_file}"]
+        elif len(problems) > SHOWN_PROBLEMS:
+            lines += ["all of them: `.report.problems` of this error"]
         lines += [f"{reason}: {ADVICE[reason]}." for reason in reasons if reason in ADVICE]
         return "\n".join([*lines, self.fix])
+
+
+def write_problems(report: CorpusReport) -> Path:
+    """Writes all problems of a corpus to a CSV file, whole or not at all, in UTF-8, and returns where that is.
+
+    It lies in the folder `cmkd/problems` of `HF_DATASETS_CACHE`; its name has a digest of the problems, so that the
+    same problems have the same file. Columns: row, reason, detail, id, field, value, as in `CorpusProblem`.
+    """
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, [field.name for field in fields(CorpusProblem)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(asdict, report.problems))
+    content = table.getvalue().encode("utf-8", "backslashreplace")  # lone surrogates are problems, too
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "cmkd" / "problems"
+    path = (folder / f"{report.name}-{hashlib.sha256(content).hexdigest()[:12]}.csv").absolute()
+    with written_whole(path) as file:
+        file.write_bytes(content)
+    return path
 
 
 def check_rows(
@@ -330,7 +386,7 @@ def check_rows(
     skipped.update(unread.values())
     skipped.update(candidate.problems[0].reason for candidate in candidates if candidate.problems)
     report.skipped = dict(skipped.most_common())
-    report.notes += _notes(kept)
+    report.notes += [*_notes_on_names(kept), *_notes(kept)]
     report.count(rows)
     report.digest = _digest(rows, [candidate.sound for candidate in kept]) if read_sound else ""
     lost = dict.fromkeys(c.split for c in candidates if c.split and c.split not in report.utterances)
@@ -343,8 +399,9 @@ def check_rows(
 def _digest(rows: list[dict[str, Any]], sounds: list[str]) -> str:
     digest = hashlib.sha256()
     for row, sound in zip(rows, sounds, strict=True):
-        values = [value for column, value in row.items() if column != "audio"]
-        digest.update(json.dumps([*values, sound]).encode())
+        stretch = {column: row[column] for column in _STRETCH if row[column] is not None}
+        values = [value for column, value in row.items() if column not in ("audio", *_STRETCH)]
+        digest.update(json.dumps([*values, sound, *([stretch] if stretch else [])]).encode())
     return digest.hexdigest()[:12]
 
 
@@ -353,7 +410,9 @@ class _Candidate:
 
     __slots__ = (
         "audio",
+        "channel",
         "duration",
+        "end",
         "file",
         "gender",
         "id",
@@ -365,6 +424,7 @@ class _Candidate:
         "sound",
         "speaker",
         "split",
+        "start",
         "transcript",
     )
 
@@ -372,18 +432,26 @@ class _Candidate:
         self.raw = raw
         self.problems: list[CorpusProblem] = []
         self.id = ""  # until it is read, since problems show it
-        self.id = self._text("id", required=True).strip()
-        self.audio: str | bytes = self._audio(audio_folder)
+        self.id = self._name("id", required=True)
+        self.audio: str | bytes | StoredSound = self._audio(audio_folder)
+        self.start, self.end = self._start_and_end()
+        self.channel = self._channel()
         self.split = sys.intern(self._split())  # many rows, few values: each is in memory once
         self.labels = self._labels(report.label_scale, report.label_limits or report.label_scale)
         self.transcript = self._text("transcript")
-        self.speaker = sys.intern(self._text("speaker").strip())
-        self.gender = self._text("gender").strip()
+        self.speaker = sys.intern(self._name("speaker"))
+        self.gender = self._name("gender")
         self.rating_problems: list[CorpusProblem] = []
         self.ratings = [self._rating(rating, report.label_scale) for rating in raw.ratings or ()]
-        self.file = ""  # the path without symbolic links, set by locate
+        self.file = ""  # the path without symbolic links, set by locate, or the digest of the content, set by measure
         self.duration = math.nan  # set by measure
         self.sound = ""  # the digest of the samples, set by measure
+
+    @property
+    def stretch(self) -> Stretch:
+        """What of which file it is."""
+        end = math.inf if self.end is None else self.end
+        return Stretch(self.file, self.start or 0.0, end, self.channel)
 
     @property
     def rank(self) -> int:
@@ -395,9 +463,10 @@ class _Candidate:
         shown = "" if value is None else value if isinstance(value, str) else reprlib.repr(value)
         self.problems.append(CorpusProblem(self.raw.row, reason, detail, self.id, field, shown))
 
-    def locate(self) -> None:
+    def locate(self, folders: Folders) -> None:
         """Finds the audio file."""
         if isinstance(self.audio, str):
+            self.audio = folders.spelled(self.audio)
             try:
                 self.file = str(Path(self.audio).resolve(strict=True))
             except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle, in Python 3.12
@@ -405,16 +474,25 @@ class _Candidate:
 
     def measure(self) -> None:
         """Measures the duration and takes the digest, if the audio is good."""
+        content = self.audio if isinstance(self.audio, (str, bytes)) else self.audio.read()
+        if isinstance(content, bytes):
+            self.file = f"sha256:{hashlib.sha256(content).hexdigest()}"
         try:
-            self.duration, self.sound = digest_audio(self.audio)
+            self.duration, self.sound = digest_audio(content, **stretch_of(self.columns_of_stretch()))
         except AudioError as error:
             self.refuse("audio", error.reason, error.detail)
 
+    def columns_of_stretch(self) -> dict[str, Any]:
+        return {"start": self.start, "end": self.end, "channel": self.channel}
+
     def to_row(self, label_scale: list[float], annotators: bool) -> dict[str, Any]:
-        is_path = isinstance(self.audio, str)
+        if isinstance(self.audio, str):
+            audio: dict[str, Any] = {"bytes": None, "path": self.audio}
+        else:
+            audio = {"bytes": self.audio, "path": None if isinstance(self.audio, bytes) else self.audio.name or None}
         row = {
             "id": self.id,
-            "audio": {"bytes": None if is_path else self.audio, "path": self.audio if is_path else None},
+            "audio": audio,
             "transcript": self.transcript,
             **dict(zip(EMOTION_DIMENSIONS, self.labels, strict=True)),
             "speaker": self.speaker,
@@ -422,6 +500,7 @@ class _Candidate:
             "split": self.split,
             "duration": self.duration,
             "label_scale": label_scale,
+            **self.columns_of_stretch(),
         }
         if annotators:
             row["annotators"] = [name for name, _ in self.ratings]
@@ -440,7 +519,7 @@ class _Candidate:
             value = getattr(rating, dimension)
             field, shown = f"{dimension} by {rating.annotator}", "" if value is None else str(value)
             try:
-                number = _label_value(value)
+                number = as_number(value)
             except (TypeError, ValueError, OverflowError):
                 self.rating_problems.append(CorpusProblem(rating.row, "not a number", "", self.id, field, shown))
                 number = math.nan
@@ -453,12 +532,15 @@ class _Candidate:
         return rating.annotator, values
 
     def _text(self, field: str, required: bool = False) -> str:
-        value = getattr(self.raw, field)
-        if value is None:
-            value = ""
-        elif not isinstance(value, bool) and isinstance(value, Integral):
-            value = str(value)
-        if not isinstance(value, str) or not _is_unicode(value):
+        return self._read(as_text, field, required)
+
+    def _name(self, field: str, required: bool = False) -> str:
+        return self._read(as_name, field, required)
+
+    def _read(self, read: Callable[[Any], str], field: str, required: bool) -> str:
+        try:
+            value = read(getattr(self.raw, field))
+        except (TypeError, ValueError):
             self.refuse(field, "not text")
             return ""
         if required and not value.strip():
@@ -466,15 +548,46 @@ class _Candidate:
             return ""
         return value
 
+    def _start_and_end(self) -> tuple[float | None, float | None]:
+        known = len(self.problems)
+        start, end = self._seconds("start"), self._seconds("end")
+        if len(self.problems) == known and end is not None and end <= (start or 0.0):
+            self.refuse("end", "not a stretch", f"it must be after start, {start or 0:g} s")
+        return (start, end) if len(self.problems) == known else (None, None)
+
+    def _seconds(self, field: str) -> float | None:
+        try:
+            seconds = as_number(getattr(self.raw, field))
+        except (TypeError, ValueError, OverflowError):
+            self.refuse(field, "not a number")
+            return None
+        if seconds < 0 or math.isinf(seconds):
+            self.refuse(field, "not a stretch", "it must be 0 or more, and finite")
+        return None if math.isnan(seconds) else seconds
+
+    def _channel(self) -> int | None:
+        try:
+            text = as_name(self.raw.channel)
+            if text in ("", "mean"):
+                return None
+            channel = as_number(text)
+            if channel.is_integer() and 0 <= channel < _MOST_CHANNELS:
+                return int(channel)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        each = ": a row is one utterance, so write one for each channel" if self.raw.channel == "each" else ""
+        self.refuse("channel", "not a channel", f"it must be a whole number from 0 on, or 'mean'{each}")
+        return None
+
     def _split(self) -> str:
-        split = normalise_split(self._text("split", required=True).strip())
+        split = normalise_split(self._name("split", required=True))
         if split and not _SPLIT_NAME.fullmatch(split):
             self.refuse("split", "not a split name")
             return ""
         return split
 
-    def _audio(self, folder: str | os.PathLike[str] | None) -> str | bytes:
-        if isinstance(self.raw.audio, bytes):
+    def _audio(self, folder: str | os.PathLike[str] | None) -> str | bytes | StoredSound:
+        if isinstance(self.raw.audio, (bytes, StoredSound)):
             return self.raw.audio
         path = self._text("audio", required=True)
         if not path or folder is None:
@@ -495,7 +608,7 @@ class _Candidate:
 
     def _label(self, dimension: str, label_scale: tuple[float, float], limits: tuple[float, float]) -> float:
         try:
-            label = _label_value(getattr(self.raw, dimension))
+            label = as_number(getattr(self.raw, dimension))
         except (TypeError, ValueError, OverflowError):
             self.refuse(dimension, "not a number")
             return math.nan
@@ -504,36 +617,15 @@ class _Candidate:
         return label
 
 
-def _label_value(value: Any) -> float:
-    """A label as a number, NaN if there is none."""
-    if value is None:
-        return math.nan
-    if isinstance(value, str):
-        if "_" in value:  # float("1_0") is 10
-            raise ValueError(value)
-        return float(value) if value.strip() else math.nan
-    if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
-        raise TypeError(value)
-    return float(value)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether the text has no lone surrogates, which JSON and file names may bring along."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _locate(candidates: list[_Candidate]) -> None:
+    folders = Folders()
     for candidate in candidates:
         if candidate.audio:
-            candidate.locate()
+            candidate.locate(folders)
 
 
 def _measure(candidates: list[_Candidate]) -> None:
-    with_audio = [candidate for candidate in candidates if candidate.file or isinstance(candidate.audio, bytes)]
+    with_audio = [candidate for candidate in candidates if candidate.file or not isinstance(candidate.audio, str)]
     hidden = None if len(with_audio) >= PROGRESS_BAR_FROM else True  # None: hidden unless standard error is a terminal
     with ThreadPoolExecutor() as pool:
         measured = pool.map(_Candidate.measure, with_audio)
@@ -545,23 +637,40 @@ def _check_clashes(candidates: list[_Candidate]) -> None:
     for candidate, first in _clashing(candidates, lambda candidate: candidate.id):
         if candidate is not first:
             candidate.refuse("id", "duplicate id", _place(first))
-    for candidate, first in _clashing(candidates, lambda candidate: candidate.file):
-        if candidate is not first:
-            reason = "audio used twice" if candidate.split == first.split else "audio in two splits"
-            candidate.refuse("audio", reason, _place(first))
+    _check_stretches(candidates)
     for candidate, first in _clashing(candidates, lambda candidate: candidate.sound):
-        if candidate.split != first.split and (not candidate.file or candidate.file != first.file):
+        if candidate.split != first.split and not (candidate.file and candidate.stretch.overlaps(first.stretch)):
             candidate.refuse("audio", "same sound in two splits", f"{_shown_audio(first)} {_place(first)}")
     for candidate, first in _clashing(candidates, lambda candidate: candidate.speaker):
         if 0 <= candidate.rank < first.rank:
             candidate.refuse("speaker", "speaker in two splits", _place(first))
 
 
+def _check_stretches(candidates: list[_Candidate]) -> None:
+    """Finds rows that are the same stretch of a file, and rows of two splits that have a part of a file in common."""
+    stretches: dict[Stretch, _Candidate] = {}
+    for candidate, first in _clashing(candidates, lambda candidate: candidate.stretch if candidate.file else None):
+        if candidate is first:
+            stretches[first.stretch] = first
+        elif candidate.split != first.split:
+            candidate.refuse("audio", "audio in two splits", _place(first))
+        elif isinstance(candidate.audio, str):  # sound in a table has no name by which it could be used twice
+            candidate.refuse("audio", "audio used twice", _place(first))
+    taken = Taken()
+    for candidate in sorted(stretches.values(), key=lambda candidate: -candidate.rank):
+        others = (stretches[stretch] for stretch in taken.overlapping(candidate.stretch))
+        clash = next((other for other in others if other.split != candidate.split), None)
+        if clash is None:
+            taken.add(candidate.stretch)
+        else:
+            candidate.refuse("audio", "audio in two splits", f"some of it is {_place(clash)}")
+
+
 def _clashing(
-    candidates: list[_Candidate], key: Callable[[_Candidate], str]
+    candidates: list[_Candidate], key: Callable[[_Candidate], Hashable]
 ) -> Iterator[tuple[_Candidate, _Candidate]]:
     """Every candidate with the one of the same key that stays before all others, often itself."""
-    groups: dict[str, list[_Candidate]] = defaultdict(list)
+    groups: dict[Hashable, list[_Candidate]] = defaultdict(list)
     for candidate in candidates:
         if key(candidate):
             groups[key(candidate)].append(candidate)
@@ -576,6 +685,33 @@ def _place(candidate: _Candidate) -> str:
 
 def _shown_audio(candidate: _Candidate) -> str:
     return _shortened(candidate.raw.audio) if isinstance(candidate.raw.audio, str) else "audio"
+
+
+def _notes_on_names(kept: list[_Candidate]) -> list[str]:
+    """Where a name is not to the letter what stands in the table."""
+    notes = []
+    for column in ("id", "speaker", "gender", "split", "transcript"):
+        found = [(getattr(candidate.raw, column), candidate) for candidate in kept]
+        numbers = [(raw, candidate) for raw, candidate in found if isinstance(raw, float) and not math.isnan(raw)]
+        if numbers:
+            raw, candidate = numbers[0]
+            where = f"{_number(len(numbers), 'utterance')}, first {raw} as {_shortened(as_text(raw))}"
+            notes += [f"{column} is a floating point number, read as a whole one: {where} ({candidate.raw.row})"]
+        if column != "transcript":
+            others = [c for raw, c in found if isinstance(raw, str) and not unicodedata.is_normalized("NFC", raw)]
+            if others:
+                where = f"{_number(len(others), 'utterance')}, first {_shortened(getattr(others[0], column))}"
+                notes += [f"{column} is in another Unicode normal form than NFC and read in NFC: {where}"]
+    respelled = [c for c in kept if isinstance(c.audio, str) and _respelled(c)]
+    if respelled:
+        first = f"first {_shortened(str(respelled[0].audio))} ({respelled[0].raw.row})"
+        notes += [f"audio found under a name in another Unicode normal form: {len(respelled):,}, {first}"]
+    return notes
+
+
+def _respelled(candidate: _Candidate) -> bool:
+    raw = Path(as_text(candidate.raw.audio)).name
+    return not raw.isascii() and Path(str(candidate.audio)).name != raw
 
 
 def _notes(kept: list[_Candidate]) -> list[str]:
@@ -597,6 +733,10 @@ def _notes(kept: list[_Candidate]) -> list[str]:
         notes += [
             f"{_number(len(twice), 'utterance')} with the sound of another one of the same split, first {example}"
         ]
+    cut_up = files_cut_up((candidate.stretch, candidate.split) for candidate in kept if candidate.file)
+    if cut_up:
+        where = f"{len(cut_up):,}, the first {_shortened(str(cut_up[0]))}"
+        notes += [f"files of which different parts are in different splits: {where}"]
     bad_ratings = [problem for candidate in kept for problem in candidate.rating_problems]
     if bad_ratings:
         reasons = _counted(Counter(problem.reason for problem in bad_ratings))

@@ -44,10 +44,11 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from cmkd.corpora.building import build_corpus
 from cmkd.corpora.checks import CorpusProblem, CorpusReport, Rating, SourceRow
+from cmkd.corpora.folders import archive, unzipped
 from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.schema import SPLITS, Corpus, StreamedCorpus
 from cmkd.spelling import did_you_mean
@@ -85,6 +86,7 @@ _RATING = re.compile(r"A-(?P<annotator>\w+)\s*:\s*val(?P<val>[^;]*);\s*act(?P<ac
 _TRANSCRIPTION = re.compile(r"(?P<turn>Ses\w+)\s*\[[\d.\s-]+\]\s*:?\s*(?P<text>.*)")
 _TAG = re.compile(r"\s*\[[^\[\]]*\]\s*(?P<punctuation>[.,!?;:]*)")
 
+_RELEASE = "IEMOCAP_full_release"
 _LIKE_LABELS = "labels are like '[6.2901 - 8.2357] Ses01F_impro01_F000 neu [2.5000, 2.5000, 2.5000]'"
 
 
@@ -385,12 +387,13 @@ def find_release(data_dir: str | os.PathLike[str] | None) -> Path:
     """
     if data_dir is None:
         raise ValueError(f"data_dir is None: pass the folder with Session1 to Session5. {SOURCE}")
-    for folder in (Path(data_dir), Path(data_dir) / "IEMOCAP_full_release"):
+    for folder in (Path(data_dir), unzipped(Path(data_dir)), unzipped(Path(data_dir) / _RELEASE)):
         if any((folder / f"Session{session}").is_dir() for session in SESSIONS):
             return folder
+    packed = archive(Path(data_dir), {_RELEASE.casefold(), *(f"session{session}" for session in SESSIONS)})
     raise FileNotFoundError(
         f"data_dir is {str(data_dir)!r}, but no folder with Session1 to Session5, nor has it one that is named"
-        f" IEMOCAP_full_release. {SOURCE}"
+        f" {_RELEASE}. " + (f"Unpack {packed.name}, which is there." if packed else SOURCE)
     )
 
 
@@ -404,7 +407,7 @@ def read_release(folder: Path) -> Release:
     version = hashlib.sha256()
     for session in SESSIONS:
         if not (folder / f"Session{session}").is_dir():
-            release.incomplete.append(CorpusProblem(f"Session{session}", "missing folder"))
+            release.incomplete.append(_missing(folder, f"Session{session}"))
             continue
         for path, name in _files(folder, f"Session{session}/dialog/EmoEvaluation", "Ses*.txt", release):
             version.update(content := path.read_bytes())
@@ -421,12 +424,22 @@ def read_release(folder: Path) -> Release:
 
 def _files(folder: Path, place: str, pattern: str, release: Release) -> list[tuple[Path, str]]:
     """The files of a folder of the release, each with its path from there; without those that a dot hides."""
-    found = sorted((folder / place).glob(pattern))
+    inner = folder
+    for part in place.split("/"):
+        inner = unzipped(inner / part)
+    found = sorted(inner.glob(pattern))
     paths = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not paths:
-        reason = "empty folder" if (folder / place).is_dir() else "missing folder"
-        release.incomplete.append(CorpusProblem(place, reason, f"no files {pattern}"))
+        detail = f"no files {pattern}"
+        problem = CorpusProblem(place, "empty folder", detail) if inner.is_dir() else _missing(folder, place, detail)
+        release.incomplete.append(problem)
     return [(path, path.relative_to(folder).as_posix()) for path in paths]
+
+
+def _missing(folder: Path, place: str, detail: str = "") -> CorpusProblem:
+    """That a folder of the release is missing, or still packed."""
+    packed = archive((folder / place).parent, {PurePath(place).name.casefold()})
+    return CorpusProblem(place, "missing folder", f"unzip {packed.name}, which is there" if packed else detail)
 
 
 def _decoded(content: bytes, name: str, release: Release) -> str:

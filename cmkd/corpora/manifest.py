@@ -4,14 +4,28 @@ The table is a CSV, TSV, JSONL or Parquet file, text in UTF-8, the fields of CSV
 
 | column | | value |
 |---|---|---|
-| `audio` | required | path of a wav, flac, mp3 or ogg file, from `data_dir` or else from the manifest's folder |
+| `audio` | required | path of a sound file, from `data_dir` or else from the manifest's folder |
 | `split` | required | train, validation, test or another name |
 | `activation`, `valence`, `dominance` | at least one | number on the corpus' scale, empty if not rated |
+| `start`, `end` | optional | the stretch of the file, in seconds; empty for its beginning and its end |
+| `channel` | optional | which channel is heard, counted from 0; empty or "mean" for the mean of all |
 | `id` | optional | unique; without the column it is the name of the audio file without its ending |
 | `transcript`, `speaker`, `gender` | optional | empty if there is none or it is unknown; gender is female or male |
 
-Other columns are not read, and the report says so; the duration is measured. Paths may be absolute, but may not leave
-the folder in which they start.
+- `arousal` is read as `activation`.
+- In Parquet `audio` may be the content of the files, and in Parquet and JSONL an object `{"path": ..., "bytes": ...}`,
+  as datasets writes it.
+- Without the column `id`, a stretch or channel is added to the name of the file, as in `call_12.5-17.25_channel1`.
+  Sound without a name is called by where it stands, `manifest.parquet:12`.
+- Fields of nested objects have names with dots: `{"labels": {"act": 3}}` has the column `labels.act`. Labels that are
+  nested under their own names, as in `labels.activation`, are read.
+- The setting `columns` says which column is which where the table has other names:
+  `{"activation": "labels.act", "audio": "file"}`.
+- Other columns are not read, and the report says so; the duration is measured.
+- Paths may be absolute, but may not leave the folder in which they start.
+
+The corpus is checked once and kept in the cache of datasets, see `cmkd.corpora.building`. Its version is a digest of
+the table, and one of the rows and their sound.
 """
 
 from __future__ import annotations
@@ -22,21 +36,22 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+import re
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from cmkd.corpora.checks import CorpusProblem, CorpusReport, SourceRow, check_rows
-from cmkd.corpora.schema import Corpus
+from cmkd.corpora.building import build_corpus
+from cmkd.corpora.checks import CorpusProblem, CorpusReport, SourceRow
+from cmkd.corpora.columns import Reading, default_id, flat, flat_names, read_columns
+from cmkd.corpora.schema import Corpus, StreamedCorpus
 from cmkd.transcripts import Preference, join_transcripts
-from configuration_cmkd import EMOTION_DIMENSIONS
 
-COLUMNS = ("id", "audio", "transcript", *EMOTION_DIMENSIONS, "speaker", "gender", "split")
+_WHOLE = re.compile(r"\d+(\.0)?", re.ASCII)
 
 Row = tuple[str, dict[str, Any]]
 """Where it stands, and its values by column."""
@@ -51,10 +66,13 @@ def build(
     *,
     label_scale: Sequence[float],
     manifest: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str] | None = None,
     transcripts: str | os.PathLike[str] | None = None,
     prefer_transcripts: Preference = "manual",
-) -> Corpus:
-    """Builds the corpus that a manifest describes.
+    num_proc: int | None = None,
+    streaming: bool = False,
+) -> Corpus | StreamedCorpus:
+    """Builds the corpus that a manifest describes, or takes it from the cache.
 
     Args:
         data_dir (path or None): The folder in which audio paths start; the manifest's folder if None.
@@ -62,16 +80,19 @@ def build(
         label_scale (`tuple[float, float]`): Minimum and maximum of the scale of the labels, for example `(1, 7)`.
         manifest (path, *optional*): The table; by default the one file in `data_dir` that is named manifest.csv,
             manifest.tsv, manifest.jsonl or manifest.parquet.
+        columns (`dict[str, str]`, *optional*): The table's own names of columns, by the names that they have here.
         transcripts (path, *optional*): What `cmkd transcribe` wrote, for the utterances whose transcript is empty.
         prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" puts those in the place of the manifest's
             transcripts too.
+        num_proc (`int`, *optional*): Processes that write the cache; see `cmkd.corpora.building.build_corpus`.
+        streaming (`bool`, *optional*, defaults to `False`): Returns a `StreamedCorpus` and builds no cache.
 
     Raises:
         CorpusError: Rows have problems and `on_error` is "raise", or the table as a whole cannot be used.
         FileNotFoundError: There is no such manifest.
         ValueError: A setting is not valid.
     """
-    scale = _scale(label_scale)
+    scale = checked_scale(label_scale)
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"data_dir is {str(data_dir)!r}, but no such folder exists.")
     path = _find(data_dir) if manifest is None else Path(manifest)
@@ -87,17 +108,19 @@ def build(
         label_scale=scale,
         config={"manifest": str(path), "data_dir": str(folder), "label_scale": list(scale)},
     )
-    columns, rows = READERS[path.suffix.lower()](content, path.name, report)
-    _check_columns(columns, path.name, report)
-    if "id" not in columns:
-        report.notes.append("the manifest has no column 'id': ids are the names of the audio files without ending")
-    source_rows = join_transcripts(
-        [_source_row(row, values, "id" in columns) for row, values in rows], transcripts, prefer_transcripts, report
-    )
-    return Corpus.from_rows(check_rows(source_rows, report, on_error, folder), report)
+    if columns is not None:
+        report.config["columns"] = dict(columns)
+    names, rows = READERS[path.suffix.lower()](content, path.name, report)
+    reading = read_columns(names, path.name, report, columns)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        _read_whole_numbers(rows, reading, report)
+    source_rows = [_source_row(row, values, reading) for row, values in rows]
+    source_rows = join_transcripts(source_rows, transcripts, prefer_transcripts, report)
+    return build_corpus(source_rows, report, on_error, folder, num_proc=num_proc, streaming=streaming)
 
 
-def _scale(label_scale: Sequence[float]) -> tuple[float, float]:
+def checked_scale(label_scale: Sequence[float]) -> tuple[float, float]:
+    """The minimum and the maximum of a scale, refused with a `ValueError` if it is none."""
     limits = tuple(label_scale) if isinstance(label_scale, Sequence) else ()
     numbers = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
     if not (numbers and -math.inf < limits[0] < limits[1] < math.inf):
@@ -122,36 +145,35 @@ def _find(data_dir: str | os.PathLike[str] | None) -> Path:
     return found[0]
 
 
-def _source_row(row: str, values: dict[str, Any], has_id: bool) -> SourceRow:
-    known = {column: values.get(column) for column in COLUMNS}
-    if not has_id and isinstance(known["audio"], str):
-        known["id"] = PurePath(known["audio"]).stem
+def _source_row(row: str, values: dict[str, Any], reading: Reading) -> SourceRow:
+    known: dict[str, Any] = {column: values.get(own) for column, own in reading.items()}
+    audio = known["audio"]
+    if isinstance(audio, dict):  # as datasets writes it
+        known["audio"] = audio.get("path") if audio.get("bytes") is None else audio["bytes"]
+    if "id" not in known:
+        name = audio.get("path") if isinstance(audio, dict) else audio
+        stretch = (known.get(column) for column in ("start", "end", "channel"))
+        known["id"] = row if name is None or isinstance(name, bytes) else default_id(name, *stretch)
     return SourceRow(row=row, **known)
 
 
-def _check_columns(columns: Sequence[str], name: str, report: CorpusReport) -> None:
-    """Refuses a table without the columns it needs or with ambiguous ones; notes those that are not read."""
-    listed = f"the columns are {', '.join(repr(column) for column in columns)}"
-    fix = "Correct the names of the columns; a .csv file is separated by commas, a .tsv file by tabs."
-    if not columns:
-        report.refuse(CorpusProblem(name, "no columns", "the table is empty"), fix)
-    for column in COLUMNS:
-        if columns.count(column) > 1:
-            report.refuse(CorpusProblem(name, f"more than one column {column!r}", listed), fix)
-    for column in columns:
-        meant = column.strip().casefold()
-        if column not in COLUMNS and meant in COLUMNS and meant not in columns:
-            report.refuse(CorpusProblem(name, f"column {column!r}", f"write {meant!r}"), fix)
-    for column in ("audio", "split"):
-        if column not in columns:
-            report.refuse(CorpusProblem(name, f"no column {column!r}", listed), fix)
-    if not set(EMOTION_DIMENSIONS) & set(columns):
-        report.refuse(CorpusProblem(name, f"none of the columns {', '.join(EMOTION_DIMENSIONS)}", listed), fix)
-    for column in columns:
-        if column not in COLUMNS:
-            alike = get_close_matches(column.casefold(), [known for known in COLUMNS if known not in columns], n=1)
+def _read_whole_numbers(rows: Sequence[Row], reading: Reading, report: CorpusReport) -> None:
+    """Takes the ".0" from names that are all numbers: pandas writes a column of whole numbers that has gaps so."""
+    for column in ("id", "speaker"):
+        if column not in reading:
+            continue
+        own = reading[column]
+        given = [values for _, values in rows if values[own].strip()]
+        if not all(_WHOLE.fullmatch(values[own].strip()) for values in given):
+            continue
+        changed = [values for values in given if "." in values[own]]
+        for values in changed:
+            values[own] = values[own].strip().removesuffix(".0")
+        if changed:
+            first = changed[0][own]
             report.notes.append(
-                f"the column {column!r} is not read" + (f"; did you mean {alike[0]!r}?" if alike else "")
+                f"{column} is a column of whole numbers written like {first + '.0'!r}, read as {first!r}: "
+                f"{len(changed):,} rows"
             )
 
 
@@ -210,6 +232,7 @@ def _read_jsonl(content: bytes, name: str, report: CorpusReport) -> Table:
         except (ValueError, RecursionError) as error:
             report.problems.append(CorpusProblem(f"{name}:{number}", "not a JSON object", str(error)))
         else:
+            values = flat(values)
             columns |= dict.fromkeys(values)
             rows.append((f"{name}:{number}", values))
     return list(columns), rows
@@ -224,16 +247,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_parquet(content: bytes, name: str, report: CorpusReport) -> Table:
     try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
-        columns = file.schema_arrow.names
-        known = [column for column in columns if column in COLUMNS]
-        rows = file.read(columns=known).to_pylist()
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+        rows = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         report.refuse(CorpusProblem(name, "broken table", str(error)), "Write the Parquet file anew.")
-    if any(isinstance(values.get("audio"), bytes) for values in rows):
-        problem = CorpusProblem(name, "no paths", "the column 'audio' holds bytes")
-        report.refuse(problem, "Write the audio to files, and their paths to the column.")
-    return columns, [(f"{name}:{number}", values) for number, values in enumerate(rows, start=1)]
+    return flat_names(table.schema), [(f"{name}:{number}", flat(values)) for number, values in enumerate(rows, start=1)]
 
 
 READERS: dict[str, Callable[[bytes, str, CorpusReport], Table]] = {

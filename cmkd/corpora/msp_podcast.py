@@ -39,6 +39,7 @@ from typing import Any
 
 from cmkd.corpora.building import build_corpus
 from cmkd.corpora.checks import CorpusProblem, CorpusReport, Rating, SourceRow
+from cmkd.corpora.folders import archive, unzipped
 from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.msp_labels import Label, read_consensus, read_ratings
 from cmkd.corpora.schema import SPLITS, Corpus, StreamedCorpus, normalise_split
@@ -64,6 +65,7 @@ SOURCE = "MSP-Podcast is given out by the University of Texas at Dallas: https:/
 _FOLDER_NAME = re.compile(r"msp[-_ ]?podcast.*?(?P<release>\d+\.\d+)", re.IGNORECASE | re.ASCII)
 _LABEL_FILE = re.compile(r"labels_con[cs]ensus\.(csv|json)", re.IGNORECASE)
 _RATINGS_FILE = re.compile(r"labels_detailed\.(csv|json)", re.IGNORECASE)
+_LABELS, _AUDIO, _TRANSCRIPTS = ("labels", "label"), ("audios", "audio"), ("transcripts", "transcript")
 _UP_TO_1_9, _FROM_1_10, _FROM_1_11 = "1.0-to-1.9", "from-1.10", "from-1.11"
 
 
@@ -149,13 +151,14 @@ def _read_release(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a release lie; `ratings` and `transcripts` may be missing."""
+    """Where the parts of a release lie; `ratings` and `transcripts` may be missing, or these not be unzipped yet."""
 
     folder: Path
     labels: Path
     audio: Path
     ratings: Path | None
     transcripts: Path | None
+    transcripts_archive: Path | None
 
 
 def find_layout(data_dir: str | os.PathLike[str] | None) -> Layout:
@@ -170,13 +173,18 @@ def find_layout(data_dir: str | os.PathLike[str] | None) -> Layout:
     folder = Path(os.path.normpath(Path(data_dir).absolute()))
     if not folder.is_dir():
         raise FileNotFoundError(f"data_dir is {str(data_dir)!r}, but no such folder exists. {SOURCE}")
-    labels = _subfolder(folder, "labels", "label")
-    audio = _subfolder(folder, "audios", "audio")
+    folder = _release_folder(folder)
+    labels = _subfolder(folder, *_LABELS)
+    audio = _subfolder(folder, *_AUDIO)
     if labels is None or audio is None:
-        raise FileNotFoundError(
-            f"data_dir {str(folder)!r} has no folder {'Labels' if labels is None else 'Audios'}: pass the folder of "
-            "the release, such as MSP-PODCAST-Publish-1.6."
+        name, names = ("Labels", _LABELS) if labels is None else ("Audios", _AUDIO)
+        packed = archive(folder, names)
+        fix = (
+            f"unzip {packed.name}, which is there."
+            if packed
+            else "pass the folder of the release, such as MSP-PODCAST-Publish-1.6."
         )
+        raise FileNotFoundError(f"data_dir {str(folder)!r} has no folder {name}: {fix}")
     found = sorted(path for path in labels.iterdir() if _LABEL_FILE.fullmatch(path.name))
     tables = [path for path in found if path.suffix.lower() == ".csv"] or found
     if not tables:
@@ -189,8 +197,18 @@ def find_layout(data_dir: str | os.PathLike[str] | None) -> Layout:
         labels=tables[0],
         audio=audio,
         ratings=min(detailed, key=lambda path: path.suffix.lower(), default=None),
-        transcripts=_subfolder(folder, "transcripts", "transcript"),
+        transcripts=_subfolder(folder, *_TRANSCRIPTS),
+        transcripts_archive=archive(folder, _TRANSCRIPTS),
     )
+
+
+def _release_folder(folder: Path) -> Path:
+    """The folder, or the only one in it that has labels, where it has none itself: the release was unzipped twice."""
+    if _subfolder(folder, *_LABELS) is None:
+        inner = [path for path in folder.iterdir() if path.is_dir() and _subfolder(path, *_LABELS) is not None]
+        if len(inner) == 1:
+            return inner[0]
+    return folder
 
 
 def _subfolder(folder: Path, *names: str) -> Path | None:
@@ -198,7 +216,7 @@ def _subfolder(folder: Path, *names: str) -> Path | None:
     if len(found) > 1:
         listed = " and ".join(path.name for path in found)
         raise ValueError(f"data_dir {str(folder)!r} has {listed}: keep the one that belongs to the release.")
-    return found[0] if found else None
+    return unzipped(found[0]) if found else None
 
 
 def _recognise(release: str | None, layout: Layout, split_names: set[str], report: CorpusReport) -> None:
@@ -335,6 +353,10 @@ def _is_empty(value: Any) -> bool:
 
 def _add_transcripts(rows: Sequence[SourceRow], layout: Layout, report: CorpusReport) -> None:
     """Fills in the transcripts that the release has."""
+    if layout.transcripts is None and layout.transcripts_archive is not None:
+        name = layout.transcripts_archive.name
+        report.warnings.append(f"{name} is not unzipped, so that no utterance has a transcript: unzip it where it is")
+        return
     if layout.transcripts is None:
         report.notes.append("this copy has no folder Transcripts: `cmkd transcribe` makes transcripts")
         return

@@ -1,24 +1,30 @@
 """Pushing a corpus to the Hub: for private use by default, with a card, and in public only where that is allowed.
 
 The audio goes along as bytes, under the names of the files without their folders, so that `load_dataset` of what was
-pushed gives the same rows on any machine. The card says what `CorpusReport.__str__` says, but for the notes, which may
-speak of the local copy, and carries the sentence by which a licensed corpus was made public. It goes first, so that a
-data set never stands there without its terms; a tag made from the rows and their sound goes last.
+pushed gives the same rows on any machine. Where a row is a stretch or a channel of a file, only that goes along, with
+the same samples: nobody gets to hear the hour around it. The card says what `CorpusReport.__str__` says, but for the
+notes, which may speak of the local copy, and carries the sentence by which a licensed corpus was made public. It goes
+first, so that a data set never stands there without its terms; a tag made from the rows and their sound goes last.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import DatasetDict
+import numpy as np
+import soundfile
+from datasets import Dataset, DatasetDict
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from audio_cmkd import name_and_content, open_sound
 from cmkd.cards import dataset_card_text
+from cmkd.corpora.schema import stored_features
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
     from cmkd.corpora.schema import Corpus
 
 WORDS_OF_A_SENTENCE = 4
+_STRETCH = ("start", "end", "channel")
+_FLAC_CHANNELS = 8  # at most
 
 
 def push(
@@ -59,7 +67,8 @@ def push(
     tag = tag_of(corpus.report)
     check_permission(corpus.report, repo_id, private, public_permission, token)
     push_card(corpus.report, repo_id, private, public_permission, token, revision, tag)
-    commit = DatasetDict.push_to_hub(corpus, repo_id, private=private, token=token, revision=revision, **settings)
+    cut = DatasetDict({split: _cut_out(rows) for split, rows in corpus.items()})
+    commit = cut.push_to_hub(repo_id, private=private, token=token, revision=revision, **settings)
     HfApi(token=token).create_tag(repo_id, tag=tag, revision=commit.oid, repo_type="dataset", exist_ok=True)
     return commit
 
@@ -78,7 +87,7 @@ def preview(corpus: Corpus, repo_id: str, private: bool, public_permission: str 
     """
     validate_repo_id(repo_id)
     check_terms(corpus.report, private, public_permission)
-    sizes = {split: sum(map(_bytes_of, rows.with_format(None)["audio"])) for split, rows in corpus.items()}
+    sizes = {split: sum(map(_bytes_of, _cut_out(rows).with_format(None)["audio"])) for split, rows in corpus.items()}
     lines = [f"{size:>15,}  bytes of sound, {len(corpus[split]):,} rows of {split}" for split, size in sizes.items()]
     columns: Iterable[str] = next(iter(corpus.values())).column_names
     lines.append(f"Columns: {', '.join(columns)}")
@@ -86,6 +95,35 @@ def preview(corpus: Corpus, repo_id: str, private: bool, public_permission: str 
         f"To a {'private' if private else 'public'} data set, if it has to be made; tag {tag_of(corpus.report)}"
     )
     return "\n".join([*lines, "", str(corpus_card(corpus.report, public_permission, repo_id, tag_of(corpus.report)))])
+
+
+def _cut_out(rows: Dataset) -> Dataset:
+    """The rows with the sound of their stretches and channels as content, in the place of the files."""
+    columns = [column for column in _STRETCH if column in rows.column_names]
+    if all(value is None for column in columns for value in rows[column]):
+        return rows
+    stored = rows.cast(stored_features(rows.features))  # which datasets can write without torchcodec
+    cut = stored.map(_with_own_sound, features=stored.features, desc="cutting out")
+    return cut.cast(rows.features)
+
+
+def _with_own_sound(row: dict[str, Any]) -> dict[str, Any]:
+    if all(row[column] is None for column in _STRETCH):
+        return row
+    with open_sound(*name_and_content(row["audio"])) as sound:
+        frames = np.concatenate(list(sound.blocks(row["start"], row["end"], row["channel"])))
+        name, content = f"{row['id']}.flac", io.BytesIO()
+        for bits in (16, 24):
+            scaled = frames.astype(np.float64) * 2 ** (bits - 1)
+            is_exact = np.array_equal(scaled, np.round(scaled)) and -1 <= frames.min() <= frames.max() < 1
+            if is_exact and frames.shape[1] <= _FLAC_CHANNELS:
+                soundfile.write(content, frames, sound.rate, format="FLAC", subtype=f"PCM_{bits}")
+                break
+        else:
+            name = f"{row['id']}.wav"
+            soundfile.write(content, frames, sound.rate, format="WAV", subtype="FLOAT")
+    audio = {"bytes": content.getvalue(), "path": name.replace("/", "_")}
+    return row | {"audio": audio} | dict.fromkeys(_STRETCH)
 
 
 def _bytes_of(audio: dict[str, Any]) -> int:

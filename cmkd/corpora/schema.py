@@ -26,6 +26,9 @@ FEATURES = Features(
         "split": Value("string"),
         "duration": Value("float32"),
         "label_scale": List(Value("float32"), length=2),
+        "start": Value("float64"),
+        "end": Value("float64"),
+        "channel": Value("int32"),
     }
 )
 """The columns of every corpus.
@@ -37,8 +40,12 @@ FEATURES = Features(
 - `speaker`: "" if unknown.
 - `gender`: "female", "male" or "".
 - `split`: "train", "validation", "test" or another name, the same in every row of a split.
-- `duration`: measured, in seconds.
+- `duration`: of the utterance, in seconds, as it was decoded.
 - `label_scale`: minimum and maximum of the corpus' scale, the same in every row.
+- `start`, `end`: the stretch of the file that is the utterance, in seconds; None for the beginning and the end of it.
+- `channel`: which channel of the file is heard, counted from 0; None for the mean of all.
+
+[`cmkd.stretch.stretch_of`] makes arguments of [`cmkd.audio.read_audio`] of the last three.
 """
 
 ANNOTATOR_FEATURES = Features(
