@@ -495,7 +495,11 @@ def test_half_precision_loads_and_answers_in_fp32(name, dtype, tmp_path):
 def test_initial_weights_survive_a_save_and_depend_on_the_seed_only():
     first, second = student(WAVEFORM_CONFIGS["hubert"]), student(WAVEFORM_CONFIGS["hubert"])
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    for module, fan_in in ((first.embedding_head, 128), (first.prediction_head, 128), (first.speech_summarizer.gru, 128)):
+    for module, fan_in in (
+        (first.embedding_head, 128),
+        (first.prediction_head, 128),
+        (first.speech_summarizer.gru, 128),
+    ):
         values = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
         assert values.abs().max() <= fan_in**-0.5
         assert values.std() == pytest.approx(fan_in**-0.5 / 3**0.5, rel=0.1)  # uniform
