@@ -117,6 +117,14 @@ def test_the_number_of_layers_is_read_when_encoders_are_frozen():
         model.freeze_encoders()
 
 
+def test_the_number_of_layers_can_be_said_on_loading(tmp_path):
+    student(CPC).save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, trust_remote_code=True, num_trainable_layers=-1)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(ValueError, match="num_trainable_layers=1: must be 0 .* or -1 .* CPC"):
+        AutoModel.from_pretrained(tmp_path, trust_remote_code=True, num_trainable_layers=1)
+
+
 def test_modes_follow_what_trains_in_whatever_order_it_is_said():
     config = HubertConfig(**SMALL, hidden_dropout=0.5, feat_proj_dropout=0.5)
     model = student(config)
