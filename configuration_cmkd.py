@@ -3,6 +3,10 @@
 This file travels to the Hub with every checkpoint, beside `modeling_cmkd.py`. It imports transformers and nothing else.
 """
 
+import os
+import re
+from pathlib import Path
+
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -14,6 +18,13 @@ WAVEFORM_ENCODERS = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "cmkd_cpc"
 
 SPECTROGRAM_ENCODERS = ("whisper",)
 """Model types of the speech encoders that take `input_features`, a log-mel spectrogram."""
+
+
+_THREE_OUTPUTS = (
+    f"a CMKD model has the three outputs {', '.join(EMOTION_DIMENSIONS)}, in this order. Leave the argument out; to "
+    "predict something else, put a network of your own on the embeddings."
+)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 class CPCConfig(PreTrainedConfig):
@@ -53,6 +64,7 @@ class _CMKDConfig(PreTrainedConfig):
     """What teacher and student share: the network of Figure 1 of arXiv 2112.00158 and the scale of its outputs."""
 
     has_no_defaults_at_init = True
+    keys_to_ignore_at_inference = ["hidden_states", "hidden_states_mask", "text_hidden_states"]
     sub_configs = {"speech_config": AutoConfig}
 
     def __init__(
@@ -79,12 +91,55 @@ class _CMKDConfig(PreTrainedConfig):
         self.label_mean = [float(value) for value in label_mean]
         self.label_std = [float(value) for value in label_std]
         self.rated_dimensions = list(rated_dimensions)
-        kwargs["id2label"] = dict(enumerate(EMOTION_DIMENSIONS))
-        kwargs["label2id"] = {name: index for index, name in enumerate(EMOTION_DIMENSIONS)}
-        kwargs["problem_type"] = "regression"
-        kwargs.pop("num_labels", None)
+        num_labels = kwargs.pop("num_labels", len(EMOTION_DIMENSIONS))
+        kwargs.setdefault("id2label", dict(enumerate(EMOTION_DIMENSIONS)))
+        kwargs.setdefault("label2id", {name: index for index, name in enumerate(EMOTION_DIMENSIONS)})
+        kwargs.setdefault("problem_type", "regression")
         super().__init__(**kwargs)
+        if num_labels != len(EMOTION_DIMENSIONS):
+            raise ValueError(f"num_labels={num_labels!r}: {_THREE_OUTPUTS}")
+        self.check()
+
+    def check(self):
+        """Checks all fields, as the constructor does: for those that were set later.
+
+        Raises:
+            ValueError: a field is out of its range.
+        """
+        self._check_outputs()
         self._check_fields()
+
+    def _check_outputs(self):
+        names = dict(enumerate(EMOTION_DIMENSIONS))
+        if self.id2label != names:
+            raise ValueError(f"id2label={self.id2label!r}: {_THREE_OUTPUTS}")
+        if self.label2id != {name: index for index, name in names.items()}:
+            raise ValueError(f"label2id={self.label2id!r}: {_THREE_OUTPUTS}")
+        if self.problem_type != "regression":
+            raise ValueError(
+                f"problem_type={self.problem_type!r}: must be 'regression', which rates the three dimensions. Leave it "
+                "out."
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As [`~transformers.PreTrainedConfig.from_dict`], which sets `kwargs` after the constructor's checks."""
+        found = super().from_dict(config_dict, **kwargs)
+        (found[0] if isinstance(found, tuple) else found).check()
+        return found
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """As [`~transformers.PreTrainedConfig.save_pretrained`], after a check of all fields."""
+        self.check()
+        super().save_pretrained(save_directory, **kwargs)
+
+    def to_dict(self):
+        """As [`~transformers.PreTrainedConfig.to_dict`]; where an encoder's name is a folder, it is left out."""
+        content = super().to_dict()
+        for fields in (content, *(content[name] for name in self.sub_configs if content.get(name))):
+            if "_name_or_path" in fields:
+                fields["_name_or_path"] = hub_name(fields["_name_or_path"])
+        return content
 
     def _check_fields(self):
         for name in ("gru_hidden_size", "gru_num_layers", "embedding_size"):
@@ -157,6 +212,21 @@ class _CMKDConfig(PreTrainedConfig):
         minimum, maximum = self.label_scale
         return logits * (maximum - minimum) + minimum
 
+    def to_unit_interval(self, ratings):
+        """Converts ratings on `label_scale` to the unit interval, which `labels` are on: the way back.
+
+        Args:
+            ratings: a number, array or tensor on `label_scale`; NaN, "not rated", stays NaN.
+
+        Returns:
+            The same on the unit interval.
+
+        >>> CMKDStudentConfig(label_scale=(1, 7)).to_unit_interval(4.0)
+        0.5
+        """
+        minimum, maximum = self.label_scale
+        return (ratings - minimum) / (maximum - minimum)
+
 
 class CMKDTeacherConfig(_CMKDConfig):
     """Configuration of [`CMKDTeacherModel`]: speech and text, or one of the two (rows 3 to 9 of the paper's Table 2).
@@ -175,7 +245,9 @@ class CMKDTeacherConfig(_CMKDConfig):
             Size of the utterance embedding e (Eq. 1 and 2). Teacher and student must agree in it.
         num_trainable_layers (`int`, *optional*, defaults to 0):
             How many of the speech encoder's top layers train: 0 is a frozen encoder, 6 the paper's fine-tuning, -1
-            all of the encoder, convolutions included. CPC takes 0 or -1. The text encoder is always frozen.
+            all of the encoder, convolutions included. CPC takes 0 or -1. The text encoder is frozen. This is what
+            `freeze_encoders` sets `requires_grad` by; `requires_grad` then says what trains. It also says of which
+            part `extract_speech_features` is the output.
         use_weighted_layer_sum (`bool`, *optional*, defaults to `False`):
             Feed the GRU a learnt softmax-weighted sum of the encoder's input and all of its layers, instead of the
             last. Not with CPC.
@@ -224,6 +296,16 @@ class CMKDStudentConfig(_CMKDConfig):
 
     def __init__(self, speech_config=None, **kwargs):
         super().__init__(speech_config={"model_type": "hubert"} if speech_config is None else speech_config, **kwargs)
+
+
+def hub_name(name_or_path: str) -> str:
+    """A name on the Hub as it is, and "" for a folder: what a file that others may read says of where a model is from.
+
+    >>> hub_name("facebook/hubert-base-ls960"), hub_name("/home/me/hubert"), hub_name("../hubert")
+    ('facebook/hubert-base-ls960', '', '')
+    """
+    is_name = _HUB_NAME.fullmatch(name_or_path) and not Path(name_or_path).exists()
+    return name_or_path if is_name else ""
 
 
 def _sub_config(name, value):

@@ -8,7 +8,9 @@ answers for an utterance does not depend on what else is in its batch, nor on th
 """
 
 import copy
+import inspect
 import os
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput
 
@@ -49,27 +52,81 @@ FRAMES_AT_A_TIME = 100
 CHANNELS_AT_A_TIME = 64
 """Channels of which the statistics of a group norm are taken at a time."""
 
+_LABEL_ROUNDING = 1e-3  # by which a label may lie outside the unit interval
+
 
 @dataclass
 class CMKDOutput(ModelOutput):
     """What teacher and student return.
 
     Args:
+        loss (`torch.FloatTensor`, *optional*, with `labels`):
+            The emotion loss of the batch (Eq. 5), see [`ccc_loss`]; a scalar in [0, 2].
         logits (`torch.FloatTensor` of shape `(batch, 3)`):
             Activation, valence and dominance, in this order, on the unit interval: 0 is the minimum of the corpus's
             rating scale, 1 its maximum (not clipped). `config.to_label_scale(logits)` converts to that scale. NaN in a
             dimension that is not among `config.rated_dimensions`: nothing was learnt there.
         embeddings (`torch.FloatTensor` of shape `(batch, embedding_size)`):
             The utterance embedding e (Eq. 1 for a teacher, Eq. 2 for a student).
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, with `output_hidden_states`):
+            Of the speech encoder, each (batch, frames, size): the input of the first layer, and what every layer
+            returns, the last after the encoder's final norm if it has one. CPC has one state, the features. With
+            `speech_features` only those from the stored one on, unless the model has a weighted layer sum, for which
+            all are stored. So `hidden_states[-1]` is always the last layer's.
+        hidden_states_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*, with `output_hidden_states`):
+            True at real frames; what the states hold elsewhere is of no meaning.
+        text_hidden_states (`tuple[torch.FloatTensor]`, *optional*, with `output_hidden_states`):
+            Of the text encoder, each (batch, tokens, size), as the stock encoder returns them; with `text_features`
+            these alone. Their mask is `text_attention_mask`.
     """
 
+    loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     embeddings: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states_mask: torch.BoolTensor | None = None
+    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The emotion loss (Eq. 3 and 5): the mean over dimensions of 1 - CCC, each over the utterances rated in it.
+
+    The same formula is in `cmkd/losses.py`, which explains it. It is here a second time because this file travels
+    without that package; a test holds the two together.
+
+    Args:
+        predictions (`torch.Tensor` of shape `(n, dims)`): NaN only where the label is.
+        labels (`torch.Tensor` of shape `(n, dims)`): NaN means "not rated".
+
+    Returns:
+        A scalar in [0, 2], in fp32 or better. A dimension without covariance, because predictions or labels are
+        constant or fewer than two are rated, counts as CCC 0.
+    """
+    dtype = torch.promote_types(torch.promote_types(predictions.dtype, labels.dtype), torch.float32)
+    rated = ~labels.isnan()
+    count = rated.sum(0).clamp(min=1)
+    predictions, labels = (values.to(dtype).masked_fill(~rated, 0.0) for values in (predictions, labels))
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return values.masked_fill(~rated, 0.0).sum(0) / count
+
+    mean_predictions, mean_labels = mean(predictions), mean(labels)
+    predictions, labels = predictions - mean_predictions, labels - mean_labels
+    covariance = mean(predictions * labels)
+    spread = mean(predictions.square()) + mean(labels.square()) + (mean_predictions - mean_labels).square()
+    limits = torch.finfo(dtype)
+    rounding = (8 * limits.eps) ** 2 * (mean_predictions.square() + mean_labels.square()).detach() + limits.tiny
+    return (1 - 2 * covariance / torch.maximum(spread, rounding)).mean()
+
+
+def _is_traced() -> bool:
+    """Whether `torch.export`, `torch.compile` or the older tracing records what runs: values cannot be looked at."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def _lengths(mask: torch.Tensor, name: str) -> torch.Tensor:
     """Number of real positions in each row of a right-padded mask (batch, positions)."""
-    if (mask[:, 1:] > mask[:, :-1]).any():
+    if not _is_traced() and (mask[:, 1:] > mask[:, :-1]).any():
         raise ValueError(f"{name} has padding before real positions: pad on the right (padding_side='right').")
     return mask.long().sum(-1)
 
@@ -80,7 +137,7 @@ def _mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _check_not_empty(frames: torch.Tensor):
-    if frames.min() < 1:
+    if not _is_traced() and frames.min() < 1:
         raise ValueError(
             f"Utterance {int(frames.argmin())} of the batch is shorter than one frame of the speech encoder: "
             "leave out utterances of less than 0.1 s."
@@ -193,34 +250,58 @@ class CPCModel(PreTrainedModel):
         return self.recurrent(hidden.transpose(1, 2))[0], lengths[-1]
 
 
+class ThroughProjections(WavLMAttention):
+    """WavLM's attention, which calls its four projections.
+
+    The stock one hands their weights to one function of torch: what peft or a hook puts in the place of a projection
+    is never called there, and so neither takes effect nor trains.
+    """
+
+    def torch_multi_head_self_attention(self, hidden_states, attention_mask, gated_position_bias):
+        batch, frames, size = hidden_states.shape
+        query, key, value = (
+            projection(hidden_states).view(batch, frames, self.num_heads, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        bias = gated_position_bias.view(batch, self.num_heads, frames, frames)
+        if attention_mask is not None:
+            bias = bias.masked_fill(attention_mask.ne(1)[:, None, None], float("-inf"))
+        dropout = self.dropout if self.training else 0.0
+        states = nn.functional.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout)
+        return self.out_proj(states.transpose(1, 2).reshape(batch, frames, size)), None
+
+
 class SpeechEncoder(nn.Module):
     """A speech encoder, run part by part so that padding never reaches a real frame.
 
     The stock `forward` lets the padding leak in: through the group norm of HuBERT Base and its kin, through the stacked
     positional convolutions of data2vec-audio, and Whisper's insists on 30 s. Here each part sees the real frames
-    only, or zeros where the unpadded utterance would see zeros. The frozen part, everything below the trainable
-    layers, is kept in eval mode and runs without gradient; its output depends on nothing but the utterance, so that
-    it can be stored.
+    only, or zeros where the unpadded utterance would see zeros.
+
+    What trains is what has `requires_grad`, and nothing else is said anywhere. The part below the lowest layer with
+    such a parameter is kept in eval mode, so that its output depends on nothing but the utterance; the rest follows
+    `train()` and `eval()`. Of that output, the part below the top `config.num_trainable_layers` can be stored.
 
     Args:
-        config: the configuration of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper or CPC encoder.
-        num_trainable_layers: top layers that train; 0 none, -1 the whole encoder.
-        use_weighted_layer_sum: return a learnt weighted sum over the input of the layers and all their outputs.
+        config: the configuration of the CMKD model, whose encoder is a HuBERT, wav2vec 2.0, WavLM, data2vec-audio,
+            Whisper or CPC.
     """
 
-    def __init__(self, config, num_trainable_layers: int, use_weighted_layer_sum: bool):
+    def __init__(self, config):
         super().__init__()
-        self.encoder = _build_encoder(config)
-        self.num_trainable_layers = num_trainable_layers
-        self.is_whisper = config.model_type in SPECTROGRAM_ENCODERS
-        self.is_data2vec = config.model_type == "data2vec-audio"
-        self.is_wavlm = config.model_type == "wavlm"
-        self.is_cpc = config.model_type == CPCConfig.model_type
+        self.config = config
+        speech = config.speech_config
+        self.encoder = _build_encoder(speech)
+        self.is_whisper = speech.model_type in SPECTROGRAM_ENCODERS
+        self.is_data2vec = speech.model_type == "data2vec-audio"
+        self.is_wavlm = speech.model_type == "wavlm"
+        self.is_cpc = speech.model_type == CPCConfig.model_type
         self.normalizes_last = self.is_whisper or (
-            not self.is_data2vec and not self.is_cpc and config.do_stable_layer_norm
+            not self.is_data2vec and not self.is_cpc and speech.do_stable_layer_norm
         )
         size = len(self.layers) + 1
-        self.layer_weights = nn.Parameter(torch.zeros(size)) if use_weighted_layer_sum else None
+        self.layer_weights = nn.Parameter(torch.zeros(size)) if config.use_weighted_layer_sum else None
+        self._lowest = 0
         self.freeze()
 
     @property
@@ -235,33 +316,54 @@ class SpeechEncoder(nn.Module):
         return self.encoder.layer_norm if self.is_whisper else self.encoder.encoder.layer_norm
 
     @property
-    def num_frozen_layers(self) -> int:
-        return 0 if self.num_trainable_layers == -1 else len(self.layers) - self.num_trainable_layers
+    def has_frozen_part(self) -> bool:
+        """Whether `config.num_trainable_layers` leaves a part whose output can be stored."""
+        return self.config.num_trainable_layers != -1
 
-    def trainable_modules(self) -> list[nn.Module]:
-        """The parts of the stock encoder that train."""
-        if self.num_trainable_layers == -1:
-            return [self.encoder]
-        if self.num_trainable_layers == 0:
-            return []
-        top = list(self.layers[self.num_frozen_layers :])
-        return [*top, self.final_norm] if self.normalizes_last else top
+    @property
+    def num_frozen_layers(self) -> int:
+        """How many of the layers belong to the part whose output can be stored."""
+        return len(self.layers) - self.config.num_trainable_layers if self.has_frozen_part else 0
 
     def freeze(self):
-        """Sets `requires_grad`, which loading a checkpoint resets."""
-        self.encoder.requires_grad_(False)
-        for module in self.trainable_modules():
-            module.requires_grad_(True)
-        for name, parameter in self.encoder.named_parameters():
-            if name.endswith(("masked_spec_embed", "embed_positions.weight")):  # unused; sinusoids
-                parameter.requires_grad_(False)
+        """Sets `requires_grad` as `config.num_trainable_layers` says."""
+        self.encoder.requires_grad_(not self.has_frozen_part)
+        if self.config.num_trainable_layers > 0:
+            for module in [*self.layers[self.num_frozen_layers :], *([self.final_norm] * self.normalizes_last)]:
+                module.requires_grad_(True)
+        if self.is_whisper:
+            self.encoder.embed_positions.requires_grad_(False)  # sinusoids
+        self._follow_gradient()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        self.encoder.eval()
-        for module in self.trainable_modules():
-            module.train(mode)
+        self._set_modes()
         return self
+
+    def _follow_gradient(self):
+        """Finds the lowest layer that trains, as it may have changed since `train` was called.
+
+        It is -1 where something below the layers trains; the number of layers, or more, where none of them does.
+        """
+        above = {self.layers, self.final_norm} if self.normalizes_last else {self.layers}
+        lowest = (
+            -1
+            if _trains(self.encoder, above)
+            else next((index for index, layer in enumerate(self.layers) if _trains(layer)), len(self.layers))
+        )
+        if lowest != self._lowest:
+            self._lowest = lowest
+            self._set_modes()
+
+    def _set_modes(self):
+        if self._lowest == -1:
+            self.encoder.train(self.training)
+            return
+        self.encoder.eval()
+        for layer in self.layers[self._lowest :]:
+            layer.train(self.training)
+        if self.normalizes_last:
+            self.final_norm.train(self.training)
 
     def forward(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None):
         """Runs the whole encoder.
@@ -273,44 +375,90 @@ class SpeechEncoder(nn.Module):
         Returns:
             Hidden states (batch, frames, hidden size) and their mask (batch, frames), True at real frames.
         """
-        return self.run_trainable(*self.run_frozen(inputs, attention_mask))
+        states, mask = self.states(inputs, attention_mask)
+        return self.summed(states), mask
 
-    def run_frozen(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None):
-        """Runs everything below the trainable layers, for inputs as in `forward`.
+    def states(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None, keep_all: bool = False):
+        """All states of the encoder, for inputs as in `forward`, and their mask.
+
+        Without `keep_all`, and if the model has no weighted layer sum, only the last one.
+        """
+        self._follow_gradient()
+        hidden, lengths = self._embed(inputs.to(self.encoder.dtype), attention_mask)
+        mask = _mask(lengths, hidden.shape[1])
+        states = self._run_layers([hidden], mask, 0, len(self.layers), keep_all)
+        return self._normalized(states), mask
+
+    def frozen_features(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None):
+        """Runs the part whose output can be stored, for inputs as in `forward`.
 
         Returns:
             Features (batch, frames, hidden size), with a weighted layer sum (batch, frames, states, hidden size), and
             their mask (batch, frames).
-        """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.num_trainable_layers == -1):
-            hidden, lengths = self._embed(inputs.to(self.encoder.dtype), attention_mask)
-            mask = _mask(lengths, hidden.shape[1])
-            states = self._run_layers([hidden], mask, 0, self.num_frozen_layers)
-            return states[-1] if self.layer_weights is None else torch.stack(states, dim=2), mask
 
-    def run_trainable(self, features: torch.Tensor, mask: torch.Tensor):
-        """Runs the trainable layers on what `run_frozen` returned; the same output as `forward`."""
+        Raises:
+            ValueError: something in that part would train.
+        """
+        self._check_frozen()
+        hidden, lengths = self._embed(inputs.to(self.encoder.dtype), attention_mask)
+        mask = _mask(lengths, hidden.shape[1])
+        states = self._run_layers([hidden], mask, 0, self.num_frozen_layers)
+        return states[-1] if self.layer_weights is None else torch.stack(states, dim=2), mask
+
+    def states_above(self, features: torch.Tensor, mask: torch.Tensor, keep_all: bool = False):
+        """The states from what `frozen_features` returned; as `states`, of which it has the last ones.
+
+        Raises:
+            ValueError: something in the part that gave the features would train, and does not by these.
+        """
+        self._check_frozen()
         features = features.to(self.encoder.dtype)
         states = [features] if self.layer_weights is None else list(features.unbind(2))
-        states = self._run_layers(states, mask, self.num_frozen_layers, len(self.layers))
-        if self.normalizes_last:
-            states[-1] = self.final_norm(states[-1])
-        if self.layer_weights is None:
-            return states[-1], mask
-        weights = self.layer_weights.softmax(0)
-        return sum(weight * state for weight, state in zip(weights, states, strict=True)), mask
+        states = self._run_layers(states, mask, self.num_frozen_layers, len(self.layers), keep_all)
+        return self._normalized(states)
 
-    def _run_layers(self, states: list[torch.Tensor], mask: torch.Tensor, start: int, stop: int) -> list[torch.Tensor]:
+    def summed(self, states: list[torch.Tensor]) -> torch.Tensor:
+        """What the GRU is fed with: the last state, or the weighted sum of all."""
+        if self.layer_weights is None:
+            return states[-1]
+        weights = self.layer_weights.softmax(0)
+        return sum(weight * state for weight, state in zip(weights, states, strict=True))
+
+    def _check_frozen(self):
+        self._follow_gradient()
+        if self._lowest >= self.num_frozen_layers:
+            return
+        above = [self.layers[self.num_frozen_layers :], *([self.final_norm] * self.normalizes_last)]
+        spared = {id(parameter) for module in above for parameter in module.parameters()}
+        trained = next(
+            name
+            for name, parameter in self.encoder.named_parameters()
+            if parameter.requires_grad and id(parameter) not in spared
+        )
+        raise ValueError(
+            "speech_features are the output of what lies below the trainable layers, with num_trainable_layers="
+            f"{self.config.num_trainable_layers} in the configuration, but {trained} there has requires_grad=True and "
+            f"would not train. Pass {self.config.speech_input_name} instead; or set config.num_trainable_layers and "
+            "call freeze_encoders()."
+        )
+
+    def _normalized(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [*states[:-1], self.final_norm(states[-1])] if self.normalizes_last else states
+
+    def _run_layers(
+        self, states: list[torch.Tensor], mask: torch.Tensor, start: int, stop: int, keep_all: bool = False
+    ) -> list[torch.Tensor]:
         if start == stop:
             return states
         if self.is_wavlm:
             # The relative position bias is layer 0's; the other layers take it over.
             bias = self.layers[0].attention.compute_bias(mask.shape[1], mask.shape[1])
-            options = {"attention_mask": mask.long(), "position_bias": bias.repeat(len(mask), 1, 1)}
+            options = {"attention_mask": mask.long(), "position_bias": bias.repeat(mask.shape[0], 1, 1)}
         else:
             options = {"attention_mask": create_bidirectional_mask(self.encoder.config, states[-1], mask)}
         for layer in self.layers[start:stop]:
-            states.append(_first(layer(states[-1], **options)))
+            state = _first(layer(states[-1], **options))
+            states = [*states, state] if keep_all or self.layer_weights is not None else [state]
         return states
 
     def _embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
@@ -327,17 +475,17 @@ class SpeechEncoder(nn.Module):
         layers = self.encoder.feature_extractor.conv_layers
         lengths = _lengths(attention_mask, "attention_mask")
         reach = hop = 1  # samples that a frame hears, and from one frame to the next
-        for layer in layers:
-            reach += (layer.conv.kernel_size[0] - 1) * hop
-            hop *= layer.conv.stride[0]
+        for kernel, stride in zip(self.encoder.config.conv_kernel, self.encoder.config.conv_stride, strict=True):
+            reach += (kernel - 1) * hop
+            hop *= stride
         frames = torch.div(lengths - reach, hop, rounding_mode="floor") + 1
         _check_not_empty(frames)
 
         # All at once, what the first convolution gives would be by far the largest tensor of the model.
-        first = _group_normed(layers[0], wave, lengths)
+        first = self._group_normed(layers[0], wave, lengths)
         parts = []
-        for start in range(0, (wave.shape[1] - reach) // hop + 1, FRAMES_AT_A_TIME):
-            part = first(wave[:, None, start * hop : (start + FRAMES_AT_A_TIME - 1) * hop + reach])
+        for piece in [wave] if _is_traced() else _pieces(wave, reach, hop):
+            part = first(piece[:, None])
             for layer in layers[1:]:
                 part = layer(part)
             parts.append(part.transpose(1, 2))
@@ -362,9 +510,9 @@ class SpeechEncoder(nn.Module):
             attention_mask = attention_mask[:, ::WHISPER_HOP][:, : features.shape[2]]
         lengths = _lengths(attention_mask, "attention_mask")
         _check_not_empty(lengths)
-        longest = int(lengths.max())
+        longest = features.shape[2] if _is_traced() else int(lengths.max())
         limit = self.encoder.config.max_source_positions
-        if longest > 2 * limit:
+        if not _is_traced() and longest > 2 * limit:
             raise ValueError(
                 f"input_features has {longest} frames: this Whisper encoder takes at most {2 * limit} "
                 f"({limit // 50} s). Cut the audio into shorter utterances."
@@ -374,22 +522,65 @@ class SpeechEncoder(nn.Module):
         hidden = nn.functional.gelu(self.encoder.conv1(hidden)).masked_fill(~keep, 0.0)
         hidden = nn.functional.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
         lengths = (lengths + 1) // 2
-        hidden = hidden + self.encoder.embed_positions.weight[: hidden.shape[1]]
-        training = self.training and self.num_trainable_layers == -1
-        return nn.functional.dropout(hidden, self.encoder.dropout, training), lengths
+        hidden = hidden + self.encoder.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
+        return nn.functional.dropout(hidden, self.encoder.dropout, self.encoder.training), lengths
+
+    def _group_normed(self, layer: nn.Module, wave: torch.Tensor, lengths: torch.Tensor):
+        """The first convolutional layer, as a function of any stretch (batch, 1, samples) of the wave.
+
+        Where it has a group norm, of one channel a group, this takes its statistics from the real frames of the whole
+        wave (batch, samples), of which `lengths` (batch,) samples are real.
+        """
+        if self.is_data2vec or self.encoder.config.feat_extract_norm != "group":
+            return layer
+        norm = layer.layer_norm
+        if not isinstance(norm, nn.GroupNorm):
+            raise ValueError(
+                f"The group norm of the encoder's first convolution was replaced by a {type(norm).__name__}: this "
+                "model takes it apart, to leave out the padding. Leave it out of modules_to_save."
+            )
+        conv = layer.conv
+        kernel, stride = self.encoder.config.conv_kernel[0], self.encoder.config.conv_stride[0]
+        real = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+        if _is_traced() or type(conv) is not nn.Conv1d:
+            variance, mean = _moments(conv(wave[:, None]).float(), real)
+        else:
+            variance, mean = _moments_in_parts(conv, wave, real.tolist())
+        scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias[:, None] - mean * scale
+
+        def apply(part: torch.Tensor) -> torch.Tensor:
+            return layer.activation(torch.addcmul(shift, conv(part).float(), scale).to(part.dtype))
+
+        return apply
 
 
-def _group_normed(layer: nn.Module, wave: torch.Tensor, lengths: torch.Tensor):
-    """The first convolutional layer, as a function of any stretch (batch, 1, samples) of the wave.
+def _trains(module: nn.Module, but: Collection[nn.Module] = ()) -> bool:
+    """Whether a parameter of the module has `requires_grad`, those of some modules in it aside.
 
-    Where it has a group norm, of one channel a group, this takes its statistics from the real frames of the whole
-    wave (batch, samples), of which `lengths` (batch,) samples are real; a few channels at a time.
+    Runs in every step; it takes a third of a millisecond for HuBERT Large.
     """
-    norm = dict(layer.named_children()).get("layer_norm")
-    if not isinstance(norm, nn.GroupNorm):
-        return layer
-    conv = layer.conv
-    real = (torch.div(lengths - conv.kernel_size[0], conv.stride[0], rounding_mode="floor") + 1).tolist()
+    if any(parameter is not None and parameter.requires_grad for parameter in module._parameters.values()):
+        return True
+    return any(_trains(child, but) for child in module._modules.values() if child is not None and child not in but)
+
+
+def _pieces(wave: torch.Tensor, reach: int, hop: int) -> Iterator[torch.Tensor]:
+    """Stretches of the wave (batch, samples), each the samples that `FRAMES_AT_A_TIME` frames hear."""
+    for start in range(0, (wave.shape[1] - reach) // hop + 1, FRAMES_AT_A_TIME):
+        yield wave[:, start * hop : (start + FRAMES_AT_A_TIME - 1) * hop + reach]
+
+
+def _moments(rows: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance and mean (batch, channels, 1) of rows (batch, channels, frames) over the first `real` frames of each."""
+    keep = _mask(real, rows.shape[2])[:, None]
+    count = real[:, None, None]
+    mean = rows.masked_fill(~keep, 0.0).sum(-1, keepdim=True) / count
+    return (rows - mean).square().masked_fill(~keep, 0.0).sum(-1, keepdim=True) / count, mean
+
+
+def _moments_in_parts(conv: nn.Conv1d, wave: torch.Tensor, real: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_moments`, of what a convolution returns for a wave (batch, samples), a few channels at a time."""
     moments = []
     for start in range(0, conv.out_channels, CHANNELS_AT_A_TIME):
         some = slice(start, start + CHANNELS_AT_A_TIME)
@@ -401,17 +592,11 @@ def _group_normed(layer: nn.Module, wave: torch.Tensor, lengths: torch.Tensor):
         ]
         moments.append([torch.stack(values) for values in zip(*pairs, strict=True)])
     variance, mean = (torch.cat(values, dim=1) for values in zip(*moments, strict=True))
-    scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)
-    shift = norm.bias[:, None] - mean * scale
-
-    def apply(part: torch.Tensor) -> torch.Tensor:
-        return layer.activation(torch.addcmul(shift, conv(part).float(), scale).to(part.dtype))
-
-    return apply
+    return variance, mean
 
 
 class TextEncoder(nn.Module):
-    """A stock text encoder, always frozen: kept in eval mode and run without gradient."""
+    """A stock text encoder. While none of its parameters has `requires_grad` it is kept in eval mode."""
 
     def __init__(self, config):
         super().__init__()
@@ -419,22 +604,48 @@ class TextEncoder(nn.Module):
         self.freeze()
 
     def freeze(self):
-        """Sets `requires_grad`, which loading a checkpoint resets."""
+        """Sets `requires_grad` of all parameters to False."""
         self.encoder.requires_grad_(False)
+        self._set_modes()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        self.encoder.eval()
+        self._set_modes()
         return self
 
-    @torch.no_grad()
+    def _set_modes(self):
+        mode = self.training and _trains(self.encoder)
+        if mode != self.encoder.training:
+            self.encoder.train(mode)
+
+    def check_frozen(self):
+        """Raises ValueError where some parameter would train, so that the output cannot be stored."""
+        if not _trains(self.encoder):
+            return
+        name = next(name for name, parameter in self.encoder.named_parameters() if parameter.requires_grad)
+        raise ValueError(
+            f"text_features are the output of a frozen text encoder, but its {name} has requires_grad=True and "
+            "would not train. Pass input_ids instead, or call freeze_encoders()."
+        )
+
     def forward(self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None = None):
         """(batch, tokens) ids and mask -> token features (batch, tokens, hidden size) and mask (batch, tokens)."""
+        states, text_attention_mask = self.states(input_ids, text_attention_mask)
+        return states[-1], text_attention_mask
+
+    def states(self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None, keep_all: bool = False):
+        """As `forward`, with a tuple of states in the place of the features: all of them, or the last one only."""
+        self._set_modes()
         if text_attention_mask is None:
             text_attention_mask = torch.ones_like(input_ids)
         _lengths(text_attention_mask, "text_attention_mask")
-        output = self.encoder(input_ids=input_ids, attention_mask=text_attention_mask)
-        return output.last_hidden_state, text_attention_mask
+        output = self.encoder(
+            input_ids=input_ids,
+            attention_mask=text_attention_mask,
+            **({"output_hidden_states": True} if keep_all else {}),
+        )
+        below = output.hidden_states[:-1] if keep_all else ()
+        return (*below, output.last_hidden_state), text_attention_mask
 
 
 class GRUSummarizer(nn.Module):
@@ -451,7 +662,7 @@ class GRUSummarizer(nn.Module):
         """(batch, frames, input size) and mask (batch, frames), at least one frame real -> (batch, hidden size)."""
         outputs, _ = self.gru(features)
         last = mask.long().sum(-1) - 1
-        return outputs[torch.arange(len(outputs), device=outputs.device), last]
+        return outputs[torch.arange(outputs.shape[0], device=outputs.device), last]
 
 
 class CMKDPreTrainedModel(PreTrainedModel):
@@ -461,23 +672,23 @@ class CMKDPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     _supports_sdpa = True
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a batch's own: Trainer divides it by the number of accumulation steps
 
     def __init__(self, config):
+        config.check()
         super().__init__(config)
         summary_size = 0
         self.speech_encoder = self.text_encoder = None
         if config.speech_config is not None:
-            self.speech_encoder = SpeechEncoder(
-                config.speech_config, config.num_trainable_layers, config.use_weighted_layer_sum
-            )
+            self.speech_encoder = SpeechEncoder(config)
             self.speech_summarizer = self._build_summarizer(self.speech_encoder)
             summary_size += config.gru_hidden_size
         if self._text_config() is not None:
             self.text_encoder = TextEncoder(self._text_config())
             self.text_summarizer = self._build_summarizer(self.text_encoder)
             summary_size += config.gru_hidden_size
-        self.projection = nn.Linear(summary_size, config.embedding_size)
-        self.prediction = nn.Linear(config.embedding_size, len(EMOTION_DIMENSIONS))
+        self.embedding_head = nn.Linear(summary_size, config.embedding_size)
+        self.prediction_head = nn.Linear(config.embedding_size, len(EMOTION_DIMENSIONS))
         self.post_init()
 
     def _text_config(self):
@@ -501,7 +712,12 @@ class CMKDPreTrainedModel(PreTrainedModel):
             init.zeros_(module.layer_weights)
 
     def freeze_encoders(self):
-        """Sets `requires_grad` of the encoders' parameters as `config.num_trainable_layers` says."""
+        """Sets `requires_grad` of the encoders' parameters as `config.num_trainable_layers` says now.
+
+        Raises:
+            ValueError: a field of the configuration is out of its range.
+        """
+        self.config.check()
         for encoder in (self.speech_encoder, self.text_encoder):
             if encoder is not None:
                 encoder.freeze()
@@ -514,7 +730,9 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return self.eval()
 
     def extract_speech_features(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None):
-        """The output of the frozen part of the speech encoder, which never changes while the rest trains.
+        """The output of the part of the speech encoder below its top `config.num_trainable_layers` layers.
+
+        It never changes while the rest trains.
 
         Args:
             inputs (`torch.Tensor`): `input_values` (batch, samples) or `input_features` (batch, mel bins, frames).
@@ -522,8 +740,11 @@ class CMKDPreTrainedModel(PreTrainedModel):
 
         Returns:
             Features and mask that `forward` takes as `speech_features` and `attention_mask`.
+
+        Raises:
+            ValueError: something in that part has `requires_grad`.
         """
-        return self.speech_encoder.run_frozen(inputs, attention_mask)
+        return self.speech_encoder.frozen_features(inputs, attention_mask)
 
     def extract_text_features(self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None = None):
         """The output of the text encoder.
@@ -531,10 +752,15 @@ class CMKDPreTrainedModel(PreTrainedModel):
         Returns:
             Token features (batch, tokens, hidden size) and mask that `forward` takes as `text_features` and
             `text_attention_mask`.
+
+        Raises:
+            ValueError: something in the text encoder has `requires_grad`.
         """
+        self.text_encoder.check_frozen()
         return self.text_encoder(input_ids, text_attention_mask)
 
-    def _summarize_speech(self, input_values, input_features, speech_features, attention_mask) -> torch.Tensor:
+    def _speech_states(self, input_values, input_features, speech_features, attention_mask, keep_all: bool):
+        """States of the speech encoder, all of them or those that are needed, and their mask."""
         given = {"input_values": input_values, "input_features": input_features, "speech_features": speech_features}
         given = {name: value for name, value in given.items() if value is not None}
         expected = self.config.speech_input_name
@@ -545,27 +771,71 @@ class CMKDPreTrainedModel(PreTrainedModel):
                 "part's output as speech_features, and exactly one of the two."
             )
         if speech_features is None:
-            states, mask = self.speech_encoder(given[expected], attention_mask)
-        else:
-            if attention_mask is None:
-                attention_mask = torch.ones(speech_features.shape[:2], device=speech_features.device)
-            states, mask = self.speech_encoder.run_trainable(speech_features, attention_mask.bool())
-        return self.speech_summarizer(states, mask)
+            return self.speech_encoder.states(given[expected], attention_mask, keep_all)
+        if attention_mask is None:
+            attention_mask = torch.ones(speech_features.shape[:2], device=speech_features.device)
+        mask = attention_mask.bool()
+        return self.speech_encoder.states_above(speech_features, mask, keep_all), mask
 
-    def _summarize_text(self, input_ids, text_features, text_attention_mask) -> torch.Tensor:
+    def _text_states(self, input_ids, text_features, text_attention_mask, keep_all: bool):
+        """States of the text encoder, all of them or the last, and their mask."""
         if (input_ids is None) == (text_features is None):
             raise ValueError(
                 "This model reads: pass input_ids, or the text encoder's output as text_features, not both."
             )
         if text_features is None:
-            text_features, text_attention_mask = self.text_encoder(input_ids, text_attention_mask)
-        elif text_attention_mask is None:
+            return self.text_encoder.states(input_ids, text_attention_mask, keep_all)
+        self.text_encoder.check_frozen()
+        if text_attention_mask is None:
             text_attention_mask = torch.ones(text_features.shape[:2], device=text_features.device)
-        return self.text_summarizer(text_features.to(self.projection.weight.dtype), text_attention_mask)
+        return (text_features,), text_attention_mask
+
+    def _answer(
+        self, speech: Sequence, text: Sequence, labels, output_hidden_states, output_attentions, return_dict
+    ) -> CMKDOutput | tuple[torch.Tensor, ...]:
+        """What `forward` returns; `speech` and `text` are the arguments of `_speech_states` and `_text_states`."""
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError("output_attentions=True: this model does not return attention maps. Leave it out.")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        summaries, states, mask, text_states = [], None, None, None
+        if self.speech_encoder is not None:
+            states, mask = self._speech_states(*speech, keep_all=output_hidden_states)
+            summaries.append(self.speech_summarizer(self.speech_encoder.summed(states), mask))
+        if self.text_encoder is not None:
+            text_states, text_mask = self._text_states(*text, keep_all=output_hidden_states)
+            summaries.append(self.text_summarizer(text_states[-1].to(self.dtype), text_mask))
+        found = self._predict(summaries)
+        output = CMKDOutput(
+            loss=None if labels is None else ccc_loss(found.logits, self._checked_labels(labels, found.logits)),
+            logits=found.logits,
+            embeddings=found.embeddings,
+        )
+        if output_hidden_states:
+            output.hidden_states = None if states is None else tuple(states)
+            output.hidden_states_mask = mask
+            output.text_hidden_states = text_states
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _checked_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}: must be {tuple(logits.shape)}, a column for each of "
+                f"{', '.join(EMOTION_DIMENSIONS)}, NaN where an utterance is not rated."
+            )
+        if not labels.is_floating_point():
+            raise ValueError(f"labels are {labels.dtype}: must be floating point numbers on the unit interval.")
+        outside = ~labels.isnan() & ~((labels > -_LABEL_ROUNDING) & (labels < 1 + _LABEL_ROUNDING))
+        if not _is_traced() and outside.any():
+            raise ValueError(
+                f"labels hold {labels[outside][0].item():g}: must be on the unit interval, 0 being the minimum and 1 "
+                f"the maximum of label_scale, {self.config.label_scale}. config.to_unit_interval(ratings) converts."
+            )
+        return labels
 
     def _predict(self, summaries: list[torch.Tensor]) -> CMKDOutput:
-        embeddings = self.projection(torch.cat(summaries, dim=-1))
-        standardized = self.prediction(embeddings).float()
+        embeddings = self.embedding_head(torch.cat(summaries, dim=-1))
+        standardized = self.prediction_head(embeddings).float()
         mean = standardized.new_tensor(self.config.label_mean)
         std = standardized.new_tensor(self.config.label_std)
         logits = standardized * std + mean
@@ -645,7 +915,12 @@ class CMKDTeacherModel(CMKDPreTrainedModel):
         text_attention_mask: torch.Tensor | None = None,
         speech_features: torch.Tensor | None = None,
         text_features: torch.Tensor | None = None,
-    ) -> CMKDOutput:
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        inputs_embeds: None = None,
+    ) -> CMKDOutput | tuple[torch.Tensor, ...]:
         """Predicts from speech and text, whichever of the two this teacher has encoders for.
 
         Args:
@@ -660,15 +935,22 @@ class CMKDTeacherModel(CMKDPreTrainedModel):
             text_features (`torch.Tensor` of shape `(batch, tokens, hidden size)`, *optional*): output of
                 `extract_text_features`, in the place of `input_ids`.
 
+            labels (`torch.Tensor` of shape `(batch, 3)`, *optional*): activation, valence and dominance on the unit
+                interval, NaN where not rated: the output then has a `loss`, that of this batch.
+            output_hidden_states (`bool`, *optional*, defaults to `config.output_hidden_states`): also return the
+                states of the encoders' layers.
+            output_attentions (`bool`, *optional*): must not be True; here because peft passes it.
+            return_dict (`bool`, *optional*, defaults to `config.return_dict`): False: a tuple of what is not None.
+            inputs_embeds (*optional*): must be None; here because peft passes it.
+
         Raises:
-            ValueError: a modality is missing, doubled, or of the wrong kind for the encoder.
+            ValueError: a modality is missing, doubled, or of the wrong kind for the encoder; stored features are given
+                of a part that would train; labels are no ratings on the unit interval.
         """
-        summaries = []
-        if self.speech_encoder is not None:
-            summaries.append(self._summarize_speech(input_values, input_features, speech_features, attention_mask))
-        if self.text_encoder is not None:
-            summaries.append(self._summarize_text(input_ids, text_features, text_attention_mask))
-        return self._predict(summaries)
+        _refuse(inputs_embeds=inputs_embeds)
+        speech = (input_values, input_features, speech_features, attention_mask)
+        text = (input_ids, text_features, text_attention_mask)
+        return self._answer(speech, text, labels, output_hidden_states, output_attentions, return_dict)
 
     @classmethod
     def from_pretrained_encoders(cls, speech: str | None = None, text: str | None = None, **config):
@@ -700,9 +982,17 @@ class CMKDStudentModel(CMKDPreTrainedModel):
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         speech_features: torch.Tensor | None = None,
-    ) -> CMKDOutput:
-        """Predicts from speech; the arguments are those of [`CMKDTeacherModel`]."""
-        return self._predict([self._summarize_speech(input_values, input_features, speech_features, attention_mask)])
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        input_ids: None = None,
+        inputs_embeds: None = None,
+    ) -> CMKDOutput | tuple[torch.Tensor, ...]:
+        """Predicts from speech; the arguments are those of [`CMKDTeacherModel`], `input_ids` must be None."""
+        _refuse(input_ids=input_ids, inputs_embeds=inputs_embeds)
+        speech = (input_values, input_features, speech_features, attention_mask)
+        return self._answer(speech, (), labels, output_hidden_states, output_attentions, return_dict)
 
     @classmethod
     def from_pretrained_encoder(cls, speech: str, **config):
@@ -719,14 +1009,35 @@ class CMKDStudentModel(CMKDPreTrainedModel):
         return cls(CMKDStudentConfig(speech_config=encoder.config, **config))._adopt({"speech": encoder})
 
 
+def _refuse(**inputs):
+    for name, value in inputs.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} was given, which this {'student' if name == 'input_ids' else 'model'} does not take."
+            )
+
+
 def _build_encoder(config) -> nn.Module:
     """A randomly initialised encoder; of an encoder-decoder only the encoder."""
     if config.model_type == CPCConfig.model_type:
         return CPCModel(config)
     if config.model_type in SPECTROGRAM_ENCODERS:
         return WhisperEncoder(config)
-    model = AutoModel.from_config(config, dtype=torch.get_default_dtype())
-    return model.get_encoder() if config.is_encoder_decoder else model
+    return _prepared(AutoModel.from_config(config, dtype=torch.get_default_dtype()))
+
+
+def _prepared(model: nn.Module) -> nn.Module:
+    """A stock encoder without what no output depends on, so that whatever has `requires_grad` gets a gradient."""
+    if model.config.is_encoder_decoder:
+        return model.get_encoder()
+    if "masked_spec_embed" in dict(model.named_parameters(recurse=False)):
+        del model.masked_spec_embed
+    if "add_pooling_layer" in inspect.signature(type(model)).parameters:
+        model.pooler = None  # type: ignore[assignment]
+    for module in model.modules():
+        if type(module) is WavLMAttention:
+            module.__class__ = ThroughProjections
+    return model
 
 
 def _load_encoder(name_or_path: str) -> nn.Module:
@@ -740,7 +1051,7 @@ def _load_encoder(name_or_path: str) -> nn.Module:
         raise ValueError(
             f"The encoder {name_or_path!r} lacks {_shorten(missing)}: they would be random. Choose another."
         )
-    return model.get_encoder() if model.config.is_encoder_decoder else model
+    return _prepared(model)
 
 
 def _shorten(names: list[str], most: int = 5) -> str:

@@ -244,6 +244,12 @@ def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scal
         speech = recipe.locate(recipe.student_speech_encoder)
         layers = 0 if stage == "audio" else recipe.num_trainable_layers
         model = CMKDStudentModel.from_pretrained_encoder(speech, num_trainable_layers=layers, **config)
+    # The recipe's names go into the checkpoint, not the folders where the encoders were found.
+    if speech is not None:
+        name = recipe.teacher_speech_encoder if stage == "teacher" else recipe.student_speech_encoder
+        model.config.speech_config.name_or_path = name
+    if text is not None:
+        model.config.text_config.name_or_path = recipe.text_encoder
     return (
         model,
         speech and AutoFeatureExtractor.from_pretrained(speech, return_attention_mask=True),
@@ -258,7 +264,7 @@ def input_columns(model, rows: Dataset, feature_extractor, tokenizer, recipe: Re
     if feature_extractor is not None:
         inputs, encoder = SpeechInputs(rows, feature_extractor), model.speech_encoder
         features = None
-        if encoder.num_trainable_layers != -1:
+        if encoder.has_frozen_part:
             settings = (encoder.num_frozen_layers, model.config.use_weighted_layer_sum, feature_extractor.to_dict())
             part = (encoder, model.extract_speech_features, settings, "speech")
             stored_as = (recipe.cache_dtype, recipe.cache_limit_gb, reading_processes(recipe))

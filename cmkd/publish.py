@@ -27,6 +27,7 @@ from huggingface_hub.utils import get_session, validate_repo_id  # type: ignore[
 
 from cmkd.cards import OPEN_CORPORA, TEMPLATES, model_card, space_card
 from cmkd.metrics import CONCORDANCE_CC
+from configuration_cmkd import hub_name
 
 if TYPE_CHECKING:
     from cmkd.corpora.schema import Corpus
@@ -406,8 +407,8 @@ def without_paths(content: Any, encoders: tuple[str, ...] = ()) -> Any:
     """
     if isinstance(content, dict):
         return {
-            key: _name(value) if key in ("_name_or_path", "name_or_path") else value
-            for key, value in ((key, without_paths(value, encoders)) for key, value in content.items())
+            key: _name(value, encoders) if key in ("_name_or_path", "name_or_path") else without_paths(value, encoders)
+            for key, value in content.items()
         }
     if isinstance(content, list):
         return [without_paths(value, encoders) for value in content]
@@ -419,10 +420,10 @@ def without_paths(content: Any, encoders: tuple[str, ...] = ()) -> Any:
     return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], content)
 
 
-def _name(name_or_path: str) -> str:
-    """A name on the Hub as it is; of a folder the last part."""
-    is_name = name_or_path.count("/") < 2 and not name_or_path.startswith((".", "/", "~"))
-    return name_or_path if is_name else name_or_path.rstrip("/").rsplit("/", 1)[-1]
+def _name(name_or_path: str, encoders: tuple[str, ...]) -> str:
+    """The known encoder in whose folder a path ends, else as a checkpoint has it: a name on the Hub, or nothing."""
+    place = name_or_path.replace("\\", "/")
+    return next((name for name in encoders if place.endswith(f"/{name}")), hub_name(name_or_path))
 
 
 def _encoder_names(results: Mapping[str, Any]) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def test_paths_lose_all_but_their_last_part():
     }
     assert without_paths(content) == {
         "a": ["x.wav", "see x.wav, and y", "https://a.org/b/c", "and/or", 3, None],
-        "_name_or_path": "speech",
+        "_name_or_path": "",
         "speech_config": {"_name_or_path": "facebook/hubert-base-ls960"},
     }
 

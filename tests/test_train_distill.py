@@ -188,7 +188,7 @@ def test_conditioning_is_equation_8_on_the_training_split(run):
     assert recorded["residual_std"] == pytest.approx(spreads, abs=1e-5)
     model = AutoModel.from_pretrained(run / "teacher", trust_remote_code=True)
     embedding = np.stack(table["embedding"])
-    logits = embedding @ model.prediction.weight.detach().numpy().T + model.prediction.bias.detach().numpy()
+    logits = embedding @ model.prediction_head.weight.detach().numpy().T + model.prediction_head.bias.detach().numpy()
     logits = logits * model.config.label_std + model.config.label_mean
     np.testing.assert_allclose(logits[:, 1], teacher["predicted_valence"], atol=1e-5)
 

@@ -83,7 +83,7 @@ def make_results(folder: Path, terms: str = TERMS, **arguments) -> dict:
     }
 
 
-def make_networks(run: Path, models: Path) -> None:
+def make_networks(run: Path) -> None:
     torch.manual_seed(0)
     speech = HubertConfig(
         hidden_size=16,
@@ -93,9 +93,9 @@ def make_networks(run: Path, models: Path) -> None:
         conv_dim=(8,) * 7,
         num_conv_pos_embedding_groups=4,
     )
-    speech.name_or_path = str(models / "tones/speech")
+    speech.name_or_path = "tones/speech"
     text = BertConfig(vocab_size=7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    text.name_or_path = str(models / "tones/text")
+    text.name_or_path = "tones/text"
     scale = {"label_scale": (1, 7), "gru_hidden_size": 8, "embedding_size": 8}
     (run / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "said"]))
     tokenizer = BertTokenizer(vocab=str(run / "vocab.txt"))
@@ -112,7 +112,7 @@ def make_networks(run: Path, models: Path) -> None:
 def make_run(run: Path) -> Path:
     """A complete run in an empty folder, with files beside the checkpoints that are nobody else's business."""
     run.mkdir(parents=True, exist_ok=True)
-    make_networks(run, run.parent / "models")
+    make_networks(run)
     (run / "results.json").write_text(json.dumps(make_results(run.parent)))
     for name in ("student", "teacher"):
         for extra in ("optimizer.pt", "training_args.bin", "stage.json", "training_log.json", f"{SECRET}.wav"):
