@@ -39,6 +39,7 @@ import cmkd.audio
 import cmkd.features
 from cmkd.atomic import written_whole
 from cmkd.out_of_memory import is_out_of_memory
+from cmkd.processes import wait_for_all
 
 CHUNK = 32
 """Utterances a file on average, twice as many at most: 40 MB of HuBERT Large in fp32."""
@@ -141,6 +142,7 @@ def frozen_features(
             longest = int(np.argmax(rows["duration"]))
             size = compute(longest, inputs[longest]).nbytes / rows["duration"][longest] * sum(rows["duration"])
             fits = [_fits(cache_dir, paths, size, limit_gb)]
+        wait_for_all(f"estimate the size of {name}")
         if not broadcast_object_list(fits)[0]:
             return None
     mine = range(state.process_index, len(paths), state.num_processes)
@@ -158,7 +160,7 @@ def frozen_features(
                 features.append(compute(index, next(ahead)))
                 progress.update()
             _write(paths[chunk], features)
-    state.wait_for_everyone()
+    wait_for_all(f"compute its share of {name}")
     return StoredFeatures(paths, starts)
 
 
