@@ -198,8 +198,10 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
             write_predictions(path, ids[split], logits, labels[split], list(rows["speaker"]), list(rows["gender"]))
             if stage == "teacher" and split == "train":
                 write_embeddings(run, ids[split], embeddings)
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP from the shards of all processes
     if trainer.is_world_process_zero():
-        for part in (model, feature_extractor, tokenizer):
+        model.save_pretrained(folder, state_dict=weights)
+        for part in (feature_extractor, tokenizer):
             if part is not None:
                 part.save_pretrained(folder)
         write_json(folder / "training_log.json", training_log(trainer.state.log_history))

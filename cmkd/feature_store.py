@@ -39,7 +39,7 @@ import cmkd.audio
 import cmkd.features
 from cmkd.atomic import written_whole
 from cmkd.out_of_memory import is_out_of_memory
-from cmkd.processes import wait_for_all
+from cmkd.processes import READING_TIMEOUT, wait_for_all
 
 CHUNK = 32
 """Utterances a file on average, twice as many at most: 40 MB of HuBERT Large in fp32."""
@@ -150,6 +150,7 @@ def frozen_features(
     order = [index for chunk in missing for index in range(starts[chunk], starts[chunk + 1])]
     options = {
         "num_workers": min(workers, len(order)),
+        "timeout": READING_TIMEOUT if workers and order else 0,
         "generator": torch.Generator(),
     }  # not the one that training draws from
     ahead = iter(DataLoader(Subset(inputs, order), batch_size=None, **options))  # type: ignore[arg-type]

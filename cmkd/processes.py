@@ -40,6 +40,9 @@ INTERVAL = 2.0
 SILENCE = 300.0
 """Seconds without one after which a process is given up."""
 
+READING_TIMEOUT = 600.0
+"""Seconds after which a process that reads ahead is given up, if it has not brought what it was asked for."""
+
 PATIENCE = 600.0
 """Seconds after which a process that waits says for whom, and again whenever that time has doubled."""
 
