@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_processes import two_processes
 from test_train_distill import LAUNCH, SIZES, recipe  # noqa: F401 - the fixture: a small corpus
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
@@ -137,6 +139,35 @@ def test_the_gradient_on_shards_is_that_of_one_process(families, name, stored):
     assert found["in_shards"] == 1.0  # every weight
     assert found["wrapped"] >= 4  # the model and its layers, each gathered alone
     assert found["same_weights"]
+
+
+STOPPED = """
+import os, runpy, signal, sys
+from datetime import timedelta
+from cmkd import processes, trainer
+
+processes.COLLECTIVE_TIMEOUT, processes.INTERVAL, processes.SILENCE = timedelta(seconds=10), 0.5, 5.0
+step = trainer.CMKDTrainer.training_step
+
+def stopped_step(self, *arguments):
+    if self.state.global_step == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return step(self, *arguments)
+
+trainer.CMKDTrainer.training_step = stopped_step
+runpy.run_module("train_distill", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_process_that_stands_still_in_training_is_named(recipe, tmp_path):  # noqa: F811
+    """It says nothing itself, and no launcher ends it: the other one would have waited for a day."""
+    arguments = [str(recipe), "--stages", "finetune", "--batch_size", "4", "--output_dir", str(tmp_path / "run")]
+    with two_processes(["-c", STOPPED, *arguments], tmp_path) as (main, _):
+        assert main.wait(timeout=200) == 1
+        said = (tmp_path / "0").read_text()
+    assert re.search(
+        r"train_distill: process 1 \(on .*, pid \d+\) gives no sign of life: it has died or was sto", said
+    ), said
 
 
 def plugin(**changes) -> SimpleNamespace:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-LIMIT = 60  # of a case; today's timeouts were a day and a week
+WORKER = str(Path(__file__).with_name("processes_worker.py"))
+LIMIT = 60  # of a case; the timeouts had been a day and a week
 
 
 @contextmanager
-def two_processes(case: str, folder: Path):
+def two_processes(program: list[str], folder: Path):
     """Started as two machines would, so that nobody ends one when the other dies; their outputs go into files."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -24,7 +25,7 @@ def two_processes(case: str, folder: Path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     environment |= {"ACCELERATE_USE_CPU": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("processes_worker.py")), case]
+    command = [sys.executable, *program]
     started = []
     try:
         for rank in ("0", "1"):
@@ -44,7 +45,7 @@ def end(process: subprocess.Popen, folder: Path, rank: int) -> tuple[int, str]:
 
 
 def test_a_main_process_that_builds_for_long_is_waited_for(tmp_path):
-    with two_processes("slow", tmp_path) as started:
+    with two_processes([WORKER, "slow"], tmp_path) as started:
         for rank in (0, 1):
             code, said = end(started[rank], tmp_path, rank)
             assert code == 0 and f"process {rank} is done" in said, said
@@ -69,7 +70,7 @@ def test_a_main_process_that_builds_for_long_is_waited_for(tmp_path):
     ],
 )
 def test_a_process_that_is_gone_is_named(case, survivor, message, tmp_path):
-    with two_processes(case, tmp_path) as started:
+    with two_processes([WORKER, case], tmp_path) as started:
         before = time.monotonic()
         code, said = end(started[survivor], tmp_path, survivor)
         assert time.monotonic() - before < LIMIT

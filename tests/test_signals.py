@@ -1,5 +1,6 @@
 """Nothing that a process must not inherit is left behind, and no fold outlives what started it."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -90,3 +91,22 @@ def test_a_fold_ends_with_the_process_that_started_it(how, tmp_path):
             child.wait(timeout=10)
         finally:
             process.kill()
+
+
+def test_no_wait_on_another_process_is_without_an_end():
+    """A fold may run for days: `run_fold` waits for it, and it ends with the process that waits."""
+    waiting = {"run", "wait", "communicate", "join"}
+    found = []
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("cmkd/**/*.py"), *ROOT.glob("tests/*.py")]:
+        source = path.read_text(encoding="utf-8")
+        if "subprocess" not in source and "multiprocess" not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in waiting):
+                continue
+            owner = ast.unparse(node.func.value)
+            is_process = any(name in owner for name in ("process", "job", "fold", "child")) and not node.args
+            if (owner == "subprocess" or is_process) and "timeout" not in [keyword.arg for keyword in node.keywords]:
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:60]}")
+    found = [line for line in found if not line.endswith(": fold.wait()")]
+    assert not found, "\n".join(found)
