@@ -690,6 +690,26 @@ class CMKDPreTrainedModel(PreTrainedModel):
         self.embedding_head = nn.Linear(summary_size, config.embedding_size)
         self.prediction_head = nn.Linear(config.embedding_size, len(EMOTION_DIMENSIONS))
         self.post_init()
+        # What FSDP keeps in shards of their own. It gathers a module when its `forward` runs; `SpeechEncoder` runs the
+        # rest of an encoder part by part, so that has to stay with the whole model.
+        self._no_split_modules = {type(module).__name__ for module in self._modules_run_by_forward()}
+
+    def _modules_run_by_forward(self) -> list[nn.Module]:
+        found: list[nn.Module] = []
+        if self.speech_encoder is not None:
+            found += self.speech_encoder.layers
+            if self.speech_encoder.is_cpc:
+                found += self.speech_encoder.encoder.layers
+                found.append(self.speech_encoder.encoder.recurrent)
+            if self.speech_encoder.is_wavlm:  # in layer 0, and used before that
+                found.append(self.speech_encoder.layers[0].attention.rel_attn_embed)
+        if self.text_encoder is not None:
+            names = self.text_encoder.encoder._no_split_modules or ()
+            found += [module for module in self.text_encoder.modules() if type(module).__name__ in names]
+        return found
+
+    def get_input_embeddings(self) -> None:
+        """None: there is no table that a vocabulary could be added to. accelerate asks for it before it shards."""
 
     def _text_config(self):
         return None

@@ -11,7 +11,6 @@ judged good). A stage that is complete in the output folder is not repeated. See
 import os
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from cmkd.corpora.schema import SPLITS, StreamedCorpus
 from cmkd.evaluation import write_predictions
 from cmkd.feature_store import audio_keys, frozen_features
 from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset
+from cmkd.processes import join_launch, main_process_first, silent_processes, wait_for_all
 from cmkd.publish import check_push, push_run
 from cmkd.recipe import STAGES, Recipe, load_recipe
 from cmkd.report import format_systems, write_report
@@ -57,14 +57,13 @@ def main(arguments: list[str]) -> None:
     recipe = load_recipe(arguments[0], arguments[1:])
     run = Path(recipe.output_dir)
     transformers_logging.disable_progress_bar()
-    on_cpu = not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # a process may wait long for others
+    state = join_launch()
     if torch.cuda.device_count() > 1 and state.num_processes == 1:
         raise ValueError("Several GPUs: use accelerate launch train_distill.py ..., or CUDA_VISIBLE_DEVICES=0 for one.")
     check_encoders(recipe)
     if recipe.hub_model_id is not None:
         check_push(recipe.hub_model_id)
-    with state.main_process_first():
+    with main_process_first("build the corpus"):
         corpus = load_corpus(**recipe.corpus)
     say(corpus.report)
     check_labels(corpus)
@@ -78,7 +77,7 @@ def main(arguments: list[str]) -> None:
     complete = {stage for stage in STAGES if stage not in repeated and stage_is_complete(run, stage, recipe, version)}
     if "teacher" in set(recipe.stages) - complete:
         complete -= {"ts", "cts"}  # they start anew with their teacher
-    state.wait_for_everyone()
+    wait_for_all("read the corpus")
     for stage in STAGES:
         if stage not in recipe.stages:
             continue
@@ -91,7 +90,7 @@ def main(arguments: list[str]) -> None:
             begin_stage(run, stage, recipe, version)
             if stage in ("ts", "cts"):
                 write_conditioning(run, recipe.teacher_folder, recipe.residual_threshold)
-        state.wait_for_everyone()
+        wait_for_all(f"begin the stage {stage}")
         train_stage(stage, recipe, corpus, run)
     if state.is_main_process:
         results = write_results(run, corpus.report.to_dict(), recipe)
@@ -183,6 +182,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
     set_seed(recipe.seed)
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
     model, feature_extractor, tokenizer = build_model(stage, recipe, labels["train"], corpus["train"]["label_scale"][0])
+    wait_for_all("load the encoders")
     model.to(PartialState().device)
     datasets = {}
     for split in SPLITS:
@@ -203,7 +203,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
         data_collator=collate_utterances,
         train_durations=corpus["train"]["duration"] if recipe.group_by_length else None,
     )
-    with PartialState().main_process_first():
+    with main_process_first("read the checkpoints"):
         checkpoint = usable_checkpoint(folder)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
@@ -214,13 +214,15 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
             write_predictions(path, ids[split], logits, labels[split], list(rows["speaker"]), list(rows["gender"]))
             if stage == "teacher" and split == "train":
                 write_embeddings(run, ids[split], embeddings)
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP from the shards of all processes
     if trainer.is_world_process_zero():
-        for part in (model, feature_extractor, tokenizer):
+        model.save_pretrained(folder, state_dict=weights)
+        for part in (feature_extractor, tokenizer):
             if part is not None:
                 part.save_pretrained(folder)
         write_json(folder / "training_log.json", training_log(trainer.state.log_history))
         complete_stage(run, stage, time.monotonic() - started)
-    trainer.accelerator.wait_for_everyone()
+    wait_for_all(f"save the stage {stage}")
 
 
 def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]):
@@ -338,6 +340,14 @@ if __name__ == "__main__":
             torch.distributed.destroy_process_group()
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         sys.exit(f"train_distill: {error}")
+    except RuntimeError as error:
+        silent = silent_processes()
+        if silent is None:
+            raise
+        sys.exit(
+            f"train_distill: {silent}: it has died or was stopped, or its machine cannot be reached. The same command, "
+            f"less --overwrite, goes on where it stopped. ({error})"
+        )
     except KeyboardInterrupt:
         again = ", less --overwrite," if "--overwrite" in sys.argv else ""
         print(f"train_distill: interrupted. The same command{again} goes on where it stopped.", file=sys.stderr)

@@ -33,7 +33,7 @@ def _damage(checkpoint: Path) -> str | None:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         best = state["best_model_checkpoint"]
         for path in checkpoint.iterdir():
-            if path.suffix in (".pt", ".pth"):
+            if path.suffix in (".pt", ".pth", ".bin") and path.name != "training_args.bin":
                 with zipfile.ZipFile(path) as archive:
                     broken = archive.testzip()
                     if broken:

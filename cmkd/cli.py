@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -111,16 +110,14 @@ def transcribe(
     Then train with `--corpus.transcripts transcripts.parquet`.
     """
     with _errors("transcribe"):
-        import torch
-        from accelerate import PartialState
         from transformers.utils import logging
 
+        from cmkd.processes import join_launch, main_process_first
         from cmkd.transcribe import transcribe
 
         logging.disable_progress_bar()  # of loading weights; that of the transcription stays
-        on_cpu = not torch.accelerator.is_available()
-        state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # others wait while the main process builds
-        with state.main_process_first():
+        state = join_launch()
+        with main_process_first("build the corpus"):
             corpus = _load(name, data_dir, on_error, settings)
         done = transcribe(
             corpus,

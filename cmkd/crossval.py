@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from datetime import timedelta
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from accelerate import PartialState
 
 from cmkd.corpora.iemocap import NUM_FOLDS
 from cmkd.evaluation import Predictions, read_predictions, write_predictions
+from cmkd.processes import join_launch, wait_for_all
 from cmkd.recipe import Recipe, load_recipe
 from cmkd.run_folder import check_kind, write_json
 from cmkd.scores import score_systems
@@ -54,12 +57,11 @@ def cross_validate(path: Path, arguments: Sequence[str] = ()) -> dict[str, Any] 
     recipe = load_recipe(path, arguments)
     number = number_of_folds(recipe)
     check_kind(Path(recipe.output_dir), is_cross_validation=True)
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the fold in progress stops too
+    state = join_launch()
     for fold in range(state.process_index + 1, number + 1, state.num_processes):
         print(f"\nfold {fold} of {number}", flush=True)
         run_fold([str(path), *arguments, *_fold_arguments(recipe, fold)], Path(recipe.output_dir, f"fold_{fold}.log"))
-    state.wait_for_everyone()
+    wait_for_all("run its folds")
     return gather_folds(Path(recipe.output_dir), number) if state.is_main_process else None
 
 
@@ -94,19 +96,49 @@ def run_fold(arguments: Sequence[str], log: Path) -> None:
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[state.local_process_index]
-    command = [sys.executable, "-m", "train_distill", *arguments]
-    if state.num_processes == 1:
-        code, said = subprocess.run(command, env=environment, check=False).returncode, "above"
-    else:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            code = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False).returncode
-        said = f"in {log}"
+    command = [sys.executable, "-c", f"from {__name__} import _run_with_parent; _run_with_parent()", *arguments]
+    with ExitStack() as stack:
+        stack.enter_context(_terminated_by_exception())  # so that the fold stops too
+        said, output = "above", None
+        if state.num_processes > 1:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            said, output = f"in {log}", stack.enter_context(log.open("a", encoding="utf-8"))
+        fold = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output)
+        try:
+            code = fold.wait()  # for days, maybe; it ends with this process
+        finally:
+            fold.kill()
+            fold.wait()
     if code:
         raise ChildProcessError(
             f"{' '.join(arguments)} ended with exit code {code}; what it said is {said}. The same command, less "
             "--overwrite, goes on where it stopped."
         )
+
+
+@contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """Turns SIGTERM into `SystemExit` for a while; only the main thread can, and no process may inherit it."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before is None:  # None: not Python's to put back
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_with_parent() -> None:
+    """train_distill.py in a process that ends when its parent does, however that ends: its input is closed then."""
+
+    def end() -> None:
+        os.read(0, 1)  # past the lock of sys.stdin, which would trouble the end of this process
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=end, daemon=True).start()
+    runpy.run_module("train_distill", run_name="__main__", alter_sys=True)
 
 
 def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ import cmkd.audio
 import cmkd.features
 from cmkd.atomic import written_whole
 from cmkd.out_of_memory import is_out_of_memory
+from cmkd.processes import READING_TIMEOUT, wait_for_all
 from cmkd.stretch import stretch_of
 
 CHUNK = 32
@@ -143,6 +144,7 @@ def frozen_features(
             longest = int(np.argmax(rows["duration"]))
             size = compute(longest, inputs[longest]).nbytes / rows["duration"][longest] * sum(rows["duration"])
             fits = [_fits(cache_dir, paths, size, limit_gb)]
+        wait_for_all(f"estimate the size of {name}")
         if not broadcast_object_list(fits)[0]:
             return None
     mine = range(state.process_index, len(paths), state.num_processes)
@@ -150,6 +152,7 @@ def frozen_features(
     order = [index for chunk in missing for index in range(starts[chunk], starts[chunk + 1])]
     options = {
         "num_workers": min(workers, len(order)),
+        "timeout": READING_TIMEOUT if workers and order else 0,
         "generator": torch.Generator(),
     }  # not the one that training draws from
     ahead = iter(DataLoader(Subset(inputs, order), batch_size=None, **options))  # type: ignore[arg-type]
@@ -160,7 +163,7 @@ def frozen_features(
                 features.append(compute(index, next(ahead)))
                 progress.update()
             _write(paths[chunk], features)
-    state.wait_for_everyone()
+    wait_for_all(f"compute its share of {name}")
     return StoredFeatures(paths, starts)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule, StateDictType
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
@@ -12,6 +14,7 @@ from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trai
 from cmkd.evaluation import evaluate_predictions
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
 from cmkd.out_of_memory import is_out_of_memory
+from cmkd.processes import READING_TIMEOUT
 from cmkd.sampler import DeviceBatchSampler, StepSampler
 from cmkd.training_args import CMKDTrainingArguments
 from cmkd.whole_step import OUTPUTS, RandomState, backward, loss_and_output_gradients
@@ -43,12 +46,17 @@ class CMKDTrainer(Trainer):
     def __init__(self, *args, train_durations: Sequence[float] | None = None, **kwargs):
         kwargs.setdefault("compute_metrics", split_metrics)
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            check_sharding(self.accelerator.state.fsdp_plugin)
+        if self.args.gradient_accumulation_steps > 1 and self.args.loss_over == "step":
+            RandomState(self.args.device)  # refuses a device whose generators cannot be set back, before training
         self.train_durations = train_durations
         self._batches: list[dict[str, Any]] = []
         self._second_passes: list[tuple[RandomState, dict[str, torch.Tensor]]] = []
         self._step_loss = torch.tensor(0.0)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
         self.add_callback(EpochOrder)
+        self.add_callback(OwnClassName)
         self.add_callback(EpochLines if self.args.disable_tqdm else EpochProgress)
 
     def loss(self, logits, embeddings, labels, teacher_embeddings=None, quality_weights=None) -> torch.Tensor:
@@ -161,6 +169,7 @@ class CMKDTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            timeout=READING_TIMEOUT if args.dataloader_num_workers else 0,
         )
 
     def create_optimizer(self, model=None):
@@ -185,6 +194,32 @@ def _are_finite(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch
     return (outputs["logits"].isfinite() | labels.isnan()).all(1) & outputs["embeddings"].isfinite().all(1)
 
 
+def check_sharding(plugin: Any) -> None:
+    """Checks that FSDP is set as [`CMKDTrainer`] and the models can do with it, as `launch/fsdp.yaml` does.
+
+    Raises:
+        ValueError: a setting does not fit.
+    """
+    policy = getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy)
+    wrong = {
+        "fsdp_version": (plugin.fsdp_version, 2, plugin.fsdp_version == 2),
+        "fsdp_auto_wrap_policy": (
+            "SIZE_BASED_WRAP",
+            "TRANSFORMER_BASED_WRAP",
+            policy is not size_based_auto_wrap_policy,
+        ),
+        "fsdp_state_dict_type": (
+            plugin.state_dict_type.name,
+            "FULL_STATE_DICT",
+            plugin.state_dict_type == StateDictType.FULL_STATE_DICT,
+        ),
+        "fsdp_cpu_ram_efficient_loading": (True, False, not plugin.cpu_ram_efficient_loading),
+    }
+    for name, (found, expected, fits) in wrong.items():
+        if not fits:
+            raise ValueError(f"{name} is {found}, but must be {expected}: launch with --config_file launch/fsdp.yaml.")
+
+
 def split_batch(batch) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]:
     """The model's inputs, what the loss compares its outputs with, and the names of the utterances."""
     inputs = dict(batch)
@@ -207,6 +242,15 @@ class EpochOrder(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         train_dataloader.batch_sampler.set_epoch(int(state.epoch))
+
+
+class OwnClassName(TrainerCallback):
+    """Gives the class that FSDP makes up for a model the name of the model's own, which checkpoints refer to."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if isinstance(model, FSDPModule):
+            made_up, own = type(model), type(model).__bases__[1]
+            made_up.__name__, made_up.__module__ = own.__name__, own.__module__
 
 
 class EpochLines(TrainerCallback):

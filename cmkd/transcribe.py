@@ -17,18 +17,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 
 from cmkd.atomic import written_whole
 from cmkd.audio import read_audio
+from cmkd.processes import join_launch, wait_for_all
 from cmkd.speech_recognition import NO_SPEECH_THRESHOLD, Precision, SpeechRecognizer, load_recognizer
 from cmkd.stretch import stretch_of
 from cmkd.transcripts import SCHEMA, read_transcripts
@@ -107,7 +106,7 @@ def transcribe(
     if not batch_seconds > 0:
         raise ValueError(f"batch_seconds is {batch_seconds}, but must be more than 0.")
     started = time.monotonic()
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    state = join_launch()
     parts = output.with_name(f"{output.name}.parts")
     with _only_run(parts, state.is_main_process):
         recognizer = load_recognizer(model, models_dir, revision, language, precision, state.device)
@@ -120,13 +119,13 @@ def transcribe(
         known = _known(output, parts, origin)
         missing, already = _missing(corpus, known)
         batches = _batches(missing, recognizer, batch_seconds)
-        state.wait_for_everyone()  # all have seen the same parts, before anybody adds one
+        wait_for_all("load the model")  # and all have seen the same parts, before anybody adds one
         share = batches[state.process_index :: state.num_processes]
         _work(corpus, share, recognizer, origin, parts, state)
-        state.wait_for_everyone()
+        wait_for_all("transcribe its share")
         if state.is_main_process:
             _merge(output, parts)
-        state.wait_for_everyone()
+        wait_for_all("put the parts together")
     return Transcription(
         output=output,
         utterances=len(missing),

@@ -14,6 +14,7 @@ gradient, to know their outputs, and then, from the same random state, with grad
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,19 +65,46 @@ def backward(
 
 
 class RandomState:
-    """The state of the random generators that a model may use, as it is when this is made."""
+    """The state of the random generators that a model may use, as it is when this is made.
+
+    These are Python's, numpy's, torch's of the CPU, and those of all accelerators that this process sees, since the
+    parts of a model may lie on several.
+
+    Args:
+        device: of the kind that the model is on.
+
+    Raises:
+        NotImplementedError: torch cannot read or set the generators of such devices.
+    """
 
     def __init__(self, device: torch.device):
-        self.device = device
         self.python = random.getstate()
         self.numpy = np.random.get_state()  # noqa: NPY002 - whoever uses the global generator
         self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._set_devices, self._devices = None, None
+        if device.type != "cpu":
+            get, self._set_devices = _accelerator_generators(device)
+            self._devices = get()
 
     def restore(self) -> None:
         """Sets the generators back to it."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002
         torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, self.device)
+        if self._set_devices is not None:
+            self._set_devices(self._devices)
+
+
+def _accelerator_generators(device: torch.device) -> tuple[Callable, Callable]:
+    """What reads and what sets the states of all generators of a kind of device."""
+    module: Any = torch.get_device_module(device)
+    try:
+        if device.type == "mps":  # there is one
+            return module.get_rng_state, module.set_rng_state
+        return module.get_rng_state_all, module.set_rng_state_all
+    except AttributeError as error:
+        raise NotImplementedError(
+            f"gradient_accumulation_steps above 1 with loss_over='step' runs every batch twice, with the same dropout, "
+            f"but the random generators of the device {str(device)!r} cannot be set back ({error}): use "
+            "gradient_accumulation_steps=1, or loss_over='batch'."
+        ) from error

@@ -19,3 +19,14 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set CMKD_SHARED to a folder with data/ and models/")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that are marked `cuda` are skipped where torch finds no such device."""
+    if any(item.get_closest_marker("cuda") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if item.get_closest_marker("cuda"):
+                    item.add_marker(pytest.mark.skip(reason="torch finds no CUDA device here"))

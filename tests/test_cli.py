@@ -104,6 +104,6 @@ def test_help_is_quick_and_shows_examples():
     code, output, _ = run("transcribe", "--help")
     assert code == 0 and "accelerate launch -m cmkd.cli transcribe" in output
     program = "import sys, cmkd.cli; print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
     imported = {name.split(".")[0] for name in result.stdout.split()}
     assert imported.isdisjoint({"torch", "transformers", "datasets", "numpy", "accelerate", "pyarrow", "soundfile"})

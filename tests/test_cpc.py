@@ -211,7 +211,9 @@ with torch.no_grad():
         print(json.dumps(model(**inputs).last_hidden_state[0].tolist()))
 print([name for name in sys.modules if name.split(".")[0] in ("cmkd", "configuration_cmkd", "modeling_cmkd")])
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     *found, leaked = result.stdout.splitlines()
     for features in found:

@@ -140,7 +140,7 @@ def test_two_processes_share_the_folds(place, results):
     environment |= {"PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(place / "datasets")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "cmkd.cli", "crossval", str(RECIPES / f"{TEACHER}.yaml"), *arguments(place, TEACHER, "two")]
-    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(path.name for path in (place / "two" / TEACHER).glob("*.log")) == [
         f"fold_{k}.log" for k in range(1, 6)

@@ -373,7 +373,9 @@ def pushed(tmp_path_factory):
     code = PUSH.format(tests=str(tests), checkout=str(tests.parent), folder=str(folder))
     with LocalHub() as hub:
         environment = {**os.environ, **hub.environment(tmp_path_factory.mktemp("home"))}
-        process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        process = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+        )
         assert process.returncode == 0, process.stderr
         yield json.loads(process.stdout.splitlines()[-1]), hub, folder
 

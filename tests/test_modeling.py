@@ -363,7 +363,9 @@ found["extractor"] = type(AutoFeatureExtractor.from_pretrained(folder)).__name__
 found["leaked"] = [name for name in sys.modules if name.split(".")[0] in ("cmkd", "modeling_cmkd")]
 print(json.dumps(found))
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
     assert list(found["config"].values()) == list(EMOTION_DIMENSIONS)

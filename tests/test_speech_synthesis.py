@@ -65,7 +65,9 @@ def test_same_samples_in_another_process():
         "import hashlib; from cmkd.corpora.speech_synthesis import VOICES, speak;"
         f"print(*(hashlib.sha256(speak({SENTENCE!r}, voice).tobytes()).hexdigest() for voice in VOICES[8:12]))"
     )
-    other_process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    other_process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
+    )
     assert other_process.stdout.split() == [digest(speak(SENTENCE, voice)) for voice in VOICES[8:12]]
 
 

@@ -6,9 +6,11 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
@@ -165,8 +167,21 @@ def test_a_script_needs_no_main_guard(espeak, tmp_path):
         encoding="utf-8",
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=300)
     assert (done.stdout, done.stderr) == ("2\n", "")
+
+
+def test_a_process_that_does_not_answer_is_ended(monkeypatch):
+    monkeypatch.setattr(acted_speech, "_PATIENCE", 1.0)
+    worker = acted_speech._Worker()
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    line = ActedUtterance("one", "A line.", VOICES[0], Prosody(*[0] * len(fields(Prosody))), 0, 0, 0)
+    with pytest.raises(RuntimeError, match=r"exit code -9 at utterance 'one'.*without an answer"):
+        worker.speak(line)
+    worker = acted_speech._Worker()
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    worker.close()
+    assert worker._process.returncode == -9
 
 
 def test_what_goes_wrong_in_a_process_is_raised_here(espeak, monkeypatch):

@@ -251,7 +251,7 @@ def test_the_same_seed_gives_the_same_numbers_in_another_process(run, recipe, tm
         "teacher",
         "cts",
     ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     first, second = (json.loads((folder / "results.json").read_text())["systems"] for folder in (run, tmp_path))
     assert list(second) == ["teacher", "cts"]
@@ -558,7 +558,7 @@ def test_all_of_the_encoder_can_train(recipe, tmp_path):
 
 def test_errors_reach_the_user_without_a_traceback(recipe):
     command = [sys.executable, train_distill.__file__, str(recipe), "--learning_rat", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 1
     assert "there is no setting 'learning_rat'. Did you mean 'learning_rate'?" in result.stderr
     assert "Traceback" not in result.stderr

@@ -354,7 +354,12 @@ def test_a_model_of_the_hub_is_known_by_its_commit(models, tmp_path):
     program = "from cmkd.speech_recognition import load_recognizer as load; print(load('tiny/layer').revision)"
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+        timeout=300,
     )
     assert result.stdout.strip() == commit
 

@@ -1,13 +1,18 @@
 """The gradient of a step does not depend on how many devices and accumulation steps it is spread over."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from whole_step_worker import NUMBER, Dropping, columns
+
+from cmkd.whole_step import RandomState
 
 CASES = ["float64-1-step", "float64-2-step", "float64-4-step", "float32-2-step", "float64-2-batch", "sharded"]
 
@@ -100,3 +105,60 @@ def test_the_loss_of_each_batch_is_another_one(runs):
     gradient, masks, _ = read(runs, "float64-2-batch")
     assert all(len(of_row) == 1 for of_row in masks.values())
     assert relative_error(gradient, oracle(masks, torch.float64)[1]) > 0.05
+
+
+class Devices:
+    """What torch offers for a kind of device: two devices with a generator each."""
+
+    def __init__(self):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+
+    def draw(self) -> list[float]:
+        return [torch.rand((), generator=generator).item() for generator in self.generators]
+
+
+def several(devices: Devices) -> SimpleNamespace:
+    """As torch.cuda, torch.xpu, torch_npu's torch.npu and others."""
+
+    def set_all(states):
+        for generator, state in zip(devices.generators, states, strict=True):
+            generator.set_state(state)
+
+    get_all = lambda: [generator.get_state() for generator in devices.generators]  # noqa: E731
+    return SimpleNamespace(get_rng_state_all=get_all, set_rng_state_all=set_all)
+
+
+def one(devices: Devices) -> SimpleNamespace:
+    """As torch.mps: one device, which is not named."""
+    del devices.generators[1]
+    (generator,) = devices.generators
+    return SimpleNamespace(get_rng_state=generator.get_state, set_rng_state=generator.set_state)
+
+
+@pytest.mark.parametrize(("kind", "module"), [("cuda", several), ("xpu", several), ("mps", one), ("cpu", None)])
+def test_the_state_is_that_of_all_generators_of_all_devices(kind, module, monkeypatch):
+    """A model whose layers lie on several devices draws from each of them."""
+    devices = Devices()
+    if module is not None:
+        offered = module(devices)
+        monkeypatch.setattr(torch, "get_device_module", {torch.device(kind): offered}.__getitem__)
+    state = RandomState(torch.device(kind))
+
+    def draw():
+        numbers = [random.random(), np.random.random(), torch.rand(()).item()]  # noqa: NPY002
+        return numbers + (devices.draw() if module is not None else [])
+
+    first, second = draw(), draw()
+    state.restore()
+    assert draw() == first != second
+
+
+def test_a_device_whose_generators_cannot_be_set_back_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace())
+    with pytest.raises(NotImplementedError, match=r"the device 'xpu:1' cannot be set back.*gradient_accumulation_ste"):
+        RandomState(torch.device("xpu:1"))
+    monkeypatch.undo()
+    for kind in ("cuda", "xpu"):  # that torch offers what is faked above
+        assert callable(torch.get_device_module(kind).get_rng_state_all)
+        assert callable(torch.get_device_module(kind).set_rng_state_all)
+    assert callable(torch.mps.get_rng_state) and callable(torch.mps.set_rng_state)

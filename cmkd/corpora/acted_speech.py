@@ -38,6 +38,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -292,6 +293,10 @@ _ERRORS: dict[str, type[Exception]] = {"ImportError": ImportError, "ValueError":
 """What a worker raises that is raised here as the same; everything else is raised as a RuntimeError."""
 
 
+_PATIENCE = 120.0
+"""Seconds after which a process that speaks is ended if it has not spoken one utterance; it takes milliseconds."""
+
+
 class _Worker:
     """A Python process that speaks the utterances it is sent, a line of JSON each, and answers in such lines."""
 
@@ -306,16 +311,21 @@ class _Worker:
         self._replies = cast(IO[bytes], self._process.stdout)
 
     def speak(self, utterance: ActedUtterance) -> tuple[bytes, float]:
+        end = threading.Timer(_PATIENCE, self._process.kill)
+        end.start()
         try:
             self._requests.write(json.dumps(asdict(utterance)).encode() + b"\n")
             self._requests.flush()
             line = self._replies.readline()
         except BrokenPipeError:
             line = b""
+        finally:
+            end.cancel()
         if not line.endswith(b"\n"):
             raise RuntimeError(
-                f"A process that speaks ended with exit code {self._process.wait()} at utterance {utterance.id!r}; "
-                "what it said itself is above."
+                f"A process that speaks ended with exit code {self._process.wait(_PATIENCE)} at utterance "
+                f"{utterance.id!r}; what it said itself is above. (-9: it was killed, as it is after {_PATIENCE:.0f} s "
+                "without an answer.)"
             )
         reply = json.loads(line)
         if "error" in reply:
@@ -323,7 +333,11 @@ class _Worker:
         return base64.b64decode(reply["flac"]), reply["seconds"]
 
     def close(self) -> None:
-        self._process.communicate()  # closes its input, and with that its loop ends
+        try:
+            self._process.communicate(timeout=_PATIENCE)  # closes its input, and with that its loop ends
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate(timeout=_PATIENCE)
 
 
 def _serve() -> None:

@@ -1,0 +1,195 @@
+"""Launches of several processes: interrupted ones end as others do, and FSDP trains what one process trains."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_processes import two_processes
+from test_train_distill import LAUNCH, SIZES, recipe  # noqa: F401 - the fixture: a small corpus
+from torch.distributed.fsdp import StateDictType
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
+from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+import train_distill
+from cmkd.trainer import check_sharding
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+WORKER = Path(__file__).with_name("launch_worker.py")
+
+
+def launch(preset: str, processes: int, *arguments: str) -> subprocess.CompletedProcess:
+    """`accelerate launch` of launch_worker.py on the CPU, in fp32."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no", str(WORKER), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    environment["PYTHONPATH"] = str(WORKER.parent.parent)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=400)
+
+
+def run(preset: str, processes: int, *arguments: str) -> None:
+    result = launch(preset, processes, "run", "-1", *arguments)
+    assert result.returncode == 0, result.stderr[-5000:]
+
+
+@pytest.fixture(scope="module")
+def dropping(recipe) -> str:  # noqa: F811
+    """An encoder with dropout, so that the state of the random generators has to be that of the interrupted run."""
+    config = HubertConfig.from_pretrained(recipe.parent / "tones/speech")
+    config.hidden_dropout = config.attention_dropout = config.activation_dropout = 0.3
+    torch.manual_seed(0)
+    HubertModel(config).save_pretrained(recipe.parent / "tones/dropping")
+    Wav2Vec2FeatureExtractor().save_pretrained(recipe.parent / "tones/dropping")
+    return "tones/dropping"
+
+
+@pytest.mark.parametrize(
+    ("preset", "processes", "accumulation"),
+    [("several_gpus.yaml", 2, 1), ("several_gpus.yaml", 2, 2), ("one_gpu.yaml", 1, 2), ("fsdp.yaml", 2, 1)],
+)
+def test_a_killed_launch_ends_as_if_nothing_had_happened(
+    recipe,  # noqa: F811
+    dropping,
+    tmp_path,
+    preset,
+    processes,
+    accumulation,
+):
+    """Killed in the second of three epochs, in a step; with accumulation between its batches."""
+    arguments = [str(recipe), "--stages", "finetune", "--student_speech_encoder", dropping]
+    arguments += ["--gradient_accumulation_steps", str(accumulation)]
+    arguments += ["--batch_size", str(8 // processes // accumulation), "--cache_dir", str(tmp_path / "cache")]
+    run(preset, processes, *arguments, "--output_dir", str(tmp_path / "whole"))
+    interrupted = [*arguments, "--output_dir", str(tmp_path / "killed")]
+    assert launch(preset, processes, "run", "6", *interrupted).returncode != 0
+    checkpoints = [path.name for path in (tmp_path / "killed/finetune").glob("checkpoint-*")]
+    assert checkpoints == ["checkpoint-4"]  # of the first epoch
+    result = launch(preset, processes, "run", "-1", *interrupted)
+    assert result.returncode == 0, result.stderr[-5000:]
+    assert "is not used" not in result.stdout + result.stderr
+
+    found, expected = (load_file(tmp_path / name / "finetune/model.safetensors") for name in ("killed", "whole"))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    for split in SIZES:
+        file = f"predictions/finetune_{split}.parquet"
+        tables = [pq.read_table(tmp_path / name / file).to_pandas() for name in ("killed", "whole")]
+        assert tables[0].equals(tables[1])  # NaN, where not rated, included
+    found, expected = (
+        json.loads((tmp_path / name / "finetune/training_log.json").read_text()) for name in ("killed", "whole")
+    )
+    assert found == expected and len(found) == 3
+
+
+def test_fsdp_learns_what_one_process_does(recipe, tmp_path):  # noqa: F811
+    """Teacher and student; what is saved is whole, and loads as any checkpoint does."""
+    arguments = [str(recipe), "--stages", "teacher", "cts", "--output_dir"]
+    train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
+    run("fsdp.yaml", 2, *arguments, str(tmp_path / "two"), "--batch_size", "4")
+    for stage in ("teacher", "cts"):
+        one, two = (json.loads((tmp_path / name / stage / "training_log.json").read_text()) for name in ("one", "two"))
+        for of_one, of_two in zip(one, two, strict=True):
+            assert of_two == pytest.approx(of_one, abs=2e-5)
+        for split in SIZES:
+            file = f"predictions/{stage}_{split}.parquet"
+            one, two = (pq.read_table(tmp_path / name / file).to_pandas() for name in ("one", "two"))
+            assert list(one["id"]) == list(two["id"])
+            for dimension in EMOTION_DIMENSIONS:
+                np.testing.assert_allclose(two[f"predicted_{dimension}"], one[f"predicted_{dimension}"], atol=2e-5)
+        files = [{path.name for path in (tmp_path / name / stage).iterdir()} for name in ("one", "two")]
+        assert files[0] == files[1]  # no more than one process leaves
+        shutil.copytree(tmp_path / "two" / stage, tmp_path / "copy" / stage)
+        models = [
+            AutoModel.from_pretrained(tmp_path / name / stage, trust_remote_code=True) for name in ("one", "copy")
+        ]
+        assert type(models[0]).__name__ == type(models[1]).__name__
+        weights = [model.state_dict() for model in models]
+        assert weights[0].keys() == weights[1].keys()
+        for name, value in weights[0].items():
+            torch.testing.assert_close(weights[1][name], value, atol=2e-3, rtol=0)  # Adam's steps are of 5e-4
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("families") / "families.json"
+    result = launch("fsdp.yaml", 2, "families", str(output))
+    assert result.returncode == 0, result.stderr[-5000:]
+    return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["hubert", "hubert-stable", "wav2vec2", "wav2vec2-stable", "wavlm", "wavlm-stable", "data2vec", "whisper", "cpc"],
+)
+def test_the_gradient_on_shards_is_that_of_one_process(families, name, stored):
+    """For every encoder family, from the waveform with all layers trained, and from stored features."""
+    found = families[f"{name}-{stored}"]
+    assert found["gradient_error"] < 2e-6
+    assert found["in_shards"] == 1.0  # every weight
+    assert found["wrapped"] >= 4  # the model and its layers, each gathered alone
+    assert found["same_weights"]
+
+
+STOPPED = """
+import os, runpy, signal, sys
+from datetime import timedelta
+from cmkd import processes, trainer
+
+processes.COLLECTIVE_TIMEOUT, processes.INTERVAL, processes.SILENCE = timedelta(seconds=10), 0.5, 5.0
+step = trainer.CMKDTrainer.training_step
+
+def stopped_step(self, *arguments):
+    if self.state.global_step == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return step(self, *arguments)
+
+trainer.CMKDTrainer.training_step = stopped_step
+runpy.run_module("train_distill", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_process_that_stands_still_in_training_is_named(recipe, tmp_path):  # noqa: F811
+    """It says nothing itself, and no launcher ends it: the other one would have waited for a day."""
+    arguments = [str(recipe), "--stages", "finetune", "--batch_size", "4", "--output_dir", str(tmp_path / "run")]
+    with two_processes(["-c", STOPPED, *arguments], tmp_path) as (main, _):
+        assert main.wait(timeout=200) == 1
+        said = (tmp_path / "0").read_text()
+    assert re.search(
+        r"train_distill: process 1 \(on .*, pid \d+\) gives no sign of life: it has died or was sto", said
+    ), said
+
+
+def plugin(**changes) -> SimpleNamespace:
+    settings = {
+        "fsdp_version": 2,
+        "auto_wrap_policy": transformer_auto_wrap_policy,
+        "state_dict_type": StateDictType.FULL_STATE_DICT,
+        "cpu_ram_efficient_loading": False,
+    }
+    return SimpleNamespace(**settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fsdp_version": 1}, "fsdp_version is 1, but must be 2"),
+        ({"auto_wrap_policy": size_based_auto_wrap_policy}, "fsdp_auto_wrap_policy is SIZE_BASED_WRAP, but must be TR"),
+        ({"state_dict_type": StateDictType.SHARDED_STATE_DICT}, "fsdp_state_dict_type is SHARDED_STATE_DICT, but must"),
+        ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading is True, but must be False"),
+    ],
+)
+def test_fsdp_with_settings_that_do_not_fit_is_refused(change, message):
+    check_sharding(plugin())
+    with pytest.raises(ValueError, match=f"{message}.*launch/fsdp.yaml"):
+        check_sharding(plugin(**change))
