@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_choice_from_env
+from huggingface_hub import hf_hub_download
 from transformers import AutoConfig
 
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".txt", ".model")
@@ -27,14 +28,20 @@ def read_encoder(source: str, revision: str | None = None) -> tuple[Any, str]:
     """
     folder = Path(source)
     if not folder.is_dir():
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        return config, config._commit_hash
+        AutoConfig.from_pretrained(source, revision=revision)  # its errors say more than those of a download
+        commit = hub_commit(source, revision)
+        return AutoConfig.from_pretrained(source, revision=commit), commit
     if revision is not None:
         raise ValueError(
             f"revision is {revision!r}, but {source!r} is a folder, which has no revisions: leave it out, or name an "
             "encoder on the Hub that is not in models_dir."
         )
     return AutoConfig.from_pretrained(source), folder_digest(folder)
+
+
+def hub_commit(name: str, revision: str | None = None) -> str:
+    """The commit that a revision of a model on the Hub is, which is what its folder in the cache is named by."""
+    return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
 
 
 def folder_digest(folder: Path) -> str:

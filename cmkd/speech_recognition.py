@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from transformers import (
     MODEL_FOR_CTC_MAPPING,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
@@ -29,7 +28,7 @@ from transformers import (
 from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS, NON_SPEECH_TOKENS_MULTI
 from transformers.models.whisper.tokenization_whisper import TASK_IDS, TO_LANGUAGE_CODE
 
-from cmkd.identity import folder_digest
+from cmkd.identity import folder_digest, hub_commit
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -138,7 +137,7 @@ def load_recognizer(
         AutoFeatureExtractor.from_pretrained(source, revision=revision),
         AutoTokenizer.from_pretrained(source, revision=revision),
         name=model,
-        revision=folder_digest(Path(source)) if Path(source).is_dir() else _commit(source, revision),
+        revision=folder_digest(Path(source)) if Path(source).is_dir() else hub_commit(source, revision),
         language=language,
     )
 
@@ -364,8 +363,3 @@ def cut(waveform: np.ndarray, sampling_rate: int, seconds: float | None) -> list
 def _words(text: str) -> str:
     """A text without surrounding spaces, "" if it has no letter or digit."""
     return text.strip() if any(character.isalnum() for character in text) else ""
-
-
-def _commit(model: str, revision: str | None) -> str:
-    """The commit on the Hub, which is what the folder in the cache is named by."""
-    return Path(hf_hub_download(model, "config.json", revision=revision)).parent.name

@@ -77,7 +77,7 @@ class CMKDTrainingArguments(TrainingArguments):
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
     logging_strategy: str = "epoch"
-    save_total_limit: int = 1
+    save_total_limit: int | None = 1
     load_best_model_at_end: bool = True
     metric_for_best_model: str = "ccc"
     greater_is_better: bool = True
