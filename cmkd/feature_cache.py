@@ -126,7 +126,9 @@ def hold(folder: Path, about: Mapping[str, Any]) -> Hold | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path.touch()
-        except FileNotFoundError:  # it was removed just now
+        except (FileNotFoundError, FileExistsError):  # it was removed just now
+            if folder.is_file():
+                raise
             continue
         except OSError:
             if not path.exists():
