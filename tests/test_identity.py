@@ -11,14 +11,15 @@ import pytest
 import torch
 from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
-from test_train_distill import make_corpus, make_encoders, recipe  # noqa: F401
+from test_train_distill import recipe  # noqa: F401
+from tiny_run import make_run
 
 import train_distill
 from cmkd.identity import folder_digest, precision, read_encoder
+from cmkd.publish import stage_run
 from cmkd.recipe import Recipe, load_recipe
 from cmkd.run_folder import begin_stage, check_teacher_run, complete_stage, stage_is_complete, write_json
 
-ROOT = Path(train_distill.__file__).parent
 CPU = torch.device("cpu")
 
 
@@ -242,6 +243,25 @@ def test_a_damaged_stage_json_is_named(tmp_path):
     make_stage(tmp_path, True).write_text('{"stage": "au')
     with pytest.raises(ValueError, match=r"audio/stage.json cannot be read \(.*\): it is damaged"):
         stage_is_complete(tmp_path, "audio", settings(tmp_path), "1.0")
+
+
+def test_a_card_has_the_commits_and_the_precision(tmp_path):
+    run = make_run(tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results["encoders"] = {
+        "student_speech_encoder": {"name": "user/speech", "revision": "v1", "commit": "0123456"},
+        "teacher_speech_encoder": {"name": f"{tmp_path}/models/big", "revision": None, "commit": "sha256-89ab"},
+    }
+    results["precision"] = {"teacher": "fp32", "cts": "bf16"}
+    results["cost"]["peak_device_memory_gb"] = 2.5
+    (run / "results.json").write_text(json.dumps(results))
+    for is_teacher, wanted in ((False, ["user/speech at `0123456`", "Precision: bf16"]), (True, ["Precision: fp32"])):
+        folder = tmp_path / f"staged_{is_teacher}"
+        folder.mkdir()
+        card = str(stage_run(run, "user/x", folder, is_teacher=is_teacher).card)
+        for part in [*wanted, "big at `sha256-89ab` (teacher speech)", "and 2.5 GB of the device's"]:
+            assert part in card
+        assert str(tmp_path) not in card and ("user/speech at" in card) != is_teacher
 
 
 def test_recipes_take_a_revision_for_each_encoder(recipe):  # noqa: F811
