@@ -121,10 +121,11 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: a fold has not been run.
-        ValueError: an utterance is tested in two folds.
+        ValueError: an utterance is tested in two folds, or an encoder is not the same commit in all.
     """
     folders = [output_dir / f"fold_{fold}" for fold in range(1, number + 1)]
     runs = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
+    _check_encoders(runs)
     stages = [stage for stage in runs[0]["systems"] if all(stage in run["systems"] for run in runs)]
     pooled = {}
     for stage in stages:
@@ -170,8 +171,8 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
             ),
             "processes": max(run["cost"]["processes"] for run in runs),  # of a fold
         },
-        "precision": runs[0].get("precision", {}),
-        "encoders": runs[0].get("encoders", {}),
+        "precision": {stage: value for run in runs for stage, value in run.get("precision", {}).items()},
+        "encoders": {field: encoder for run in runs for field, encoder in run.get("encoders", {}).items()},
     }
     if all("teacher" in run for run in runs):
         results["teacher"] = " ".join(run["teacher"] for run in runs)
@@ -196,6 +197,19 @@ def format_folds(results: dict[str, Any]) -> str:
     lines.append("The mean is over the folds; pooled is one CCC over the test utterances of all folds, in brackets its")
     lines.append(f"{results['confidence']['level']:.0%} interval over speakers.")
     return "\n".join(lines)
+
+
+def _check_encoders(runs: Sequence[dict[str, Any]]) -> None:
+    found: dict[str, tuple[int, str]] = {}
+    for fold, run in enumerate(runs, start=1):
+        for field, encoder in run.get("encoders", {}).items():  # a fold of an earlier version has none
+            first, commit = found.setdefault(field, (fold, encoder["commit"]))
+            if encoder["commit"] != commit:
+                raise ValueError(
+                    f"{field} is {commit!r} in fold {first} and {encoder['commit']!r} in fold {fold}: it has changed "
+                    f"in between. Name one for all, by --{field}_revision, and repeat the folds of the other with "
+                    "--overwrite."
+                )
 
 
 def _pooled_cell(ccc: float | None, interval: Sequence[float] | None) -> str:

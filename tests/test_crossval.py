@@ -189,3 +189,15 @@ def test_a_dimension_that_a_fold_has_no_ccc_of_is_said_to_have_none(tmp_path, ev
     pooled = results["systems"]["audio"]["test"]["ccc"]["dominance"]
     assert (pooled is None) == everywhere
     assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_folds_of_other_encoders_are_not_pooled(tmp_path):
+    for fold in range(1, 4):
+        make_fold(tmp_path, fold, [0.1, 0.5, 0.3])
+        if fold > 1:  # fold 1 is of a version that did not record it
+            results = json.loads((tmp_path / f"fold_{fold}/results.json").read_text())
+            results["encoders"] = {"text_encoder": {"name": "bert", "revision": None, "commit": f"c{fold}"}}
+            (tmp_path / f"fold_{fold}/results.json").write_text(json.dumps(results))
+    assert gather_folds(tmp_path, 2)["encoders"]["text_encoder"]["commit"] == "c2"
+    with pytest.raises(ValueError, match="text_encoder is .c2. in fold 2 and .c3. in fold 3"):
+        gather_folds(tmp_path, 3)
