@@ -973,20 +973,28 @@ class CMKDTeacherModel(CMKDPreTrainedModel):
         return self._answer(speech, text, labels, output_hidden_states, output_attentions, return_dict)
 
     @classmethod
-    def from_pretrained_encoders(cls, speech: str | None = None, text: str | None = None, **config):
+    def from_pretrained_encoders(
+        cls,
+        speech: str | None = None,
+        text: str | None = None,
+        speech_revision: str | None = None,
+        text_revision: str | None = None,
+        **config,
+    ):
         """A teacher with pretrained encoders and a fresh head.
 
         Args:
             speech (`str`, *optional*): Hub name or folder of a speech encoder.
             text (`str`, *optional*): Hub name or folder of a text encoder.
+            speech_revision (`str`, *optional*): Branch, tag or commit of the speech encoder on the Hub.
+            text_revision (`str`, *optional*): Branch, tag or commit of the text encoder on the Hub.
             config: fields of [`CMKDTeacherConfig`].
 
         Raises:
             ValueError: both are None, or an encoder's weights are incomplete.
         """
-        encoders = {
-            name: _load_encoder(path) for name, path in (("speech", speech), ("text", text)) if path is not None
-        }
+        named = {"speech": (speech, speech_revision), "text": (text, text_revision)}
+        encoders = {name: _load_encoder(*place) for name, place in named.items() if place[0] is not None}
         configs = {f"{name}_config": encoder.config for name, encoder in encoders.items()}
         return cls(CMKDTeacherConfig(**configs, **config))._adopt(encoders)
 
@@ -1015,17 +1023,18 @@ class CMKDStudentModel(CMKDPreTrainedModel):
         return self._answer(speech, (), labels, output_hidden_states, output_attentions, return_dict)
 
     @classmethod
-    def from_pretrained_encoder(cls, speech: str, **config):
+    def from_pretrained_encoder(cls, speech: str, revision: str | None = None, **config):
         """A student with a pretrained speech encoder and a fresh head.
 
         Args:
             speech (`str`): Hub name or folder of a speech encoder.
+            revision (`str`, *optional*): Branch, tag or commit of the speech encoder on the Hub.
             config: fields of [`CMKDStudentConfig`].
 
         Raises:
             ValueError: the encoder's weights are incomplete.
         """
-        encoder = _load_encoder(speech)
+        encoder = _load_encoder(speech, revision)
         return cls(CMKDStudentConfig(speech_config=encoder.config, **config))._adopt({"speech": encoder})
 
 
@@ -1060,11 +1069,11 @@ def _prepared(model: nn.Module) -> nn.Module:
     return model
 
 
-def _load_encoder(name_or_path: str) -> nn.Module:
+def _load_encoder(name_or_path: str, revision: str | None = None) -> nn.Module:
     """A pretrained encoder in fp32; of an encoder-decoder only the encoder."""
-    fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    fields, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
     kind = CPCModel if fields.get("model_type") == CPCConfig.model_type else AutoModel
-    model, info = kind.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
+    model, info = kind.from_pretrained(name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True)
     unused = ("masked_spec_embed", "pooler.dense.weight", "pooler.dense.bias")
     missing = sorted(key for key in info["missing_keys"] if not key.endswith(unused))
     if missing:

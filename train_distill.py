@@ -10,7 +10,7 @@ judged good). A stage that is complete in the output folder is not repeated. See
 
 import os
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_seed
+from transformers import AutoFeatureExtractor, AutoTokenizer, set_seed
 from transformers.utils import logging as transformers_logging
 
 from cmkd.checkpoints import usable_checkpoint
 from cmkd.collator import collate_utterances
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS, StreamedCorpus
+from cmkd.cost import SessionCost
 from cmkd.evaluation import write_predictions
 from cmkd.feature_store import audio_keys, frozen_features
 from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset
+from cmkd.identity import read_encoder
 from cmkd.processes import join_launch, main_process_first, silent_processes, wait_for_all
 from cmkd.publish import check_push, push_run
 from cmkd.recipe import STAGES, Recipe, load_recipe
@@ -38,6 +40,7 @@ from cmkd.run_folder import (
     check_teacher_run,
     complete_stage,
     read_conditioning,
+    record_session,
     remove_checkpoints,
     stage_is_complete,
     write_conditioning,
@@ -60,7 +63,7 @@ def main(arguments: list[str]) -> None:
     state = join_launch()
     if torch.cuda.device_count() > 1 and state.num_processes == 1:
         raise ValueError("Several GPUs: use accelerate launch train_distill.py ..., or CUDA_VISIBLE_DEVICES=0 for one.")
-    check_encoders(recipe)
+    commits = check_encoders(recipe)
     if recipe.hub_model_id is not None:
         check_push(recipe.hub_model_id)
     with main_process_first("build the corpus"):
@@ -74,7 +77,9 @@ def main(arguments: list[str]) -> None:
         check_teacher_run(recipe, version)
     check_kind(run, is_cross_validation=False)
     repeated = recipe.stages if recipe.overwrite else []
-    complete = {stage for stage in STAGES if stage not in repeated and stage_is_complete(run, stage, recipe, version)}
+    complete = {
+        stage for stage in STAGES if stage not in repeated and stage_is_complete(run, stage, recipe, version, commits)
+    }
     if "teacher" in set(recipe.stages) - complete:
         complete -= {"ts", "cts"}  # they start anew with their teacher
     wait_for_all("read the corpus")
@@ -86,12 +91,14 @@ def main(arguments: list[str]) -> None:
             if state.is_main_process:
                 remove_checkpoints(run, stage)
             continue
+        cost = SessionCost(partial(record_session, run, stage))
         if state.is_main_process:
-            begin_stage(run, stage, recipe, version)
+            begin_stage(run, stage, recipe, version, commits)
             if stage in ("ts", "cts"):
                 write_conditioning(run, recipe.teacher_folder, recipe.residual_threshold)
         wait_for_all(f"begin the stage {stage}")
-        train_stage(stage, recipe, corpus, run)
+        with cost.until_interrupted(state.is_main_process):
+            train_stage(stage, recipe.pinned(commits), corpus, run, cost)
     if state.is_main_process:
         results = write_results(run, corpus.report.to_dict(), recipe)
         report = write_report(run)
@@ -100,29 +107,37 @@ def main(arguments: list[str]) -> None:
             say(push_run(run, recipe.hub_model_id, private=recipe.hub_private))
 
 
-def check_encoders(recipe: Recipe) -> None:
+def check_encoders(recipe: Recipe) -> dict[str, str]:
     """Reads the configurations of all encoders, so that a wrong name or layer count is found before anything trains.
+
+    Returns:
+        The commits of those that the stages load, by the names of `cmkd.recipe.ENCODERS`.
 
     Raises:
         ValueError: an encoder does not fit.
         OSError: there is no such encoder.
     """
+    settings, commits = recipe.model_dump(), {}
 
-    def read(name: str, encoder: str):
+    def read(name: str):
+        encoder, revision = settings[name], settings[f"{name}_revision"]
+        at = "" if revision is None else f" at {name}_revision={revision!r}"
         try:
-            return AutoConfig.from_pretrained(recipe.locate(encoder))
-        except OSError as error:
-            raise OSError(f"{name}={encoder!r} cannot be loaded: {error}") from error
+            config, commits[name] = read_encoder(recipe.locate(encoder), revision)
+        except (OSError, ValueError) as error:
+            raise type(error)(f"{name}={encoder!r}{at} cannot be loaded: {error}") from error
+        return config
 
     students = {stage for stage in recipe.stages if stage not in ("text", "teacher")}
     if students:
         layers = 0 if students == {"audio"} else recipe.num_trainable_layers
-        speech = read("student_speech_encoder", recipe.student_speech_encoder)
+        speech = read("student_speech_encoder")
         CMKDStudentConfig(speech_config=speech, num_trainable_layers=layers)
     if "teacher" in recipe.stages:
-        CMKDTeacherConfig(speech_config=read("teacher_speech_encoder", recipe.teacher_speech_encoder))
+        CMKDTeacherConfig(speech_config=read("teacher_speech_encoder"))
     if {"text", "teacher"} & set(recipe.stages):
-        read("text_encoder", recipe.text_encoder)
+        read("text_encoder")
+    return commits
 
 
 def check_labels(corpus: DatasetDict | StreamedCorpus) -> None:
@@ -175,10 +190,10 @@ def warn_of_length(rows: Dataset) -> None:
             )
 
 
-def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> None:
+def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost: SessionCost) -> None:
     """Trains one system, evaluates it on every split, and saves its checkpoint and predictions."""
     say(f"\n{stage}")
-    started, folder = time.monotonic(), run / stage
+    folder = run / stage
     set_seed(recipe.seed)
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
     model, feature_extractor, tokenizer = build_model(stage, recipe, labels["train"], corpus["train"]["label_scale"][0])
@@ -203,6 +218,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
         data_collator=collate_utterances,
         train_durations=corpus["train"]["duration"] if recipe.group_by_length else None,
     )
+    trainer.add_callback(cost)
     with main_process_first("read the checkpoints"):
         checkpoint = usable_checkpoint(folder)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -221,7 +237,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path) -> N
             if part is not None:
                 part.save_pretrained(folder)
         write_json(folder / "training_log.json", training_log(trainer.state.log_history))
-        complete_stage(run, stage, time.monotonic() - started)
+        complete_stage(run, stage, cost.so_far())
     wait_for_all(f"save the stage {stage}")
 
 
@@ -237,15 +253,19 @@ def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scal
         "rated_dimensions": rated,
         "use_weighted_layer_sum": recipe.use_weighted_layer_sum,
     }
-    speech, text = None, None
+    speech, text, speech_revision = None, None, recipe.student_speech_encoder_revision
     if stage in ("text", "teacher"):
         text = recipe.locate(recipe.text_encoder)
         speech = recipe.locate(recipe.teacher_speech_encoder) if stage == "teacher" else None
-        model = CMKDTeacherModel.from_pretrained_encoders(speech, text, **config)
+        speech_revision = recipe.teacher_speech_encoder_revision
+        revisions = {"speech_revision": speech_revision, "text_revision": recipe.text_encoder_revision}
+        model = CMKDTeacherModel.from_pretrained_encoders(speech, text, **revisions, **config)
     else:
         speech = recipe.locate(recipe.student_speech_encoder)
         layers = 0 if stage == "audio" else recipe.num_trainable_layers
-        model = CMKDStudentModel.from_pretrained_encoder(speech, num_trainable_layers=layers, **config)
+        model = CMKDStudentModel.from_pretrained_encoder(
+            speech, revision=speech_revision, num_trainable_layers=layers, **config
+        )
     # The recipe's names go into the checkpoint, not the folders where the encoders were found.
     if speech is not None:
         name = recipe.teacher_speech_encoder if stage == "teacher" else recipe.student_speech_encoder
@@ -254,8 +274,8 @@ def build_model(stage: str, recipe: Recipe, train_labels: np.ndarray, label_scal
         model.config.text_config.name_or_path = recipe.text_encoder
     return (
         model,
-        speech and AutoFeatureExtractor.from_pretrained(speech, return_attention_mask=True),
-        text and AutoTokenizer.from_pretrained(text),
+        speech and AutoFeatureExtractor.from_pretrained(speech, revision=speech_revision, return_attention_mask=True),
+        text and AutoTokenizer.from_pretrained(text, revision=recipe.text_encoder_revision),
     )
 
 

@@ -1,8 +1,9 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, whether a process is killed or the power fails."""
 
 import glob
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     unfinished = unfinished_path(path)
     try:
         yield unfinished
-        unfinished.replace(path)
+        put_in_place(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -25,9 +26,39 @@ def unfinished_path(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = platform.node()
     for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(machine)}-*.tmp"):
-        if not _is_running(int(left.name.split("-")[-1].removesuffix(".tmp"))):
+        process = re.search(r"-(\d+)\.tmp$", left.name)
+        if process and not _is_running(int(process[1])):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{machine}-{os.getpid()}.tmp")
+
+
+def put_in_place(unfinished: Path, path: Path) -> None:
+    """Renames a file or folder to what it is to be called, once its content is on the disk; then so is the name.
+
+    Without the first a name may, after a power cut, stand for content that was never written; without the second what
+    is written next, such as a mark that all is complete, may be there and this not.
+    """
+    sync(unfinished)
+    unfinished.replace(path)
+    _sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder with all that is in it, is on the disk and not only on its way."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+    if not path.is_dir():
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_running(process: int) -> bool:

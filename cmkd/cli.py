@@ -326,6 +326,75 @@ def table(
             print("\n".join(f"wrote {path}" for path in write_tables(tables, output)))
 
 
+@app.command()
+def cache(
+    folders: Annotated[
+        list[Path], typer.Argument(help="What recipes call cache_dir; a run without one has its own in RUN/cache.")
+    ],
+    encoder: Annotated[str | None, typer.Option(help="Only of this encoder: its name, or the end of its path.")] = None,
+    unused_days: Annotated[
+        float | None, typer.Option("--unused-days", help="Only what has not been used for more than so many days.")
+    ] = None,
+    other_code: Annotated[
+        bool, typer.Option("--other-code", help="Only what another version has made, which this one cannot use.")
+    ] = False,
+    keep_gb: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-gb",
+            min=0,
+            help="Only the least recently used: so many that the others take at most this many 10^9 bytes.",
+        ),
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what is listed, once you have confirmed it.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="With --prune, all that is in no job's use.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="List as JSON.")] = False,
+) -> None:
+    """Lists the stored features of frozen encoders, and removes those that are not needed any more.
+
+    \b
+    cmkd cache runs/demo/cache
+    cmkd cache /scratch/features --unused-days 30 --prune
+    cmkd cache /scratch/features --other-code --prune --yes
+    cmkd cache /scratch/features --keep-gb 100 --prune
+
+    Whatever is removed is computed anew if it is needed again. What a running job uses stays; jobs of an earlier
+    version of CMKD do not say what they use, so let those end first.
+    """
+    with _errors("cache"):
+        import json
+
+        from cmkd.feature_cache import format_folders, remove, select, stored_folders
+
+        for folder in folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"there is no folder {str(folder)!r}.")
+        if prune and as_json:
+            raise ValueError("--json lists, and --prune asks: take one of the two.")
+        is_some = encoder is not None or unused_days is not None or other_code or keep_gb is not None
+        if prune and everything == is_some:
+            raise ValueError(
+                "--prune needs to know what: --encoder, --unused-days, --other-code or --keep-gb, or else --all."
+            )
+        there = [stored for folder in folders for stored in stored_folders(folder)]
+        found = select(there, encoder=encoder, unused_days=unused_days, of_other_code=other_code, keep_gb=keep_gb)
+        if as_json:
+            print(json.dumps([stored.to_dict() for stored in found], indent=2))
+            return
+        if not found:
+            print("There are no stored features" + (" of this kind." if there else "."))
+            return
+        print(format_folders(found))
+        print(f"{sum(stored.size for stored in found) / 1e9:.2f} GB")
+        if not prune or not (yes or typer.confirm("Remove them?")):
+            return
+        kept = [stored for stored in found if not remove(stored)]
+        print(f"Removed {len(found) - len(kept)} of {len(found)} folders.")
+        for stored in kept:
+            print(f"In use, and kept: {stored.path}")
+
+
 def _load(name: str, data_dir: Path | None, on_error: str, settings: list[str] | None) -> Corpus:
     from cmkd.corpora import load_corpus
     from cmkd.recipe import parse_arguments

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from cmkd.atomic import unfinished_path
+from cmkd.atomic import put_in_place, unfinished_path
 from configuration_cmkd import CPCConfig
 from modeling_cmkd import CPCModel
 
@@ -82,7 +82,7 @@ def convert_cpc(source: Path, target: Path) -> CPCModel:
     try:
         model.save_pretrained(unfinished)
         Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(unfinished)
-        unfinished.replace(target)
+        put_in_place(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return model

@@ -148,14 +148,16 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
         The content of results.json, which has the keys of a run's with these differences. `systems` has the split test
         only: scores over the pooled predictions of all folds, on which the intervals and comparisons are too. `corpus`
         is that of fold 1, less its fold, with the sizes of the pooled test splits. `folds` has `number` and, of the
-        test CCC by stage and dimension, `mean`, `std` (with number - 1) and `each`, a list by fold.
+        test CCC by stage and dimension, `mean`, `std` (with number - 1) and `each`, a list by fold; the first two are
+        None where a fold has no CCC, since nobody rated the dimension there, or all alike.
 
     Raises:
         FileNotFoundError: a fold has not been run.
-        ValueError: an utterance is tested in two folds.
+        ValueError: an utterance is tested in two folds, or an encoder is not the same commit in all.
     """
     folders = [output_dir / f"fold_{fold}" for fold in range(1, number + 1)]
     runs = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
+    _check_encoders(runs)
     stages = [stage for stage in runs[0]["systems"] if all(stage in run["systems"] for run in runs)]
     pooled = {}
     for stage in stages:
@@ -167,11 +169,14 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
     scores = score_systems({"test": pooled})
     each = [{stage: run["systems"][stage]["test"]["ccc"] for stage in stages} for run in runs]
 
-    def over_folds(summary: Any) -> dict[str, dict[str, float]]:
+    def over_folds(summary: Any) -> dict[str, dict[str, float | None]]:
         values = {
             stage: {name: [fold[stage][name] for fold in each] for name in EMOTION_DIMENSIONS} for stage in stages
         }
-        return {stage: {name: float(summary(column)) for name, column in of.items()} for stage, of in values.items()}
+        return {
+            stage: {name: None if None in column else float(summary(column)) for name, column in of.items()}
+            for stage, of in values.items()
+        }
 
     corpus, recipe = runs[0]["corpus"], runs[0]["recipe"]
     for size in ("utterances", "hours", "speakers"):
@@ -193,8 +198,13 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
         "cost": {
             "seconds": {stage: sum(run["cost"]["seconds"][stage] for run in runs) for stage in stages},
             "peak_memory_gb": max(run["cost"]["peak_memory_gb"] for run in runs),
+            "peak_device_memory_gb": max(
+                filter(None, (run["cost"].get("peak_device_memory_gb") for run in runs)), default=None
+            ),
             "processes": max(run["cost"]["processes"] for run in runs),  # of a fold
         },
+        "precision": {stage: value for run in runs for stage, value in run.get("precision", {}).items()},
+        "encoders": {field: encoder for run in runs for field, encoder in run.get("encoders", {}).items()},
     }
     if all("teacher" in run for run in runs):
         results["teacher"] = " ".join(run["teacher"] for run in runs)
@@ -208,16 +218,36 @@ def format_folds(results: dict[str, Any]) -> str:
     for stage, splits in results["systems"].items():
         means, pooled = results["folds"]["mean"][stage], splits["test"]
         spread = results["folds"]["std"][stage]
-        cells = [f"{means[name]:.3f} ± {spread[name]:.3f}" for name in EMOTION_DIMENSIONS]
-        lines.append(f"{stage + ', mean ± std':24}" + "".join(f"{cell:>22}" for cell in cells))
         cells = [
-            f"{pooled['ccc'][name]:.3f} [{pooled['interval'][name][0]:.3f}, {pooled['interval'][name][1]:.3f}]"
-            for name in EMOTION_DIMENSIONS
+            "n/a" if means[name] is None else f"{means[name]:.3f} ± {spread[name]:.3f}" for name in EMOTION_DIMENSIONS
         ]
+        lines.append(f"{stage + ', mean ± std':24}" + "".join(f"{cell:>22}" for cell in cells))
+        cells = [_pooled_cell(pooled["ccc"][name], pooled["interval"][name]) for name in EMOTION_DIMENSIONS]
         lines.append(f"{stage + ', pooled':24}" + "".join(f"{cell:>22}" for cell in cells))
+    if None in (value for means in results["folds"]["mean"].values() for value in means.values()):
+        lines.append("n/a: in a fold, or in all together, fewer than two different ratings of the dimension.")
     lines.append("The mean is over the folds; pooled is one CCC over the test utterances of all folds, in brackets its")
     lines.append(f"{results['confidence']['level']:.0%} interval over speakers.")
     return "\n".join(lines)
+
+
+def _check_encoders(runs: Sequence[dict[str, Any]]) -> None:
+    found: dict[str, tuple[int, str]] = {}
+    for fold, run in enumerate(runs, start=1):
+        for field, encoder in run.get("encoders", {}).items():  # a fold of an earlier version has none
+            first, commit = found.setdefault(field, (fold, encoder["commit"]))
+            if encoder["commit"] != commit:
+                raise ValueError(
+                    f"{field} is {commit!r} in fold {first} and {encoder['commit']!r} in fold {fold}: it has changed "
+                    f"in between. Name one for all, by --{field}_revision, and repeat the folds of the other with "
+                    "--overwrite."
+                )
+
+
+def _pooled_cell(ccc: float | None, interval: Sequence[float] | None) -> str:
+    if ccc is None:
+        return "n/a"
+    return f"{ccc:.3f}" if interval is None else f"{ccc:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _fold_arguments(recipe: Recipe, fold: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 A frozen part gives the same output for an utterance in every epoch, stage and run, so it runs once, on that utterance
 alone. The outputs lie in a folder whose name is a digest of what all of them depend on: weights and configuration of
-the part, the code that runs it and its settings.
+the part, the code that runs it and its settings. `cmkd.feature_cache` is about these folders.
 
 In it are safetensors files of about `CHUNK` utterances each, which are mapped into memory, not read. The name of a file
 is a digest of its utterances' keys, the audio (path, size and time of change, or content) or the tokens. Where one file
@@ -17,7 +17,6 @@ stopped, or the disk was full, is used by the next.
 import bisect
 import functools
 import hashlib
-import inspect
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -35,10 +33,8 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-import audio_cmkd
-import cmkd.audio
-import cmkd.features
 from cmkd.atomic import written_whole
+from cmkd.feature_cache import code_version, hold, stored_folders
 from cmkd.out_of_memory import is_out_of_memory
 from cmkd.processes import READING_TIMEOUT, wait_for_all
 from cmkd.stretch import stretch_of
@@ -55,11 +51,13 @@ class StoredFeatures(Sequence):
     Args:
         paths: Of the files.
         starts: The number of the first utterance of each, from 0 on, and at the end the number of utterances.
+        held: What keeps the files from being removed as long as it lives, see `cmkd.feature_cache.hold`.
     """
 
-    def __init__(self, paths: Sequence[Path], starts: Sequence[int]):
+    def __init__(self, paths: Sequence[Path], starts: Sequence[int], held: Any = None):
         self.paths = paths
         self.starts = starts
+        self._held = held
         self._open: dict[int, tuple[Any, list[int]]] = {}
 
     def __reduce__(self):
@@ -107,7 +105,8 @@ def frozen_features(
         settings: Whatever else the output depends on; must print the same whenever it means the same.
         name (`str`): Says what it is, in the folder's name and beside the progress bar.
         dtype (`str`, *optional*, defaults to `"float32"`): What is stored; "bfloat16" takes half the space.
-        limit_gb (`float`, *optional*): How large `cache_dir` may grow, in 10^9 bytes.
+        limit_gb (`float`, *optional*): How large `cache_dir` may grow, in 10^9 bytes, less what other code has stored
+            there.
         workers (`int`, *optional*, defaults to 0): Processes that make the inputs while the part runs.
 
     Returns:
@@ -147,6 +146,8 @@ def frozen_features(
         wait_for_all(f"estimate the size of {name}")
         if not broadcast_object_list(fits)[0]:
             return None
+    about = {"part": name, "encoder": encoder.encoder.config._name_or_path, "dtype": dtype, "settings": repr(settings)}
+    held = hold(folder, about)
     mine = range(state.process_index, len(paths), state.num_processes)
     missing = [chunk for chunk in mine if not _is_whole(paths[chunk])]
     order = [index for chunk in missing for index in range(starts[chunk], starts[chunk + 1])]
@@ -164,7 +165,7 @@ def frozen_features(
                 progress.update()
             _write(paths[chunk], features)
     wait_for_all(f"compute its share of {name}")
-    return StoredFeatures(paths, starts)
+    return StoredFeatures(paths, starts, held)
 
 
 def cut_into_files(keys: Sequence) -> tuple[list[int], list[str]]:
@@ -247,21 +248,28 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) -> bool:
-    others = sum(file.stat().st_size for file in set(cache_dir.rglob("*.safetensors")) - set(paths))
+    """Whether there is room beside what this code has stored; that of other code is of no use, and not counted."""
+    folders = stored_folders(cache_dir)
+    usable = {file for folder in folders if not folder.is_of_other_code for file in folder.path.glob("*.safetensors")}
+    others = sum(file.stat().st_size for file in usable - set(paths))
     if others + size <= limit_gb * 1e9:
         return True
+    useless = sum(folder.size for folder in folders if folder.is_of_other_code)
     tqdm.write(
         f"  {paths[0].parent.name} would take {size / 1e9:.2f} GB, beside {others / 1e9:.2f} GB that are there: more "
         f"than cache_limit_gb={limit_gb:g}. It is computed anew in every epoch instead, which takes longer."
     )
+    if useless:
+        tqdm.write(
+            f"  (Another {useless / 1e9:.2f} GB there are of other code, are not counted, and cannot be used: "
+            f"cmkd cache {cache_dir} --other-code --prune)"
+        )
     return False
 
 
 def _digest(encoder: Any, settings: Any) -> str:
-    files = (inspect.getfile(type(encoder)), audio_cmkd.__file__, cmkd.audio.__file__, cmkd.features.__file__)
-    code = b"".join(Path(file).read_bytes() for file in files)
-    depends = (settings, encoder.encoder.config.to_dict(), transformers.__version__)
-    digest = hashlib.sha256(repr(depends).encode() + code)
+    config = {key: value for key, value in encoder.encoder.config.to_dict().items() if key != "_name_or_path"}
+    digest = hashlib.sha256(repr((settings, config, code_version())).encode())
     for key, tensor in sorted(encoder.state_dict().items()):
         if not key.endswith("masked_spec_embed"):  # unused, and random where a checkpoint lacks it
             digest.update(key.encode())

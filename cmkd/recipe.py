@@ -1,7 +1,7 @@
 """Recipes: YAML files that name every setting of a training run."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,9 @@ from cmkd.spelling import did_you_mean
 Stage = Literal["audio", "text", "teacher", "finetune", "ts", "cts"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """The stages, in the order in which they run and are shown."""
+
+ENCODERS = ("student_speech_encoder", "teacher_speech_encoder", "text_encoder")
+"""The settings that name an encoder; each has a revision, such as `text_encoder_revision`."""
 
 
 class Recipe(BaseModel):
@@ -40,6 +43,15 @@ class Recipe(BaseModel):
     student_speech_encoder: str = Field(default="facebook/hubert-base-ls960", description="Of the audio-only systems.")
     teacher_speech_encoder: str = Field(default="facebook/hubert-large-ll60k", description="Of the teacher; frozen.")
     text_encoder: str = Field(default="bert-base-uncased", description="Of the teacher; frozen.")
+    student_speech_encoder_revision: str | None = Field(
+        default=None, description="Branch, tag or commit of student_speech_encoder on the Hub; None: its main branch."
+    )
+    teacher_speech_encoder_revision: str | None = Field(
+        default=None, description="Branch, tag or commit of teacher_speech_encoder on the Hub; None: its main branch."
+    )
+    text_encoder_revision: str | None = Field(
+        default=None, description="Branch, tag or commit of text_encoder on the Hub; None: its main branch."
+    )
     models_dir: str | None = Field(default=None, description="Folder that holds encoders under their Hub names.")
     teacher_run: str | None = Field(
         default=None,
@@ -105,6 +117,16 @@ class Recipe(BaseModel):
             return str(self._folder / encoder)
         folder = Path(self.models_dir or "") / encoder
         return str(folder) if self.models_dir is not None and folder.is_dir() else encoder
+
+    def pinned(self, commits: Mapping[str, str]) -> "Recipe":
+        """This recipe with the commits of encoders on the Hub as their revisions, so that all stages load the same.
+
+        Args:
+            commits: by the names of `ENCODERS`, as far as they are known, as `cmkd.identity.read_encoder` gives them.
+        """
+        named = self.model_dump(include=set(commits))
+        on_the_hub = [encoder for encoder, name in named.items() if not Path(self.locate(name)).is_dir()]
+        return self.model_copy(update={f"{encoder}_revision": commits[encoder] for encoder in on_the_hub})
 
 
 def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:

@@ -142,7 +142,28 @@ def _run_section(results: Mapping[str, Any]) -> str:
         f"Labels are rated from {low:g} to {high:g}; every number below is computed on the unit interval (0 stands for "
         f"{low:g}, 1 for {high:g}). Utterances skipped: {skipped or 'none'}. Versions: {versions}."
     )
+    parts.append(_cost_sentence(results))
     return "\n\n".join(parts)
+
+
+def _cost_sentence(results: Mapping[str, Any]) -> str:
+    """Time, memory, precision and encoders; results of an earlier version do not have all of it."""
+    cost = results["cost"]
+    sessions, memory = cost.get("sessions", {}), cost.get("peak_device_memory_gb")
+    took = ", ".join(
+        f"{stage} {seconds:,.0f} s" + (f" in {sessions[stage]} sessions" if sessions.get(stage, 1) > 1 else "")
+        for stage, seconds in cost["seconds"].items()
+    )
+    peak = f"{cost['peak_memory_gb']:.1f} GB" + ("" if memory is None else f", and {memory:.1f} GB of the device's")
+    precisions = ", ".join(sorted({value for value in results.get("precision", {}).values() if value is not None}))
+    encoders = "; ".join(
+        f"{encoder['name']} at {encoder['commit'] or 'a commit that is not known'}"
+        for encoder in {encoder["name"]: encoder for encoder in results.get("encoders", {}).values()}.values()
+    )
+    return (
+        f"Time: {took}, on {cost['processes']} process{'' if cost['processes'] == 1 else 'es'} ({cost['device']}). "
+        f"Memory: at most {peak}. Precision: {precisions or 'not recorded'}. Encoders: {encoders or 'not recorded'}."
+    )
 
 
 def _systems_section(results: Mapping[str, Any], figures: Path) -> str:

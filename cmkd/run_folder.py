@@ -16,10 +16,8 @@ A run whose recipe has a `teacher_run` has no teacher/ of its own and takes that
 import hashlib
 import json
 import platform
-import resource
 import shutil
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,9 +28,12 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 
-from cmkd.atomic import unfinished_path, written_whole
+from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
+from cmkd.checkpoints import SET_ASIDE, find_checkpoints, set_aside
 from cmkd.corpora.schema import SPLITS
+from cmkd.cost import total_cost
 from cmkd.evaluation import read_predictions
+from cmkd.identity import precision
 from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.recipe import STAGES, Recipe
 from cmkd.scores import score_systems
@@ -56,6 +57,16 @@ _SETTINGS = {
 }
 """The settings that change what a stage learns."""
 
+_LOADED = {
+    "audio": ("student_speech_encoder",),
+    "text": ("text_encoder",),
+    "teacher": ("teacher_speech_encoder", "text_encoder"),
+    "finetune": ("student_speech_encoder",),
+    "ts": ("student_speech_encoder",),
+    "cts": ("student_speech_encoder",),
+}
+"""The encoders that a stage loads. What the students take from the teacher is known by its embeddings."""
+
 _OF_THE_TEACHERS_RUN = {"teacher_speech_encoder", "text_encoder"}
 """The settings in which, beside the corpus, a student must agree with the run that it takes its teacher from."""
 
@@ -68,18 +79,34 @@ def write_json(path: Path, content: Any) -> None:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def stage_is_complete(run: Path, stage: str, recipe: Recipe, corpus_version: str) -> bool:
+def stage_is_complete(
+    run: Path, stage: str, recipe: Recipe, corpus_version: str, commits: Mapping[str, str] | None = None
+) -> bool:
     """Whether a stage need not be repeated; False if it never started or was interrupted.
 
+    A setting that its stage.json does not have, because there was none when the stage was made, counts as the default.
+
+    Args:
+        run: its folder.
+        stage: its name.
+        recipe: what is asked for now.
+        corpus_version: of the corpus that there is now.
+        commits: of the encoders that this launch loads, by the names of `cmkd.recipe.ENCODERS`.
+
     Raises:
-        ValueError: it was made, or begun, with other settings.
+        ValueError: it was made, or begun, with other settings, or its stage.json cannot be read.
     """
     marker = run / stage / "stage.json"
     if not marker.is_file():
         return False
     state = _read_json(marker)
     wanted = _stage_settings(stage, recipe, corpus_version)
-    differences = _differences(state["settings"], dict.fromkeys(state["settings"]) | wanted)
+    once = {name: field.get_default() for name, field in Recipe.model_fields.items() if name in wanted}
+    once["precision"] = wanted["precision"] if state["complete"] else "fp32"
+    then = once | state["settings"]
+    lines = [_differences(then, dict.fromkeys(state["settings"]) | wanted)]
+    lines.append(_encoder_differences(state.get("encoders", {}), recipe, commits or {}, _LOADED[stage]))
+    differences = "\n".join(filter(None, lines))
     if differences:
         raise ValueError(
             f"Stage {stage!r} in {str(run)!r} was made with other settings:\n{differences}\n"
@@ -111,7 +138,10 @@ def check_teacher_run(recipe: Recipe, corpus_version: str) -> None:
             f"{made_by}"
         )
     wanted = recipe.model_dump(mode="json", include=_OF_THE_TEACHERS_RUN) | {"corpus_version": corpus_version}
-    differences = _differences(_read_json(folder / "teacher" / "stage.json")["settings"], wanted)
+    state = _read_json(folder / "teacher" / "stage.json")
+    lines = [_differences(state["settings"], wanted)]
+    lines.append(_encoder_differences(state.get("encoders", {}), recipe, {}, _LOADED["teacher"]))
+    differences = "\n".join(filter(None, lines))
     if differences:
         raise ValueError(
             f"The teacher of {str(folder)!r} is not the one that this recipe names:\n{differences}\n"
@@ -131,11 +161,16 @@ def check_kind(run: Path, is_cross_validation: bool) -> None:
         raise ValueError(f"{str(run)!r} holds {held}, and {given} would take its place: choose another --output_dir.")
 
 
-def begin_stage(run: Path, stage: str, recipe: Recipe, corpus_version: str) -> None:
-    """Makes a stage's folder ready to start in, or to go on in, and writes its settings down.
+def begin_stage(
+    run: Path, stage: str, recipe: Recipe, corpus_version: str, commits: Mapping[str, str] | None = None
+) -> None:
+    """Makes a stage's folder ready to start in, or to go on in, and writes its settings down, and that a session began.
 
     Students of an earlier teacher are removed once the teacher starts again, and so is results.json, which is made anew
-    when all is complete.
+    when all is complete. Checkpoints of which no stage.json says with what settings they began are set aside.
+
+    Args:
+        run, stage, recipe, corpus_version, commits: as for [`stage_is_complete`].
     """
     folder = run / stage
     (run / "results.json").unlink(missing_ok=True)
@@ -143,22 +178,44 @@ def begin_stage(run: Path, stage: str, recipe: Recipe, corpus_version: str) -> N
         shutil.rmtree(folder, ignore_errors=True)
     for student in ("ts", "cts") if stage == "teacher" else ():
         shutil.rmtree(run / student, ignore_errors=True)
-    state = {"stage": stage, "complete": False, "settings": _stage_settings(stage, recipe, corpus_version)}
-    write_json(folder / "stage.json", state)
+    marker = folder / "stage.json"
+    before = _read_json(marker) if marker.is_file() else {}
+    for checkpoint in [] if before else find_checkpoints(folder):
+        set_aside(checkpoint, "there is no stage.json that says with what settings it began")
+    state = {
+        "stage": stage,
+        "complete": False,
+        "settings": _stage_settings(stage, recipe, corpus_version),
+        "encoders": _encoders(stage, recipe, commits or {}),
+        "sessions": [*before.get("sessions", []), None],
+    }
+    write_json(marker, state)
 
 
-def complete_stage(run: Path, stage: str, seconds: float) -> None:
-    """Writes down that a stage is complete, and what it cost this process, and removes its checkpoints."""
+def record_session(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
+    """Writes down what the session in progress has cost so far, see [`cmkd.cost.SessionCost`]."""
+    state = _read_json(run / stage / "stage.json")
+    write_json(run / stage / "stage.json", state | {"sessions": [*state["sessions"][:-1], cost]})
+
+
+def complete_stage(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
+    """Writes down that a stage is complete, and what all of its sessions cost, and removes its checkpoints.
+
+    Args:
+        run, stage: where.
+        cost: of the last session, which ends now, see [`cmkd.cost.SessionCost`].
+    """
     folder = run / stage
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    cost = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak, 2), "processes": PartialState().num_processes}
-    write_json(folder / "stage.json", _read_json(folder / "stage.json") | {"complete": True} | cost)
+    sync(folder)  # its weights must be there before anything says so
+    state = _read_json(folder / "stage.json")
+    sessions = [session for session in (*state["sessions"][:-1], cost) if session is not None]
+    write_json(folder / "stage.json", state | {"complete": True, "sessions": sessions} | total_cost(sessions))
     remove_checkpoints(run, stage)
 
 
 def remove_checkpoints(run: Path, stage: str) -> None:
     """Removes what only a stage in training needs; one that was killed just as it became complete may still have it."""
-    for checkpoint in (run / stage).glob("checkpoint-*"):
+    for checkpoint in find_checkpoints(run / stage):
         shutil.rmtree(checkpoint)
 
 
@@ -220,12 +277,9 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
     results: dict[str, Any] = {"corpus": corpus, "seed": recipe.seed, "versions": versions(), **scores}
     results["recipe"] = recipe.model_dump(mode="json", exclude=_OF_THIS_MACHINE)
     stages = {system: _read_json(run / system / "stage.json") for system in systems}
-    results["cost"] = {
-        "seconds": {stage: state["seconds"] for stage, state in stages.items()},
-        "peak_memory_gb": max((state["peak_memory_gb"] for state in stages.values()), default=None),
-        "processes": max((state["processes"] for state in stages.values()), default=1),
-        "device": PartialState().device.type,
-    }
+    results["cost"] = _cost(stages)
+    results["precision"] = {stage: state["settings"].get("precision") for stage, state in stages.items()}
+    results["encoders"] = _encoders_of(run, recipe, stages)
     if "teacher" in systems:
         write_conditioning(run, run, recipe.residual_threshold)
         results["teacher"] = _fingerprint(run)
@@ -266,6 +320,7 @@ def versions() -> dict[str, str]:
 
 def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str, Any]:
     settings = recipe.model_dump(mode="json", include=_SETTINGS[stage]) | {"corpus_version": corpus_version}
+    settings["precision"] = precision(PartialState().device)
     batches = recipe.gradient_accumulation_steps * PartialState().num_processes
     settings["utterances_a_step"] = recipe.batch_size * batches
     if recipe.loss_over == "batch":
@@ -273,6 +328,62 @@ def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str
     if stage in ("ts", "cts") and recipe.teacher_run is not None:
         settings["teacher_embeddings"] = _fingerprint(recipe.teacher_folder)
     return settings
+
+
+def _encoders(stage: str, recipe: Recipe, commits: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
+    """By the names of the encoders that a stage loads, the name, revision and commit of each."""
+    settings = recipe.model_dump(mode="json")
+    return {
+        encoder: {
+            "name": settings[encoder],
+            "revision": settings[f"{encoder}_revision"],
+            "commit": commits.get(encoder),
+        }
+        for encoder in _LOADED[stage]
+    }
+
+
+def _encoder_differences(
+    then: Mapping[str, Any], recipe: Recipe, commits: Mapping[str, str], encoders: Iterable[str]
+) -> str:
+    """A line for each encoder that is another commit; where one of the two is not known, another revision."""
+    lines = []
+    for encoder in encoders:
+        before, commit = then.get(encoder, {}), commits.get(encoder)
+        revision = recipe.model_dump()[f"{encoder}_revision"]
+        if commit is not None and before.get("commit") is not None:
+            if commit != before["commit"]:
+                lines.append(
+                    f"  commit of {encoder}: {before['commit']!r} then, {commit!r} now "
+                    f"(for one on the Hub, --{encoder}_revision COMMIT names the one to take)"
+                )
+        elif revision not in (None, before.get("revision"), before.get("commit")):
+            lines.append(f"  {encoder}_revision: {before.get('revision')!r} then, {revision!r} now")
+    return "\n".join(lines)
+
+
+def _cost(stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of all sessions of all stages; a stage of an earlier version has its last session only."""
+    of_devices = [state["peak_device_memory_gb"] for state in stages.values() if "peak_device_memory_gb" in state]
+    return {
+        "seconds": {stage: state["seconds"] for stage, state in stages.items()},
+        "sessions": {stage: len(state.get("sessions", [None])) for stage, state in stages.items()},
+        "peak_memory_gb": max((state["peak_memory_gb"] for state in stages.values()), default=None),
+        "peak_device_memory_gb": max((peak for peak in of_devices if peak is not None), default=None),
+        "processes": max((state["processes"] for state in stages.values()), default=1),
+        "device": ", ".join(dict.fromkeys(state["device"] for state in stages.values() if "device" in state))
+        or PartialState().device.type,
+    }
+
+
+def _encoders_of(run: Path, recipe: Recipe, stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
+    """Name, revision and commit of every encoder, those of a teacher that was trained in another run too."""
+    found: dict[str, Any] = {}
+    if recipe.teacher_run is not None and _is_complete(recipe.teacher_folder, "teacher"):
+        found |= _read_json(recipe.teacher_folder / "teacher" / "stage.json").get("encoders", {})
+    for state in stages.values():
+        found |= state.get("encoders", {})
+    return found
 
 
 def _fingerprint(teacher_run: Path) -> str:
@@ -293,7 +404,13 @@ def _is_complete(run: Path, stage: str) -> bool:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): it is damaged, or not a file of a run. Move it away; what it describes "
+            "is then made anew."
+        ) from error
 
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
@@ -324,7 +441,7 @@ def _keep_student(run: Path, stage: str) -> None:
     shutil.copytree(
         run / stage,
         unfinished,
-        ignore=shutil.ignore_patterns("stage.json", "training_log.json", "checkpoint-*", "*.parquet"),
+        ignore=shutil.ignore_patterns("stage.json", "training_log.json", "checkpoint-*", f"{SET_ASIDE}*", "*.parquet"),
     )
     shutil.rmtree(run / "student", ignore_errors=True)
-    unfinished.replace(run / "student")
+    put_in_place(unfinished, run / "student")

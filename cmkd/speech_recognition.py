@@ -8,7 +8,6 @@ Whisper), utterances therefore go through one at a time. Decoding is greedy. The
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from transformers import (
     MODEL_FOR_CTC_MAPPING,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
@@ -30,6 +28,8 @@ from transformers import (
 from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS, NON_SPEECH_TOKENS_MULTI
 from transformers.models.whisper.tokenization_whisper import TASK_IDS, TO_LANGUAGE_CODE
 
+from cmkd.identity import folder_digest, hub_commit
+
 Precision = Literal["float32", "bfloat16", "float16"]
 
 NO_SPEECH_THRESHOLD = 0.6
@@ -39,7 +39,6 @@ SILENCE = 1e-4
 """The largest sample of a waveform in which there is nothing to hear: three steps of 16 bits. Models invent words."""
 
 _ENGLISH_VOCABULARY, _MULTILINGUAL_VOCABULARY = 51864, 51865
-_WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".txt", ".model")
 _SHORTEST = 0.05  # seconds, less than any word, and more than one frame of any model
 _CUT_WINDOW = 0.1  # seconds
 _TOKENS_A_SECOND = 25  # more than anybody speaks, in any language
@@ -138,7 +137,7 @@ def load_recognizer(
         AutoFeatureExtractor.from_pretrained(source, revision=revision),
         AutoTokenizer.from_pretrained(source, revision=revision),
         name=model,
-        revision=_content(Path(source)) if Path(source).is_dir() else _commit(source, revision),
+        revision=folder_digest(Path(source)) if Path(source).is_dir() else hub_commit(source, revision),
         language=language,
     )
 
@@ -364,20 +363,3 @@ def cut(waveform: np.ndarray, sampling_rate: int, seconds: float | None) -> list
 def _words(text: str) -> str:
     """A text without surrounding spaces, "" if it has no letter or digit."""
     return text.strip() if any(character.isalnum() for character in text) else ""
-
-
-def _commit(model: str, revision: str | None) -> str:
-    """The commit on the Hub, which is what the folder in the cache is named by."""
-    return Path(hf_hub_download(model, "config.json", revision=revision)).parent.name
-
-
-def _content(folder: Path) -> str:
-    """A short name for what a folder holds: weights, settings and vocabulary."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in _WEIGHTS_AND_SETTINGS:
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-    return f"sha256-{digest.hexdigest()[:12]}"

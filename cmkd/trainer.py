@@ -1,6 +1,7 @@
 """The trainer of teacher and student."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from cmkd.atomic import sync
 from cmkd.evaluation import evaluate_predictions
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
 from cmkd.out_of_memory import is_out_of_memory
@@ -20,6 +23,12 @@ from cmkd.training_args import CMKDTrainingArguments
 from cmkd.whole_step import OUTPUTS, RandomState, backward, loss_and_output_gradients
 
 TARGETS = ("labels", "teacher_embeddings", "quality_weights")
+
+_REFUSED = {
+    "optimizer_cls_and_kwargs": "this is Adam with two learning rates. Pass optimizers=(your optimizer, None) instead.",
+    "compute_loss_func": "the loss is Eq. 7, see CMKDTrainer.loss, which a subclass may replace.",
+}
+"""Arguments of Trainer that its overridden methods would have read, and what to do instead."""
 
 
 class CMKDTrainer(Trainer):
@@ -34,10 +43,14 @@ class CMKDTrainer(Trainer):
     steps they lie, see `cmkd.whole_step`; the mean of the losses of the batches if `args.loss_over` is "batch".
 
     Args:
-        *args, **kwargs: as for `Trainer`.
+        *args, **kwargs: as for `Trainer`, less `optimizer_cls_and_kwargs` and `compute_loss_func`. An optimizer or
+            scheduler in `optimizers` is taken as it is: it then has the learning rates, and `args` has no say.
         train_durations (sequence of `float`, *optional*):
             Seconds of the training utterances; those of a step are then of like length, see
             [`cmkd.sampler.StepSampler`]. Without them the order is random.
+
+    Raises:
+        ValueError: an argument is given that would be ignored.
     """
 
     args: CMKDTrainingArguments
@@ -45,6 +58,9 @@ class CMKDTrainer(Trainer):
 
     def __init__(self, *args, train_durations: Sequence[float] | None = None, **kwargs):
         kwargs.setdefault("compute_metrics", split_metrics)
+        for argument, instead in _REFUSED.items():
+            if kwargs.get(argument) is not None:
+                raise ValueError(f"{argument} is given, but would be ignored: {instead}")
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled:
             check_sharding(self.accelerator.state.fsdp_plugin)
@@ -171,6 +187,22 @@ class CMKDTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             timeout=READING_TIMEOUT if args.dataloader_num_workers else 0,
         )
+
+    def _save_checkpoint(self, model, trial):
+        """Trainer's own, but older checkpoints are deleted once this one is on the disk, and by their steps.
+
+        Trainer deletes them before, and goes by the time of change of the folders, of which it warns that it may not be
+        reliable whenever two checkpoints are less than a second apart.
+        """
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            folder = self._get_output_dir(trial)
+            sync(Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+            rotate_checkpoints(folder, limit, self.state.best_model_checkpoint, use_mtime=False)
 
     def create_optimizer(self, model=None):
         """Adam with two learning rates; Trainer's own has one."""

@@ -1,9 +1,10 @@
 """Arguments of [`CMKDTrainer`]."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Literal, get_args
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from cmkd.losses import Distance
 
@@ -11,6 +12,23 @@ from cmkd.losses import Distance
 def plateau_schedule(factor: float = 0.75, patience: int = 2) -> dict[str, Any]:
     """`lr_scheduler_kwargs`: multiply the rate by `factor` after more than `patience` epochs without a better CCC."""
     return {"mode": "max", "factor": factor, "patience": patience}
+
+
+_SET = {
+    "optim": ("adamw_torch", "without weight decay that is the paper's Adam; CMKDTrainer(optimizers=…) takes another"),
+    "optim_args": (None, "CMKDTrainer(optimizers=…) takes an optimizer with other settings"),
+    "optim_target_modules": (None, "CMKDTrainer(optimizers=…) takes an optimizer of other parameters"),
+    "weight_decay": (0, "this is plain Adam, as in the paper"),
+    "label_smoothing_factor": (0, "the loss is Eq. 7"),
+    "train_sampling_strategy": ("random", "CMKDTrainer(train_durations=…) puts utterances of like length together"),
+    "dataloader_drop_last": (False, "no utterance is left out of an epoch or of an evaluation"),
+    "data_seed": (None, "seed orders the utterances too"),
+    "auto_find_batch_size": (False, "out of memory, the error says what to do"),
+}
+"""Arguments of `TrainingArguments` that [`CMKDTrainer`] would not follow: what they must be, and why."""
+
+_WITHOUT_WARMUP = ("reduce_lr_on_plateau", "constant", "greedy")
+_WITHOUT_KWARGS = ("constant", "constant_with_warmup")
 
 
 @dataclass
@@ -30,10 +48,17 @@ class CMKDTrainingArguments(TrainingArguments):
             and accumulation steps, which is Eq. 7 of that many. `"batch"`: each device's batch alone, averaged over
             devices and accumulation steps, as usual; cheaper with accumulation, but another loss and gradient.
 
-    Defaults that differ from `TrainingArguments`: batch 32, 50 epochs, Adam at 5e-4 without weight decay or gradient
-    clipping, times 0.75 when the validation CCC has not improved for more than two epochs (over a whole split the
-    mean CCC is 1 - L_EMO, so this is the paper's validation loss); evaluation and checkpoint every epoch, the best
-    by mean CCC kept; columns are left to the collator; a NaN loss is not hidden; no reports to outside services.
+    Defaults that differ from `TrainingArguments`: batch 32, 50 epochs, Adam (`"adamw_torch"` without weight decay is
+    the same) at 5e-4 without gradient clipping, times 0.75 when the validation CCC has not improved for more than
+    two epochs (over a whole split the mean CCC is 1 - L_EMO, so this is the paper's validation loss); evaluation and
+    checkpoint every epoch, the best by mean CCC kept; columns are left to the collator; a NaN loss is not hidden; no
+    reports to outside services.
+    `lr_scheduler_kwargs` are by default [`plateau_schedule`]'s for `"reduce_lr_on_plateau"`, and none for any other.
+
+    Raises:
+        ValueError: a value is out of its range, or would be ignored: all of those that name an optimizer, an order of
+            the utterances or another loss, which [`CMKDTrainer`] has of its own, and settings of the learning rate that
+            the scheduler does not have.
     """
 
     distillation_weight: float = 30.0
@@ -46,12 +71,13 @@ class CMKDTrainingArguments(TrainingArguments):
     num_train_epochs: float = 50.0
     learning_rate: float = 5e-4
     max_grad_norm: float = 0.0
+    optim: str = "adamw_torch"
     lr_scheduler_type: str = "reduce_lr_on_plateau"
-    lr_scheduler_kwargs: dict = field(default_factory=plateau_schedule)
+    lr_scheduler_kwargs: dict | None = None
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
     logging_strategy: str = "epoch"
-    save_total_limit: int = 1
+    save_total_limit: int | None = 1
     load_best_model_at_end: bool = True
     metric_for_best_model: str = "ccc"
     greater_is_better: bool = True
@@ -70,10 +96,34 @@ class CMKDTrainingArguments(TrainingArguments):
             )
         if self.loss_over not in ("step", "batch"):
             raise ValueError(f"loss_over={self.loss_over!r}: must be 'step' or 'batch'.")
-        if self.weight_decay != 0:
-            raise ValueError(f"weight_decay={self.weight_decay}: must be 0; this is plain Adam, as in the paper.")
+        for name, (value, reason) in _SET.items():
+            found = vars(self)[name]
+            if found != value:
+                shown = found.value if isinstance(found, Enum) else found
+                raise ValueError(f"{name}={shown!r}: must be {value!r}, since it would be ignored: {reason}.")
+        if self.torch_empty_cache_steps is not None and self.loss_over == "step":
+            raise ValueError(
+                f"torch_empty_cache_steps={self.torch_empty_cache_steps}: would be ignored with loss_over='step': "
+                "leave it out, or take loss_over='batch'."
+            )
+        self._check_schedule()
         if not 0 < self.encoder_learning_rate_factor <= 1:
             raise ValueError(
                 f"encoder_learning_rate_factor={self.encoder_learning_rate_factor}: must be above 0 and at most 1; "
                 "the paper's is 0.25."
+            )
+
+    def _check_schedule(self) -> None:
+        schedule = SchedulerType(self.lr_scheduler_type).value
+        if self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = plateau_schedule() if schedule == "reduce_lr_on_plateau" else {}
+        if self.warmup_steps and schedule in _WITHOUT_WARMUP:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps}: would be ignored, since lr_scheduler_type={schedule!r} has no "
+                "warm-up: leave it out, or take another scheduler, such as 'constant_with_warmup'."
+            )
+        if self.lr_scheduler_kwargs and schedule in _WITHOUT_KWARGS:
+            raise ValueError(
+                f"lr_scheduler_kwargs={self.lr_scheduler_kwargs}: would be ignored, since "
+                f"lr_scheduler_type={schedule!r} has none: leave them out."
             )

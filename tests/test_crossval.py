@@ -14,7 +14,9 @@ import pytest
 import train_distill
 from benchmarks.stand_ins import write_encoder, write_iemocap
 from cmkd import crossval, feature_store
-from cmkd.crossval import cross_validate, format_folds
+from cmkd.crossval import cross_validate, format_folds, gather_folds
+from cmkd.evaluation import read_predictions, write_predictions
+from cmkd.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +98,7 @@ def test_a_student_learns_from_the_teacher_of_its_own_fold(place, results):
 
 
 def test_the_folds_share_what_the_frozen_layers_give(place, results):
-    files = {folder.name: len(list(folder.iterdir())) for folder in (place / "cache").iterdir()}
+    files = {folder.name: len(list(folder.glob("*.safetensors"))) for folder in (place / "cache").iterdir()}
     assert [number for name, number in files.items() if name.startswith("speech")] == [30, 30]  # of teacher and student
 
 
@@ -151,3 +153,51 @@ def test_two_processes_share_the_folds(place, results):
             one["folds"]["mean"]["teacher"][dimension], abs=1e-4
         )
     assert "teacher, pooled" in done.stdout
+
+
+def make_fold(folder: Path, fold: int, dominance: list[float]) -> None:
+    """A fold's run, as far as it is gathered, in which dominance is rated like this."""
+    labels = np.array([[0.1, 0.2, 0.0], [0.4, 0.9, 0.0], [0.8, 0.3, 0.0]])
+    labels[:, 2] = dominance
+    names = [f"{fold}_{row}" for row in range(3)]
+    predictions = labels[:, [0, 1, 0]] + 0.05 * fold
+    file = folder / f"fold_{fold}/predictions/audio_test.parquet"
+    write_predictions(file, names, predictions, labels, [f"s{fold}"] * 3, [""] * 3)
+    scores = score_systems({"test": {"audio": read_predictions(file)}})
+    sizes = {size: {"train": 6, "validation": 3, "test": 3} for size in ("utterances", "hours", "speakers")}
+    cost = {"seconds": {"audio": 1.5}, "peak_memory_gb": 1.0, "processes": 1}
+    results = {"corpus": {"name": "toys", "version": "1"} | sizes, "seed": 0, "versions": {}, "cost": cost, **scores}
+    results["recipe"] = {"corpus": {"name": "toys"}}
+    (folder / f"fold_{fold}/results.json").write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_dimension_that_a_fold_has_no_ccc_of_is_said_to_have_none(tmp_path, everywhere):
+    """Nobody rated dominance in fold 1, or in any."""
+    nan = float("nan")
+    for fold in range(1, 6):
+        make_fold(tmp_path, fold, [nan] * 3 if fold == 1 or everywhere else [0.1, 0.5, 0.3])
+    results = gather_folds(tmp_path, 5)
+    mean, std = results["folds"]["mean"]["audio"], results["folds"]["std"]["audio"]
+    assert mean["dominance"] is None and std["dominance"] is None
+    assert mean["valence"] is not None and std["valence"] > 0
+    assert [fold["audio"]["dominance"] is None for fold in results["folds"]["each"]] == [True] + [everywhere] * 4
+    said = format_folds(results).splitlines()
+    assert said[1].endswith(" n/a") and "±" in said[1]
+    assert said[2].endswith(" n/a") == everywhere
+    assert said[3].startswith("n/a: in a fold, or in all together")
+    pooled = results["systems"]["audio"]["test"]["ccc"]["dominance"]
+    assert (pooled is None) == everywhere
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_folds_of_other_encoders_are_not_pooled(tmp_path):
+    for fold in range(1, 4):
+        make_fold(tmp_path, fold, [0.1, 0.5, 0.3])
+        if fold > 1:  # fold 1 is of a version that did not record it
+            results = json.loads((tmp_path / f"fold_{fold}/results.json").read_text())
+            results["encoders"] = {"text_encoder": {"name": "bert", "revision": None, "commit": f"c{fold}"}}
+            (tmp_path / f"fold_{fold}/results.json").write_text(json.dumps(results))
+    assert gather_folds(tmp_path, 2)["encoders"]["text_encoder"]["commit"] == "c2"
+    with pytest.raises(ValueError, match="text_encoder is .c2. in fold 2 and .c3. in fold 3"):
+        gather_folds(tmp_path, 3)

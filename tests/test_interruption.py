@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from test_train_distill import STAGES, recipe  # noqa: F401 - the fixture: a small corpus
 
 from cmkd.checkpoints import usable_checkpoint
+from cmkd.recipe import Recipe
+from cmkd.run_folder import begin_stage, remove_checkpoints
 
 KILLS = 24
 
@@ -108,9 +110,43 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(tmp_path, capsys, f
     else:
         (newer / file).write_bytes(damage)
     assert usable_checkpoint(tmp_path) == older
-    assert not newer.exists()
+    assert not newer.exists() and (tmp_path / "unused-checkpoint-10").is_dir()
     output = capsys.readouterr().out
-    assert f"{newer} is not used" in output and reason in output
+    assert f"{newer} is not used" in output and reason in output and "It is kept as unused-checkpoint-10" in output
+
+
+def test_a_checkpoint_that_is_not_understood_is_set_aside_whole(tmp_path, capsys):
+    """As one of a later version of transformers may be; twice, under the same name."""
+    for content in (b"first", b"second"):
+        checkpoint = make_checkpoint(tmp_path, 9)
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"format": 7}))
+        (checkpoint / "optimizer.bin").write_bytes(content)
+        assert usable_checkpoint(tmp_path) is None
+    kept = [tmp_path / name / "optimizer.bin" for name in ("unused-checkpoint-9", "unused-checkpoint-9-2")]
+    assert [path.read_bytes() for path in kept] == [b"first", b"second"]
+    assert "kept as unused-checkpoint-9-2; delete it if you do not need it" in capsys.readouterr().out
+
+
+def test_what_trainer_did_not_write_is_left_alone(tmp_path):
+    mine = tmp_path / "audio/checkpoint-best"
+    mine.mkdir(parents=True)
+    usable = make_checkpoint(tmp_path / "audio", 9)
+    assert usable_checkpoint(tmp_path / "audio") == usable
+    remove_checkpoints(tmp_path, "audio")
+    assert mine.is_dir() and not usable.exists()
+
+
+def test_a_checkpoint_of_unknown_settings_is_not_gone_on_from(tmp_path, capsys):
+    """Its stage.json is not there: whatever it was, it need not be what is asked for now."""
+    make_checkpoint(tmp_path / "audio", 9)
+    given = Recipe(corpus={"name": "toys"}, output_dir=str(tmp_path))
+    begin_stage(tmp_path, "audio", given, "1.0")
+    assert usable_checkpoint(tmp_path / "audio") is None
+    assert (tmp_path / "audio/unused-checkpoint-9/model.safetensors").is_file()
+    assert "there is no stage.json that says with what settings it began" in capsys.readouterr().out
+    checkpoint = make_checkpoint(tmp_path / "audio", 12)
+    begin_stage(tmp_path, "audio", given, "1.0")
+    assert usable_checkpoint(tmp_path / "audio") == checkpoint
 
 
 def test_a_checkpoint_without_the_best_one_is_not_used(tmp_path):

@@ -43,6 +43,19 @@ def make_results(valence, student="ts"):
         },
         "seed": 7,
         "versions": {"cmkd": "0.1.0", "torch": "2.13.0"},
+        "cost": {
+            "seconds": {"teacher": 12.4, "ts": 1034.6},
+            "sessions": {"teacher": 1, "ts": 3},
+            "peak_memory_gb": 1.25,
+            "peak_device_memory_gb": 3.5,
+            "processes": 2,
+            "device": "cuda",
+        },
+        "precision": {"teacher": "bf16", "ts": "bf16"},
+        "encoders": {
+            "student_speech_encoder": {"name": "user/speech", "revision": "v1", "commit": "0123456"},
+            "text_encoder": {"name": "user/text", "revision": None, "commit": "789abcd"},
+        },
         "systems": systems,
         "comparisons": [
             {
@@ -298,3 +311,19 @@ def test_terminal_table():
         "cT/S student             not run  not run  not run  not run  not run  not run",
         "* the student that is kept: better mean CCC on validation",
     ]
+
+
+def test_what_it_cost_and_by_what_it_was_made_is_said(tmp_path):
+    results = make_results(VALENCE)
+    said = (
+        "Time: teacher 12 s, ts 1,035 s in 3 sessions, on 2 processes (cuda). Memory: at most 1.2 GB, and 3.5 GB of "
+        "the device's. Precision: bf16. Encoders: user/speech at 0123456; user/text at 789abcd."
+    )
+    write_run(tmp_path, VALENCE)
+    assert said in write_report(tmp_path).read_text()
+    del results["precision"], results["encoders"]  # as an earlier version wrote them
+    for name in ("sessions", "peak_device_memory_gb"):
+        del results["cost"][name]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    said = "Memory: at most 1.2 GB. Precision: not recorded. Encoders: not recorded."
+    assert said in write_report(tmp_path).read_text()

@@ -1,6 +1,10 @@
 """The trainer on a network that is small enough to compute by hand."""
 
+import logging
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,11 +184,92 @@ def test_out_of_memory_says_what_helps(error, tmp_path, monkeypatch):
         ("embedding_distance", "l2", "embedding_distance='l2': must be one of norm, squared_norm, mean_squared"),
         ("weight_decay", 0.1, "weight_decay=0.1: must be 0"),
         ("encoder_learning_rate_factor", 0.0, "encoder_learning_rate_factor=0.0: must be above 0"),
+        ("optim", "adafactor", "optim='adafactor': must be 'adamw_torch', since it would be ignored"),
+        ("optim_args", "lr=3", "optim_args='lr=3': must be None, since it would be ignored"),
+        ("optim_target_modules", "all-linear", "optim_target_modules='all-linear': must be None"),
+        ("label_smoothing_factor", 0.1, "label_smoothing_factor=0.1: must be 0, .* the loss is Eq. 7"),
+        ("train_sampling_strategy", "group_by_length", r"must be 'random', .*CMKDTrainer\(train_durations=…\)"),
+        ("dataloader_drop_last", True, "dataloader_drop_last=True: must be False"),
+        ("data_seed", 3, "data_seed=3: must be None"),
+        ("auto_find_batch_size", True, "auto_find_batch_size=True: must be False"),
+        ("torch_empty_cache_steps", 2, "torch_empty_cache_steps=2: would be ignored with loss_over='step'"),
+        ("warmup_steps", 10, "warmup_steps=10: would be ignored, since lr_scheduler_type='reduce_lr_on_plateau'"),
     ],
 )
 def test_a_wrong_argument_is_refused(field, value, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         CMKDTrainingArguments(str(tmp_path), **{field: value})
+
+
+def test_settings_of_the_learning_rate_that_a_scheduler_does_not_have_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="lr_scheduler_kwargs={'factor': 0.5}: would be ignored"):
+        CMKDTrainingArguments(str(tmp_path), lr_scheduler_type="constant", lr_scheduler_kwargs={"factor": 0.5})
+    arguments = CMKDTrainingArguments(str(tmp_path), lr_scheduler_type="linear", warmup_steps=10)
+    assert arguments.lr_scheduler_kwargs == {}
+    job = trainer(tmp_path, lr_scheduler_type="linear", warmup_steps=2, num_train_epochs=1)
+    job.create_optimizer_and_scheduler(4)
+    rates = []
+    for _ in range(4):
+        rates.append(job.lr_scheduler.get_last_lr()[0])
+        job.optimizer.step()
+        job.lr_scheduler.step()
+    assert rates == pytest.approx([0, 2.5e-4, 5e-4, 2.5e-4])
+
+
+def test_an_optimizer_is_taken_or_refused_but_not_replaced(tmp_path):
+    model = Linear()
+    given = torch.optim.SGD(model.prediction.parameters(), lr=0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    arguments = {"use_cpu": True, "disable_tqdm": True, "max_steps": 1} | NO_EVALUATION
+    options = {"args": CMKDTrainingArguments(str(tmp_path), **arguments), "data_collator": collate_utterances}
+    job = CMKDTrainer(model=model, train_dataset=dataset(10), optimizers=(given, None), **options)
+    job.train()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"prediction.weight", "prediction.bias"}
+    with pytest.raises(ValueError, match=r"optimizer_cls_and_kwargs is given, but would be ignored.*optimizers="):
+        CMKDTrainer(model=model, optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 1}), **options)
+    with pytest.raises(ValueError, match=r"compute_loss_func is given, but would be ignored.*CMKDTrainer\.loss"):
+        CMKDTrainer(model=model, compute_loss_func=lambda *_: 0, **options)
+
+
+def test_what_optim_says_is_what_it_is(tmp_path):
+    """`adamw_torch`, made by torch itself, takes the same steps as the trainer's optimizer."""
+    job = trainer(tmp_path, encoder_learning_rate_factor=1.0)
+    assert job.args.optim == "adamw_torch" and job.args.weight_decay == 0
+    twin = Linear()
+    twin.load_state_dict(job.model.state_dict())
+    stock_class, options = CMKDTrainer.get_optimizer_cls_and_kwargs(job.args)
+    stock = stock_class(twin.parameters(), weight_decay=job.args.weight_decay, **options)
+    for _ in range(5):
+        for model, optimizer in ((job.model, job.create_optimizer()), (twin, stock)):
+            optimizer.zero_grad()
+            model(torch.arange(8.0).reshape(2, 4)).logits.square().sum().backward()
+            optimizer.step()
+    for name, value in twin.state_dict().items():
+        assert torch.equal(job.model.state_dict()[name], value)
+
+
+def test_checkpoints_are_rotated_by_their_steps_and_silently(tmp_path, caplog, monkeypatch):
+    """Several in less than a second, about whose time of change Trainer warns; each is on the disk before one goes."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    events = []
+    for owner, name in ((os, "fsync"), (shutil, "rmtree")):
+        original = getattr(owner, name)
+
+        def record(what, *args, name=name, original=original, **kwargs):
+            place = Path(f"/proc/self/fd/{what}").readlink() if name == "fsync" else str(what)
+            events.append((name, Path(place).name))
+            return original(what, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, record)
+    job = trainer(tmp_path, num_train_epochs=4, load_best_model_at_end=False)
+    job.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{job.state.global_step}"]
+    assert job.args.save_total_limit == 1
+    assert "mtime" not in caplog.text
+    removed = events.index(("rmtree", "checkpoint-3"))
+    assert events.index(("fsync", "checkpoint-6")) < removed
+    assert ("fsync", "trainer_state.json") in events[:removed]
 
 
 def test_the_defaults_are_the_papers(tmp_path):

@@ -1,0 +1,87 @@
+"""What a stage costs: time and memory, over all of its sessions.
+
+A session is one launch that worked on a stage, from its beginning to its end or its interruption. It is written to
+stage.json once training begins and after every epoch, so that one that is killed counts up to its last epoch.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+_WITH_PEAKS = ("cuda", "xpu")
+"""The kinds of devices that know the most memory that was ever taken."""
+
+
+class SessionCost(TrainerCallback):
+    """The cost of the session that begins when this is made; a callback that writes it down while a stage trains.
+
+    Args:
+        write: takes what [`SessionCost.so_far`] returns; called in the main process only.
+    """
+
+    def __init__(self, write: Callable[[dict[str, Any]], None]):
+        self._write = write
+        self._started = time.monotonic()
+        self._device = PartialState().device
+        if self._device.type in _WITH_PEAKS:
+            torch.get_device_module(self._device).reset_peak_memory_stats(self._device)
+
+    def so_far(self) -> dict[str, Any]:
+        """Of this process: `seconds`; `peak_memory_gb`, the most that it ever took, in 2^30 bytes;
+        `peak_device_memory_gb`, the most that tensors took of the memory of its GPU in this session, None where there
+        is none; `processes` of the launch; and the kind of `device`."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        of_device = None
+        if self._device.type in _WITH_PEAKS:
+            of_device = torch.get_device_module(self._device).max_memory_allocated(self._device) / 2**30
+        return {
+            "seconds": round(time.monotonic() - self._started, 1),
+            "peak_memory_gb": round(peak, 2),
+            "peak_device_memory_gb": of_device and round(of_device, 2),
+            "processes": PartialState().num_processes,
+            "device": self._device.type,
+        }
+
+    @contextmanager
+    def until_interrupted(self, is_main_process: bool) -> Iterator[None]:
+        """Writes the cost down when the block ends by an error or an interruption."""
+        try:
+            yield
+        except BaseException:
+            if is_main_process:
+                with suppress(OSError):  # a full disk may be what ended it, and is said by that error
+                    self._write(self.so_far())
+            raise
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self._write(self.so_far())
+
+    on_save = on_train_begin
+
+
+def total_cost(sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of the seconds and the most of everything else.
+
+    >>> sessions = [
+    ...     {"seconds": 2.5, "peak_memory_gb": 1.0, "peak_device_memory_gb": None, "processes": 1, "device": "cpu"},
+    ...     {"seconds": 4.0, "peak_memory_gb": 0.5, "peak_device_memory_gb": 3.25, "processes": 2, "device": "cuda"},
+    ... ]
+    >>> total_cost(sessions)
+    {'seconds': 6.5, 'peak_memory_gb': 1.0, 'peak_device_memory_gb': 3.25, 'processes': 2, 'device': 'cpu, cuda'}
+    """
+    of_devices = [session["peak_device_memory_gb"] for session in sessions]
+    return {
+        "seconds": round(sum(session["seconds"] for session in sessions), 1),
+        "peak_memory_gb": max(session["peak_memory_gb"] for session in sessions),
+        "peak_device_memory_gb": max((peak for peak in of_devices if peak is not None), default=None),
+        "processes": max(session["processes"] for session in sessions),
+        "device": ", ".join(dict.fromkeys(session["device"] for session in sessions)),
+    }

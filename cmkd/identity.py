@@ -1,0 +1,75 @@
+"""What a run's numbers depend on beside its recipe: the commit of every encoder, and the precision of the launch."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import parse_choice_from_env
+from huggingface_hub import hf_hub_download
+from transformers import AutoConfig
+
+_WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+def read_encoder(source: str, revision: str | None = None) -> tuple[Any, str]:
+    """The configuration of an encoder, and the commit that it is.
+
+    Args:
+        source: Hub name or folder.
+        revision: Branch, tag or commit on the Hub; None: its main branch.
+
+    Returns:
+        The configuration, and the commit on the Hub, or for a folder what [`folder_digest`] says of it.
+
+    Raises:
+        ValueError: a revision is given for a folder.
+        OSError: there is no such encoder, or no such revision of it.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        AutoConfig.from_pretrained(source, revision=revision)  # its errors say more than those of a download
+        commit = hub_commit(source, revision)
+        return AutoConfig.from_pretrained(source, revision=commit), commit
+    if revision is not None:
+        raise ValueError(
+            f"revision is {revision!r}, but {source!r} is a folder, which has no revisions: leave it out, or name an "
+            "encoder on the Hub that is not in models_dir."
+        )
+    return AutoConfig.from_pretrained(source), folder_digest(folder)
+
+
+def hub_commit(name: str, revision: str | None = None) -> str:
+    """The commit that a revision of a model on the Hub is, which is what its folder in the cache is named by."""
+    return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+
+
+def folder_digest(folder: Path) -> str:
+    """A short name for what the folder of a model holds, weights, settings and vocabulary: "sha256-" and 12 digits."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in _WEIGHTS_AND_SETTINGS:
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+    return f"sha256-{digest.hexdigest()[:12]}"
+
+
+def precision(device: torch.device) -> str:
+    """What a launch computes in: "fp32", "bf16", "fp16" or "fp8", as accelerate was told, and whether TF32 is on.
+
+    TF32 is what the device does, not what a flag says: there are several flags, old and new, that set it.
+
+    >>> precision(torch.device("cpu"))
+    'fp32'
+    """
+    mixed = parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
+    name = "fp32" if mixed == "no" else mixed
+    return name if _keeps_fp32(device) else f"{name} with TF32 in matrix products"
+
+
+def _keeps_fp32(device: torch.device) -> bool:
+    """Whether a matrix product keeps the 23 bits of fp32; TF32 has 10, bf16 7."""
+    factor = torch.full((256, 256), 1 + 2**-12, device=device)
+    return bool((factor @ torch.eye(256, device=device) == factor).all())
