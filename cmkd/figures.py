@@ -213,6 +213,40 @@ def draw_valence(scores: Mapping[str, Mapping[str, float | None]], kept: str | N
     return figure
 
 
+def draw_seeds(systems: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Valence CCC of each system: a dot for each seed, a stroke for the mean, and the interval of the mean.
+
+    Args:
+        systems: by stage `ccc` (the mean), `each` (a list by seed), both by dimension, and `interval`, [low, high] or
+            None by dimension.
+    """
+    figure = Figure(figsize=(9.6, 1.4 + 0.45 * len(systems)), layout="constrained")
+    panel = figure.subplots()
+    beside = panel.get_yaxis_transform()
+    panel.text(1.01, -0.85, "mean", transform=beside, va="center")
+    for row, (stage, scores) in enumerate(systems.items()):
+        value, interval = scores["ccc"]["valence"], scores["interval"]["valence"]
+        panel.text(1.01, row, format_number(value), transform=beside, va="center")
+        if value is None:
+            continue
+        each = [one["valence"] for one in scores["each"]]
+        colour = _COLOURS[stage]
+        if interval is not None:
+            panel.plot(interval, [row, row], color=colour, linewidth=2.2, alpha=0.4, solid_capstyle="butt")
+        panel.plot(each, [row] * len(each), color=colour, marker="o", markersize=6, alpha=0.7, linestyle="")
+        panel.plot(value, row, color=colour, marker="|", markersize=18, markeredgewidth=2, linestyle="")
+    style: dict[str, Any] = {"color": "#4d4d4d", "linestyle": ""}
+    panel.plot([], [], marker="o", label="a seed", **style)
+    panel.plot([], [], marker="|", markersize=14, markeredgewidth=2, label="mean over the seeds", **style)
+    panel.plot([], [], color="#4d4d4d", linewidth=2.2, alpha=0.4, label="95% interval of the mean, over speakers")
+    panel.set_yticks(range(len(systems)), [SYSTEM_NAMES[stage] for stage in systems])
+    panel.set_ylim(len(systems) - 0.5, -0.5)
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=10))
+    panel.set_xlabel("valence CCC on test")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
 def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
     """Valence CCC of the systems of each table with their intervals, and the published figures as rings.
 
