@@ -81,6 +81,8 @@ def main(arguments: list[str]) -> None:
     check_kind(run, "single" if recipe.seeds is None else "seeds")
     complete = [complete_stages(training, version) for training in trainings]
     state.wait_for_everyone()
+    if recipe.seeds is not None and state.is_main_process:
+        (run / "results.json").unlink(missing_ok=True)  # the summary is made anew at the end
     for training, stages in zip(trainings, complete, strict=True):
         if recipe.seeds is not None:
             say(f"\nseed {training.seed} of {recipe.seeds}")

@@ -188,8 +188,8 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
 
 def _less_replaced(settings: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     """Without `seed` where what comes later names `seeds`, and the other way round."""
-    replaced = {"seed": "seeds", "seeds": "seed"}
-    return {key: value for key, value in settings.items() if replaced.get(key) not in later}
+    left_out = {old for old, new in (("seed", "seeds"), ("seeds", "seed")) if later.get(new) is not None}
+    return {key: value for key, value in settings.items() if key not in left_out}
 
 
 def _read(path: Path) -> dict[str, Any]:

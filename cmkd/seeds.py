@@ -75,11 +75,11 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     Returns:
         The content of results.json, which has the keys of a run's with these differences. `seeds` is the list of
         them, and there is no `seed`. In `systems`, by stage and split, `ccc`, `pearson` and `mae` are means over the
-        seeds; beside them are `std` (divisor number of seeds - 1) and `each`, a list by seed, of the CCC, and `interval`
-        is that of the mean CCC over speakers. `comparisons` are of the mean differences and have `std` and `each` too.
-        `conditioning` has `discarded_fraction`, a list by seed. `student` has the `seed` and the `stage` of the one that
-        is best by mean CCC on validation, among those that each training keeps. What only some of the trainings have is
-        left out.
+        seeds; beside them are `std` (divisor number of seeds - 1) and `each`, a list by seed, of the CCC, and
+        `interval` is that of the mean CCC over speakers. `comparisons` are of the mean differences and have `std` and
+        `each` too. `conditioning` has `discarded_fraction`, a list by seed. `student` has the `seed` and the `stage` of
+        the one that is best by mean CCC on validation, among those that each training keeps. What only some of the
+        trainings have is left out.
 
     Raises:
         FileNotFoundError: a training is not complete.
@@ -202,8 +202,8 @@ def _report(results: Mapping[str, Any]) -> str:
     for split in _SHOWN_SPLITS:
         parts.append(f"## {split.capitalize()}\n\n{_systems_table(results, split)}")
     parts.append(
-        "![valence of each seed](figures/seeds.png)\n\nValence CCC on test: a dot for each seed, a stroke for the mean, a bar for "
-        "its interval over speakers."
+        "![valence of each seed](figures/seeds.png)\n\n"
+        "Valence CCC on test: a dot for each seed, a stroke for the mean, a bar for its interval over speakers."
     )
     parts += _gap(results)
     parts.append(_comparisons(results))
