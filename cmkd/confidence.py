@@ -92,8 +92,7 @@ def ccc_interval(labels: np.ndarray, predictions: np.ndarray, speakers: Sequence
             found[dimension] = None
             continue
         total = sums.sum(1, keepdims=True)
-        with np.errstate(divide="ignore"):  # of a perfect CCC
-            value, without = (np.arctanh(_ccc(part).mean(0)) for part in (total, total - sums))
+        value, without = (_fisher_z(_ccc(part).mean(0)) for part in (total, total - sums))
         if np.isinf(value[0]):
             found[dimension] = [float(np.tanh(value[0]))] * 2
         else:
@@ -229,6 +228,12 @@ def _ccc(totals: np.ndarray) -> np.ndarray:
     bias = (totals[..., 3] - totals[..., 1]) / totals[..., 0]
     is_constant = _is_constant(totals)
     return np.where(is_constant, 0.0, 2 * covariance / np.where(is_constant, 1.0, y_variance + p_variance + bias**2))
+
+
+def _fisher_z(ccc: np.ndarray) -> np.ndarray:
+    """artanh of a CCC; infinite where it is 1 or -1, but for rounding."""
+    is_perfect = np.abs(ccc) > 1 - _CONSTANT
+    return np.where(is_perfect, np.copysign(np.inf, ccc), np.arctanh(np.where(is_perfect, 0.0, ccc)))
 
 
 def _moments(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
