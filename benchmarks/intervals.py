@@ -1,6 +1,6 @@
 """Do tests keep their level and do intervals cover, with few speakers? By simulation, beside the bootstrap of before.
 
-    python benchmarks/intervals.py --output docs/results/statistics.json
+    python benchmarks/intervals.py --output docs/results/statistics.json      # minutes
 
 Speakers have a mean of their own in the labels, and systems err by speaker and by utterance, in part alike, since they
 hear the same. Sizes are those of a demo (every speaker has as many utterances) or those of MSP-Podcast (a few speakers
@@ -173,10 +173,34 @@ def measure(repeats: int, speakers: int, has_equal_sizes: bool, name: str) -> di
     return {"smallest_p": smallest, "median_width_of_interval": round(float(np.median(widths)), 3)} | shares
 
 
+def to_markdown(content: dict[str, Any]) -> str:
+    """A row for each pair and number of speakers; in each cell equal sizes, then unequal ones."""
+    columns = {
+        "smallest p": "smallest_p",
+        "p <= .05: before": "before_below_.05",
+        "plain": "plain_below_.05",
+        "now": "below_.05",
+        "CCC covered: before": "before_covers_ccc",
+        "now ": "covers_ccc",
+        "difference covered: before": "before_covers_difference",
+        "now  ": "covers_difference",
+        "width of interval": "median_width_of_interval",
+    }
+    rows = [["pair", "speakers", *columns], ["---", *["---:"] * (1 + len(columns))]]
+    cases = {(case["pair"], case["speakers"], case["sizes"]): case for case in content["cases"]}
+    for name in PAIRS:
+        for speakers in SPEAKERS:
+            both = [cases[name, speakers, sizes] for sizes in ("equal", "unequal")]
+            cells = [" / ".join(f"{case[key]:.3f}" for case in both) for key in columns.values()]
+            cells[0] = f"{both[0]['smallest_p']:.3g}"
+            rows.append([f"`{name}`", str(speakers), *cells])
+    return "\n".join(f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=700, help="simulated test sets of three dimensions a case")
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file; a table goes beside it as .md")
     arguments = parser.parse_args()
     confidence.PERMUTATIONS = PERMUTATIONS
     started, cases = time.monotonic(), []
@@ -200,6 +224,7 @@ def main() -> None:
         "cases": cases,
     }
     write_json(arguments.output, content)
+    arguments.output.with_suffix(".md").write_text(to_markdown(content), encoding="utf-8")
 
 
 if __name__ == "__main__":

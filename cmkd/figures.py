@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -287,7 +288,7 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
             if system["fold_mean"] is not None:
                 panel.plot(system["fold_mean"], row, color=colour, **mean)
             panel.text(1.01, row, format_number(system["ccc"]), transform=beside, va="center")
-        panel.set(xlim=limits, ylim=(len(systems) - 0.4, -0.6), title=title)
+        panel.set(xlim=limits, ylim=(len(systems) - 0.4, -0.6), title=fill(title, 80))
         panel.set_yticks(range(len(systems)), [system["name"] for system in systems.values()])
         panel.xaxis.set_major_locator(MultipleLocator(0.1))
     panel.set_xlabel("valence CCC")
