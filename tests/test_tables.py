@@ -60,7 +60,7 @@ def write_run(folder, stages, corpus="msp-podcast", version=f"1.6-{DIGEST}", see
         "versions": {"cmkd": "0.1.0"},
         **score_systems(scored),
         "recipe": Recipe(corpus={"name": corpus}, output_dir=str(folder), **recipe).model_dump(mode="json"),
-        "cost": {"processes": 1},
+        "cost": {"seconds": dict.fromkeys(stages, 1.5), "peak_memory_gb": 1.0, "processes": 1, "device": "cpu"},
     }
     if folds is not None:  # as cmkd crossval writes it
         results |= {"folds": folds, "cost": {"seconds": {}, "processes": 1}}
@@ -382,7 +382,9 @@ def test_other_corpus_fills_rows_by_stage_without_published_figures(tmp_path):
         "teacher, CCC (whisper-base.en + all-MiniLM-L6-v2)",
         "teacher, Pearson (whisper-base.en + all-MiniLM-L6-v2)",
     ]
-    assert table_2.heading == "The rows of Table 2 on spoken-emobank 78b0bd36f61e: CCC on test, synthetic speech"
+    assert (
+        table_2.heading == "The rows of Table 2 on spoken-emobank 78b0bd36f61e: CCC on test, synthetic speech; one seed"
+    )
     assert [(row.number, row.run) for row in table_2.rows] == [
         ("6", "six"),
         ("8", None),
