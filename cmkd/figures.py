@@ -242,7 +242,7 @@ def draw_seeds(systems: Mapping[str, Mapping[str, Any]]) -> Figure:
     panel.plot([], [], color="#4d4d4d", linewidth=2.2, alpha=0.4, label="95% interval of the mean, over speakers")
     panel.set_yticks(range(len(systems)), [SYSTEM_NAMES[stage] for stage in systems])
     panel.set_ylim(len(systems) - 0.5, -0.5)
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=10))
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10]))
     panel.set_xlabel("valence CCC on test")
     figure.legend(loc="outside upper center", ncols=3)
     return figure
