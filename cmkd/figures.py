@@ -253,20 +253,28 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
 
     Args:
         panels: by title, by stage from bottom to top of the method, `name`, and `published`, `ccc`, `interval` [low,
-            high] and `fold_mean`, each None where there is none; `ccc` is None for a system that was not run.
+            high] and `fold_mean`, each None where there is none; `ccc` is None for a system that was not run. `seeds`
+            has the CCC of each seed if `ccc` is the mean of several, else nothing.
     """
     figure = Figure(figsize=(9.6, 0.7 + 2.4 * len(panels)), layout="constrained")
     values = [
         value
         for systems in panels.values()
         for system in systems.values()
-        for value in (system["published"], system["ccc"], system["fold_mean"], *(system["interval"] or ()))
+        for value in (
+            system["published"],
+            system["ccc"],
+            system["fold_mean"],
+            *(system["interval"] or ()),
+            *system["seeds"],
+        )
         if value is not None
     ]
     limits = min(values, default=0.0) - 0.05, max(values, default=1.0) + 0.05
     dot: dict[str, Any] = {"marker": "o", "markersize": 7, "linestyle": ""}
     bar: dict[str, Any] = {"linewidth": 2.2, "solid_capstyle": "butt"}
     ring: dict[str, Any] = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": ""}
+    seed: dict[str, Any] = {"marker": "o", "markersize": 4, "alpha": 0.6, "linestyle": ""}
     mean: dict[str, Any] = {"marker": "|", "markersize": 16, "markeredgewidth": 1.8, "linestyle": ""}
     axes = figure.subplots(len(panels), squeeze=False).ravel()
     for panel, (title, systems) in zip(axes, panels.items(), strict=True):
@@ -285,6 +293,8 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
             if system["interval"] is not None:
                 panel.plot(system["interval"], [row, row], color=colour, **bar)
             panel.plot(system["ccc"], row, color=colour, **dot)
+            if system["seeds"]:
+                panel.plot(system["seeds"], [row + 0.25] * len(system["seeds"]), color=colour, **seed)
             if system["fold_mean"] is not None:
                 panel.plot(system["fold_mean"], row, color=colour, **mean)
             panel.text(1.01, row, format_number(system["ccc"]), transform=beside, va="center")
@@ -298,6 +308,8 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
         panel.plot([], [], color="#4d4d4d", label=label, **style)
     if any(system["fold_mean"] is not None for system in drawn):
         panel.plot([], [], color="#4d4d4d", label="mean over folds", **mean)
+    if any(system["seeds"] for system in drawn):
+        panel.plot([], [], color="#4d4d4d", label="its seeds", **seed)
     if any(patch for panel in axes for patch in panel.patches):
         panel.fill_between([], [], color="#f0e442", alpha=0.35, linewidth=0, label="our gap, audio only to teacher")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=5)

@@ -117,7 +117,8 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
         "corpus": runs[0]["corpus"],
         "seeds": list(seeds),
         "versions": {
-            name: ", ".join(dict.fromkeys(other["versions"][name] for other in runs)) for name in runs[0]["versions"]
+            name: ", ".join(dict.fromkeys(other["versions"].get(name, "not recorded") for other in runs))
+            for name in dict.fromkeys(name for other in runs for name in other["versions"])
         },
         "systems": systems,
         "comparisons": comparisons,

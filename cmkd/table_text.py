@@ -29,8 +29,8 @@ class TableRow:
         score: ours, by dimension; of a cross-validation the pooled one.
         interval: of `score`, by dimension [low, high].
         folds: of a cross-validation `{"number": …, "mean": {…}, "std": {…}}`.
-        seeds: of a run of several seeds `{"each": […], "std": {…}}`, where `std` is of the CCC over the seeds, by
-            dimension, or None of another metric; `score` is then the mean.
+        seeds: of a run of several seeds `{"numbers": […], "std": {…}, "each": […]}`, where `std` and, a list by seed,
+            `each` are of the CCC by dimension, or None of another metric; `score` is then the mean.
         difference: ours (of a cross-validation the mean over folds) less published, by dimension.
         paired: `{"against": number, "difference": {…}, "interval": {…}, "p": {…}, "smallest_p": {…}}`, of the CCC
             (pooled) less that of the row it builds on; or `{"against": number, "reason": …}` if that is not known; None

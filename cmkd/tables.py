@@ -64,7 +64,8 @@ _METRICS = {"ccc": "CCC", "pearson": "Pearson"}
 _GAP_NAMES = {"audio": "audio only", "ts": "T/S", "cts": "cT/S", "teacher": "teacher"}
 _FIGURE_CAPTION = (
     "Valence CCC with its interval, and the published figures as rings. Of a cross-validation the dot and the interval "
-    "are of the pooled CCC; the upright stroke is the mean over the folds, which the table compares with the ring."
+    "are of the pooled CCC; the upright stroke is the mean over the folds, which the table compares with the ring. Of "
+    "several seeds the dot and the interval are of the mean; the small dots are the seeds."
 )
 _RUN_AGAIN = "it is of another version of cmkd, or of a run that is not complete: give its command again."
 
@@ -191,7 +192,7 @@ def _read_run(folder: Path) -> _Run:
     for stage, splits in results["systems"].items():
         _require(path, results["recipe"], _ENCODERS[stage], "recipe")
         for split, scores in splits.items():
-            wanted = ("ccc", "pearson", "interval", *(("std",) if "seeds" in results else ()))
+            wanted = ("ccc", "pearson", "interval", *(("std", "each") if "seeds" in results else ()))
             _require(path, scores, wanted, f"systems.{stage}.{split}")
         if "folds" in results:
             _require(path, results["folds"], ("number", "mean", "std"), "folds")
@@ -383,14 +384,14 @@ def _table_row(split: str, slot: _Slot, paired: Mapping[str, Any] | None) -> Tab
         score=scores[row.metric],
         interval=scores["interval"] if row.metric == "ccc" else None,
         folds=folds,
-        seeds=_seeds_of_row(run, scores if row.metric == "ccc" else {"std": None}),
+        seeds=_seeds_of_row(run, scores if row.metric == "ccc" else {"std": None, "each": None}),
         difference=_less(folds["mean"] if folds else scores[row.metric], row.scores) if row.scores else None,
         paired=paired,
     )
 
 
 def _seeds_of_row(run: _Run, scores: Mapping[str, Any]) -> dict[str, Any] | None:
-    return {"each": run.seeds, "std": scores["std"]} if run.is_repeated else None
+    return {"numbers": run.seeds, "std": scores["std"], "each": scores["each"]} if run.is_repeated else None
 
 
 def _paired(slot: _Slot, runs: Mapping[str, _Run | None], answers: Mapping[str, Predictions]) -> dict[str, Any] | None:
@@ -526,6 +527,7 @@ def _gap_systems(table: ResultsTable) -> dict[str, dict[str, Any]]:
             "ccc": row.score["valence"] if row.score else None,
             "interval": row.interval["valence"] if row.interval else None,
             "fold_mean": row.folds["mean"]["valence"] if row.folds else None,
+            "seeds": [one["valence"] for one in row.seeds["each"]] if row.seeds else [],
         }
     return systems
 

@@ -119,7 +119,7 @@ def test_report_terminal_and_table_show_mean_and_spread(run, results):
     assert content[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", content[16:24])[0] == 1056
     tables = gather_tables([run])
     assert tables[-1].heading.endswith("CCC on test")
-    assert [row.seeds["each"] for row in tables[-1].rows if row.stage == "ts"] == [[3, 5]]
+    assert [row.seeds["numbers"] for row in tables[-1].rows if row.stage == "ts"] == [[3, 5]]
 
 
 def test_the_student_to_take_is_the_best_on_validation_and_goes_to_the_hub(run, results, tmp_path):

@@ -220,7 +220,7 @@ def test_runs_of_several_seeds_show_mean_and_spread_and_are_tested_together(tmp_
     ours, theirs = (np.stack([draw(name, 0.3, seed)[1] for seed in range(3)]) for name in ("cts", "ts"))
     each = direct_ccc(ours, labels)
     assert list(row.score.values()) == pytest.approx(each.mean(0))
-    assert list(row.seeds["std"].values()) == pytest.approx(each.std(0, ddof=1)) and row.seeds["each"] == [0, 1, 2]
+    assert list(row.seeds["std"].values()) == pytest.approx(each.std(0, ddof=1)) and row.seeds["numbers"] == [0, 1, 2]
     expected = paired_test(labels, ours, theirs, speakers)
     assert row.paired["p"] == {name: expected[name]["p"] for name in DIMENSIONS}
     shown = format_tables([table])
@@ -228,6 +228,11 @@ def test_runs_of_several_seeds_show_mean_and_spread_and_are_tested_together(tmp_
     assert cells(shown, "12")[4] == f"{each.mean(0)[1]:.3f} ± {each.std(0, ddof=1)[1]:.3f} [{low:.3f}, {high:.3f}]"
     assert "Row 12: cts, seeds 0, 1, 2, corpus" in shown and "Of several seeds: the mean" in shown
     assert "± " in write_tables([table], tmp_path / "out")[0].read_text()
+    systems = tables._gap_systems(table)
+    assert systems["cts"]["seeds"] == pytest.approx(each[:, 1]) and systems["audio"]["seeds"] == []
+    (panel,) = draw_valence_gap({"two": systems}).axes
+    drawn = {line.get_marker(): list(line.get_xdata()) for line in panel.lines if len(line.get_xdata()) == 3}
+    assert drawn == {"o": pytest.approx(each[:, 1])}
 
 
 def test_a_table_of_one_seed_says_so_in_its_first_line(tmp_path):
@@ -556,7 +561,14 @@ def test_gap_shows_the_best_audio_only_row_that_was_run(tmp_path):
 
 def test_figure_of_the_gap():
     def system(name, published, ccc, interval=None, fold_mean=None):
-        return {"name": name, "published": published, "ccc": ccc, "interval": interval, "fold_mean": fold_mean}
+        return {
+            "name": name,
+            "published": published,
+            "ccc": ccc,
+            "interval": interval,
+            "fold_mean": fold_mean,
+            "seeds": [],
+        }
 
     figure = draw_valence_gap(
         {
