@@ -2,10 +2,12 @@
 
     python train_distill.py recipes/demo.yaml
     accelerate launch train_distill.py recipes/demo.yaml --seed 1 --output_dir runs/demo_1 --stages teacher cts
+    python train_distill.py recipes/demo.yaml --seeds 0 1 2 --output_dir runs/demo_seeds
 
 Stages, in order: `audio` (frozen speech encoder), `text`, `teacher` (both, frozen), `finetune` (audio-only, top layers
 trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (the same, but only where the teacher is
-judged good). A stage that is complete in the output folder is not repeated. See cmkd/recipe.py for the settings.
+judged good). A stage that is complete in the output folder is not repeated. With `seeds` all of it is done for each,
+one after the other, each in a folder of its own, and summed up. See cmkd/recipe.py for the settings.
 """
 
 import os
@@ -32,7 +34,7 @@ from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.identity import read_encoder
 from cmkd.processes import join_launch, main_process_first, silent_processes, wait_for_all
 from cmkd.publish import check_push, push_run
-from cmkd.recipe import STAGES, Recipe, load_recipe
+from cmkd.recipe import STAGES, Recipe, Stage, load_recipe
 from cmkd.report import format_systems, write_report
 from cmkd.run_folder import (
     begin_stage,
@@ -48,6 +50,7 @@ from cmkd.run_folder import (
     write_json,
     write_results,
 )
+from cmkd.seeds import format_seeds, gather_seeds, write_seeds_report
 from cmkd.trainer import CMKDTrainer
 from cmkd.training_args import CMKDTrainingArguments, plateau_schedule
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
@@ -73,16 +76,45 @@ def main(arguments: list[str]) -> None:
     if recipe.group_by_length:
         warn_of_length(corpus["train"])
     version = corpus.report.version
+    trainings = [recipe] if recipe.seeds is None else [recipe.of_seed(seed) for seed in recipe.seeds]
     if recipe.teacher_run is not None and {"ts", "cts"} & set(recipe.stages):
-        check_teacher_run(recipe, version)
-    check_kind(run, is_cross_validation=False)
-    repeated = recipe.stages if recipe.overwrite else []
+        for training in trainings:
+            check_teacher_run(training, version)
+    check_kind(run, "single" if recipe.seeds is None else "seeds")
+    complete = [complete_stages(training, version, commits) for training in trainings]
+    wait_for_all("read the corpus")
+    if recipe.seeds is not None and state.is_main_process:
+        (run / "results.json").unlink(missing_ok=True)  # the summary is made anew at the end
+    for training, stages in zip(trainings, complete, strict=True):
+        if recipe.seeds is not None:
+            say(f"\nseed {training.seed} of {recipe.seeds}")
+        train_stages(training, corpus, stages, commits)
+    if state.is_main_process:
+        if recipe.seeds is not None:
+            results = gather_seeds(run, recipe.seeds)
+            say(f"\n{format_seeds(results)}\n\nReport: {write_seeds_report(run)}")
+        if recipe.hub_model_id is not None:
+            say(push_run(run, recipe.hub_model_id, private=recipe.hub_private))
+
+
+def complete_stages(recipe: Recipe, version: str, commits: dict[str, str]) -> set[Stage]:
+    """The stages of a run that are not to be repeated.
+
+    Raises:
+        ValueError: one was made, or begun, with other settings.
+    """
+    run, repeated = Path(recipe.output_dir), recipe.stages if recipe.overwrite else []
     complete = {
         stage for stage in STAGES if stage not in repeated and stage_is_complete(run, stage, recipe, version, commits)
     }
     if "teacher" in set(recipe.stages) - complete:
         complete -= {"ts", "cts"}  # they start anew with their teacher
-    wait_for_all("read the corpus")
+    return complete
+
+
+def train_stages(recipe: Recipe, corpus: DatasetDict, complete: set[Stage], commits: dict[str, str]) -> None:
+    """Runs the stages of one training that are not complete, and writes its results and its report."""
+    state, run, version = PartialState(), Path(recipe.output_dir), corpus.report.version
     for stage in STAGES:
         if stage not in recipe.stages:
             continue
@@ -101,10 +133,8 @@ def main(arguments: list[str]) -> None:
             train_stage(stage, recipe.pinned(commits), corpus, run, cost)
     if state.is_main_process:
         results = write_results(run, corpus.report.to_dict(), recipe)
-        report = write_report(run)
-        say(f"\n{format_systems(results)}\n\nReport: {report}")
-        if recipe.hub_model_id is not None:
-            say(push_run(run, recipe.hub_model_id, private=recipe.hub_private))
+        say(f"\n{format_systems(results)}\n\nReport: {write_report(run)}")
+    wait_for_all("write the report")
 
 
 def check_encoders(recipe: Recipe) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cmkd.audio import read_audio as read_audio
+    from cmkd.confidence import paired_test as paired_test
     from cmkd.corpora import load_corpus as load_corpus
     from cmkd.evaluation import evaluate_predictions as evaluate_predictions
     from cmkd.losses import ccc_loss as ccc_loss
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "read_audio": "cmkd.audio",
+    "paired_test": "cmkd.confidence",
     "load_corpus": "cmkd.corpora",
     "evaluate_predictions": "cmkd.evaluation",
     "ccc_loss": "cmkd.losses",

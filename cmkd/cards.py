@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, UndefinedError
 
+from cmkd.scores import describe_intervals, describe_test, format_p
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"number": _number, "signed": _signed, "interval": _interval, "percent": _percent}
+    environment.filters["p_value"] = _p_value
     try:
         return environment.get_template(template).render(**values)
     except UndefinedError as error:
@@ -205,6 +207,11 @@ def _model_card(
         "stage": stage,
         "system": results["systems"][stage],
         "comparisons": comparisons,
+        "about_intervals": describe_intervals(results["confidence"], ("validation", "test")),
+        "about_test": describe_test(
+            [value for entry in comparisons.values() for value in entry["smallest_p"].values()],
+            results["confidence"]["permutations"],
+        ),
         "has_baseline": BASELINE in results["systems"],
         "has_teacher": "teacher" in results["systems"],
         "licence": of_data,
@@ -236,6 +243,10 @@ def _number(value: Any, digits: int = 3) -> str:
 
 def _signed(value: Any) -> str:
     return f"{_checked(value):+.3f}"
+
+
+def _p_value(value: Any) -> str:
+    return format_p(_checked(value))
 
 
 def _percent(value: Any) -> str:

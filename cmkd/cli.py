@@ -306,7 +306,9 @@ def convert_cpc(
 
 @app.command()
 def table(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, and of cross-validations.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, of one seed or several, and of cross-validations.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(help="A folder for tables.md, tables.tex, tables.json and a picture.", show_default=False),

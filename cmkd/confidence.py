@@ -1,38 +1,62 @@
-r"""How sure a CCC is, and whether two systems differ by more than chance: the bootstrap over speakers.
+r"""How sure a CCC is, and whether two systems differ by more than chance: an interval and a test over speakers.
 
-Utterances of one speaker are alike, so that what is drawn anew is speakers, not utterances: each of the resamples
-draws, with replacement, as many speakers as there are, and takes all utterances of each. An utterance whose speaker is
-unknown is a speaker of its own; where many are, intervals are too narrow. With fewer than about 20 speakers they are
-rough, and rather too narrow.
+Utterances of one speaker are alike, so what is counted is speakers, not utterances. An utterance whose speaker is
+unknown is a speaker of its own; where many are, intervals are too narrow and p-values too small.
 
-A resample is a vector of weights, how often each speaker was drawn, and CCC depends on a split only through the number
-of rated utterances, the sums, sums of squares and sum of products of predictions and labels. These are added up a
-speaker once, of values less their mean over the split so that nothing cancels; a resample is then a weighted sum.
+CCC depends on a split only through six sums over its rated utterances: their number, the labels, the predictions, the
+squares of both and their products. These are added up once for each speaker, of values less the mean label so that
+nothing cancels; what any set of speakers scores is then the CCC of the sum of their sums.
 
-All systems of a split are scored on the same resamples, which makes the comparison of two a paired one. With $d$ the
-difference of their CCC in a resample and $B$ resamples,
+**The test.** If two systems are equally good, nothing changes if for some speakers their answers are swapped. So the
+answers of each speaker are swapped or not, in all $2^k$ ways where that is feasible, else in 9,999 ways drawn at
+random beside the true one, and $p$ is the share of these in which
 
-$$p = \min\left(1, 2\,\frac{1 + \min(\#\{d \le 0\}, \#\{d \ge 0\})}{B + 1}\right)$$
+$$t = \frac{\mathrm{CCC}_1 - \mathrm{CCC}_2}{\sqrt{\sum_k (\psi_{1k} - \psi_{2k})^2}}$$
 
-is the two-sided p-value of the hypothesis that they are equally good: the smallest level at which the percentile
-interval of the difference leaves out 0. With 10,000 resamples the smallest possible value is 0.0002.
+is at least as far from 0 as it truly is. $\psi_{ik}$ is what speaker $k$ adds to the CCC of system $i$, to first order:
+with labels $y$ and predictions $p$ of its utterances, and a bar for the mean over all,
+
+$$\psi_k \propto 2\,(1 - \mathrm{CCC}) \sum (y - \bar y)(p - \bar p) - \mathrm{CCC} \sum (p - y)^2.$$
+
+If the answers of the two systems are exchangeable, as those of two systems of the same kind are, the level holds
+exactly for any number of speakers. If the two only have the same CCC, one by a small spread and the other by a large
+one, say, it is the division that makes it hold approximately (Janssen 1997; Chung and Romano 2013);
+`docs/results/statistics.json` has by how much it is missed. As swapping all speakers only turns the sign, $p$ cannot be
+below $2/2^k$, where $k$ counts the speakers whom the systems answer differently: .125 for four speakers, whatever the
+difference. It is given beside each $p$ as `smallest_p`.
+
+**The interval** is that of the jackknife over speakers: with $\hat\theta$ the value of all speakers and
+$\hat\theta_{-k}$ that of all but one,
+
+$$\hat\theta \pm t_{.975}(\nu) \sqrt{\tfrac{k-1}{k} \sum (\hat\theta_{-k} - \hat\theta)^2}, \qquad
+\nu = \max\left(1, \frac{(\sum n_k)^2}{\sum n_k^2} - 1\right).$$
+
+The degrees of freedom are the number of speakers less one if all have as many utterances, and fewer if some have more
+than others. The interval of one CCC is made of $\operatorname{artanh} \mathrm{CCC}$ and put back; that of a difference
+is made of the difference as it is. It supposes what the test does not, that the speakers' shares are about normally
+distributed, so that it may leave out 0 where $p$ cannot fall below .05.
+
+Both are about **these** systems and other speakers. What other initial weights would do is for several seeds to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 LEVEL = 0.95
-RESAMPLES = 10_000
+PERMUTATIONS = 10_000
+"""At most; all there are if they are fewer."""
 SEED = 0
 
-_WEIGHTS_AT_A_TIME = 4_000_000
-_CONSTANT = 1e-12  # a variance below this share of the split's is one of a constant, but for rounding
+_AT_A_TIME = 2_000_000
+_CONSTANT = 1e-12  # a variance below this share of the mean square is one of a constant, but for rounding
+_TIE = 1e-9
 
 
 def speaker_clusters(speakers: Sequence[str]) -> np.ndarray:
@@ -45,146 +69,232 @@ def speaker_clusters(speakers: Sequence[str]) -> np.ndarray:
     return np.array([numbers.setdefault(speaker or index, len(numbers)) for index, speaker in enumerate(speakers)])
 
 
-def bootstrap_ccc(
-    predictions: Mapping[str, np.ndarray],
-    labels: np.ndarray,
-    speakers: Sequence[str],
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-) -> dict[str, np.ndarray]:
-    """CCC of several systems on the same resamples of the speakers of one split.
-
-    As in `cmkd.evaluation.evaluate_predictions`, an utterance without a rating is left out of that dimension, and CCC
-    is 0 where predictions or labels are constant.
+def ccc_interval(labels: np.ndarray, predictions: np.ndarray, speakers: Sequence[str]) -> dict[str, list[float] | None]:
+    """The 95 % interval of the CCC of a system over speakers, as at the top of this module.
 
     Args:
-        predictions: by system (n, 3), finite.
         labels: (n, 3), NaN where not rated.
+        predictions: (n, 3), finite; or (m, n, 3) of m trainings of the system, and the interval is of the mean of their
+            CCC, for these m trainings and other speakers.
         speakers: n names, "" where unknown.
-        resamples: how often to draw.
-        seed: of the draws; the same seed draws the same speakers.
 
     Returns:
-        By system (resamples, 3), float64; NaN where a resample has no rating in the dimension, and throughout a
-        dimension in which fewer than two speakers are rated: there is nothing to draw.
+        By dimension [low, high], between -1 and 1; None where fewer than two speakers are rated.
 
     Raises:
-        ValueError: the shapes differ, or `resamples` is below 1.
+        ValueError: the shapes differ, there is no utterance, or a prediction is not finite or a label infinite.
     """
-    if resamples < 1:
-        raise ValueError(f"resamples={resamples}: must be at least 1.")
-    labels = np.asarray(labels, dtype=np.float64)
-    shapes = {name: np.shape(values) for name, values in predictions.items()}
-    expected = (len(speakers), len(EMOTION_DIMENSIONS))
-    if labels.shape != expected or any(shape != expected for shape in shapes.values()):
-        raise ValueError(
-            f"labels and predictions of {len(speakers)} speakers must have shape {expected}; "
-            f"got {labels.shape} and {shapes}."
-        )
-    if not len(speakers):
-        raise ValueError("there is no utterance to draw: a split needs at least one.")
-    clusters = speaker_clusters(speakers)
-    rated = ~np.isnan(labels)
-    centred_labels = _centred(labels, rated)
-    of_labels = np.stack([rated, centred_labels, centred_labels**2])
-    of_systems = {}
-    for name, values in predictions.items():
-        centred = _centred(np.asarray(values, dtype=np.float64), rated)
-        of_systems[name] = np.stack([centred, centred**2, centred * centred_labels])
-    bias = {name: _means(values, rated) - _means(labels, rated) for name, values in predictions.items()}
-
-    per_utterance = np.concatenate([of_labels, *of_systems.values()])  # (3 + 3 systems, n, 3)
-    totals = np.zeros((clusters.max() + 1, len(per_utterance), len(EMOTION_DIMENSIONS)))
-    np.add.at(totals, clusters, per_utterance.transpose(1, 0, 2))
-    drawn = _draw(totals, resamples, np.random.default_rng(seed))  # (resamples, 3 + 3 systems, 3)
-
-    enough = (totals[:, 0] > 0).sum(0) >= 2
-    scale = totals.sum(0)
-    found = {}
-    for index, name in enumerate(of_systems):
-        moments = drawn[:, 3 + 3 * index : 6 + 3 * index]
-        spread = scale[3 + 3 * index + 1] / np.maximum(scale[0], 1), scale[2] / np.maximum(scale[0], 1)
-        found[name] = np.where(enough, _ccc(drawn[:, :3], moments, bias[name], spread), np.nan)
+    labels, (predictions,), clusters = _checked(labels, {"predictions": predictions}, speakers)
+    found: dict[str, list[float] | None] = {}
+    for index, dimension in enumerate(EMOTION_DIMENSIONS):
+        sums = _sums(labels[:, index], predictions[..., index], clusters)
+        if sums.shape[1] < 2:
+            found[dimension] = None
+            continue
+        total = sums.sum(1, keepdims=True)
+        value, without = (_fisher_z(_ccc(part).mean(0)) for part in (total, total - sums))
+        if np.isinf(value[0]):
+            found[dimension] = [float(np.tanh(value[0]))] * 2
+        else:
+            found[dimension] = [float(np.tanh(end)) for end in _jackknife(value[0], without, sums[0, :, 0])]
     return found
 
 
-def confidence_interval(resampled: np.ndarray, level: float = LEVEL) -> dict[str, list[float] | None]:
-    """The percentile interval of what `bootstrap_ccc` returns for a system, or of a difference of two.
+def paired_test(
+    labels: np.ndarray, predictions: np.ndarray, others: np.ndarray, speakers: Sequence[str]
+) -> dict[str, dict[str, Any] | None]:
+    """Whether two systems differ in CCC by more than chance, on the same utterances.
+
+    A permutation test over speakers and an interval by the jackknife over speakers; the top of `cmkd.confidence` has
+    both, and what they suppose. It is seeded: the same input gives the same p. The p-values of several dimensions or
+    systems are not corrected for their number.
 
     Args:
-        resampled: (resamples, 3); NaN is left out.
-        level: of confidence, 0 to 1.
+        labels: (n, 3), activation, valence, dominance; NaN where not rated.
+        predictions: (n, 3) of one system, finite; or (m, n, 3) of m trainings of it, and its CCC is then the mean over
+            them. The answers of all trainings are swapped together: the test is about these, and other speakers.
+        others: of the system to compare with, in the same shape; training by training if there are several.
+        speakers: n names, "" where unknown: such an utterance is a speaker of its own.
 
     Returns:
-        By dimension [low, high]; None where every value is NaN.
+        By dimension, or None where no utterance is rated:
+
+        - `difference`: CCC of `predictions` less that of `others`, -2 to 2.
+        - `interval`: [low, high], its 95 % interval; None where fewer than two speakers are rated.
+        - `p`: two-sided, of the hypothesis that the two are equally good; above 0, up to 1.
+        - `smallest_p`: what `p` cannot fall below, however large the difference: 2 / 2**k for k speakers whom the
+          systems answer differently, or 1 / 10,000 where k is above 14 and the permutations are drawn at random.
+
+    Raises:
+        ValueError: the shapes differ, there is no utterance, or a prediction is not finite or a label infinite.
+
+    >>> generator = np.random.default_rng(0)
+    >>> labels = generator.uniform(size=(40, 3))
+    >>> good, poor = (labels + noise * generator.normal(size=labels.shape) for noise in (0.1, 1.0))
+    >>> found = paired_test(labels, good, poor, ["anna", "ben", "cleo", "dan"] * 10)["valence"]
+    >>> round(found["difference"], 2), [round(end, 2) for end in found["interval"]]
+    (0.73, [0.44, 1.03])
+    >>> found["p"], found["smallest_p"]  # four speakers cannot say more
+    (0.125, 0.125)
     """
-    tail = (1 - level) / 2
+    labels, (first, second), clusters = _checked(labels, {"predictions": predictions, "others": others}, speakers)
     return {
-        dimension: [float(value) for value in np.nanquantile(column, [tail, 1 - tail])]
-        if np.isfinite(column).any()
-        else None
-        for dimension, column in zip(EMOTION_DIMENSIONS, resampled.T, strict=True)
+        dimension: _compare(
+            _sums(labels[:, index], first[..., index], clusters), _sums(labels[:, index], second[..., index], clusters)
+        )
+        for index, dimension in enumerate(EMOTION_DIMENSIONS)
     }
 
 
-def paired_p_value(differences: np.ndarray) -> dict[str, float | None]:
-    """The two-sided p-value, as at the top of this module, of the hypothesis that two systems are equally good.
-
-    Args:
-        differences: (resamples, 3), CCC of one less CCC of the other on the same resamples; NaN is left out.
-
-    Returns:
-        By dimension, above 0 and up to 1; None where every value is NaN.
-    """
-    found: dict[str, float | None] = {}
-    for dimension, column in zip(EMOTION_DIMENSIONS, differences.T, strict=True):
-        values = column[~np.isnan(column)]
-        rarer = min((values <= 0).sum(), (values >= 0).sum())
-        found[dimension] = min(1.0, float(2 * (1 + rarer) / (len(values) + 1))) if len(values) else None
-    return found
-
-
-def _means(values: np.ndarray, rated: np.ndarray) -> np.ndarray:
-    """Mean (3,) over the rated utterances; 0 where there is none."""
-    return np.where(rated, values, 0.0).sum(0, dtype=np.float64) / np.maximum(rated.sum(0), 1)
+def _compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any] | None:
+    """What `paired_test` returns for a dimension, from sums (m, speakers, 6) of two systems."""
+    speakers = first.shape[1]
+    if not speakers:
+        return None
+    totals = [sums.sum(1, keepdims=True) for sums in (first, second)]
+    difference = _difference(*totals)[0]
+    interval = None
+    if speakers > 1:
+        without = _difference(totals[0] - first, totals[1] - second)
+        ends = _jackknife(difference, without, first[0, :, 0])
+        interval = [float(np.clip(end, -2, 2)) for end in ends]
+    differs = (first != second).any((0, 2))  # swapping the others changes nothing
+    p, smallest = _permutation(first, second, differs)
+    return {"difference": float(difference), "interval": interval, "p": p, "smallest_p": smallest}
 
 
-def _centred(values: np.ndarray, rated: np.ndarray) -> np.ndarray:
-    return np.where(rated, values - _means(values, rated), 0.0)
+def _permutation(first: np.ndarray, second: np.ndarray, differs: np.ndarray) -> tuple[float, float]:
+    """The p-value, and the smallest that there can be."""
+    number = int(differs.sum())
+    if number == 0:
+        return 1.0, 1.0
+    is_exhaustive = 2 ** (number - 1) <= PERMUTATIONS
+    count = 2 ** (number - 1) if is_exhaustive else PERMUTATIONS  # half of all: the other half only turns the sign
+    generator = np.random.default_rng(SEED)
+    at_a_time = max(1, _AT_A_TIME // first.shape[1])
+    statistics = np.empty(count)
+    for start in range(0, count, at_a_time):
+        rows = np.arange(start, min(start + at_a_time, count))
+        if is_exhaustive:
+            swapped = (rows[:, None] >> np.arange(number)) & 1  # row 0 swaps nothing, and no row the last speaker
+        else:
+            swapped = generator.integers(2, size=(len(rows), number))
+            swapped[rows == 0] = 0
+        signs = np.ones((len(rows), first.shape[1]))
+        signs[:, differs] = 1 - 2 * swapped
+        statistics[rows] = _studentised(first, second, signs)
+    at_least = np.abs(statistics) >= np.abs(statistics[0]) * (1 - _TIE)
+    return float(at_least.sum() / count), 1 / count
 
 
-def _draw(totals: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Sums (resamples, …) of the rows of `totals` (speakers, …), as many drawn each time as there are."""
-    speakers = len(totals)
-    flat = totals.reshape(speakers, -1)
-    at_a_time = max(1, _WEIGHTS_AT_A_TIME // speakers)
-    drawn = np.empty((resamples, flat.shape[1]))
-    for start in range(0, resamples, at_a_time):
-        count = min(at_a_time, resamples - start)
-        numbers = generator.integers(speakers, size=(count, speakers)) + np.arange(count)[:, None] * speakers
-        weights = np.bincount(numbers.ravel(), minlength=count * speakers).reshape(count, speakers)
-        drawn[start : start + count] = weights.astype(np.float64) @ flat
-    return drawn.reshape(resamples, *totals.shape[1:])
+def _studentised(first: np.ndarray, second: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """The statistic t (permutations,) where -1 of `signs` (permutations, speakers) swaps a speaker's answers."""
+    middle, half = (first + second) / 2, (first - second) / 2
+    centre, shift = middle.sum(1, keepdims=True), signs @ half
+    of_first, of_second = centre + shift, centre - shift
+    difference = _difference(of_first, of_second)
+    slopes_first, slopes_second = _influence(of_first), _influence(of_second)
+    # the shares of the two are slopes * (middle +- sign * half); here their difference, the mean over the trainings
+    shares = ((slopes_first - slopes_second) @ middle.transpose(0, 2, 1)).mean(0)
+    shares += signs * ((slopes_first + slopes_second) @ half.transpose(0, 2, 1)).mean(0)
+    error = np.sqrt((shares**2).sum(1))
+    no_difference = np.abs(difference) <= _CONSTANT
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(no_difference, 0.0, difference / np.where(error > _CONSTANT, error, 0.0))
 
 
-def _ccc(
-    of_labels: np.ndarray, of_system: np.ndarray, bias: np.ndarray, spread: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray:
-    """CCC (resamples, 3) from sums (resamples, 3, 3) of values less their means over the split.
+def _influence(totals: np.ndarray) -> np.ndarray:
+    """What CCC grows by, to first order, with each of the sums (..., 6); the sums themselves times it come to 0."""
+    number, y, _, p, _, _ = np.moveaxis(totals, -1, 0)
+    y_mean, p_mean = y / number, p / number
+    y_variance, p_variance, covariance = _moments(totals)
+    spread = y_variance + p_variance + (p_mean - y_mean) ** 2
+    is_constant = _is_constant(totals)
+    spread = np.where(is_constant, 1.0, spread)
+    ccc = 2 * covariance / spread
+    rest = 2 * (1 - ccc)
+    slopes = np.stack([rest * y_mean * p_mean, -rest * p_mean, -ccc, -rest * y_mean, -ccc, 2 + 0 * ccc], axis=-1)
+    return np.where(is_constant[..., None], 0.0, slopes / (number * spread)[..., None])
 
-    Args:
-        of_labels: number rated, sum and sum of squares of the labels.
-        of_system: sum and sum of squares of the predictions, sum of the products of both.
-        bias: (3,) mean prediction less mean label over the split.
-        spread: variances (3,) of predictions and labels over the split, against which a constant is told.
-    """
-    number, label_sum, label_squares = (of_labels[:, row] for row in range(3))
-    system_sum, system_squares, products = (of_system[:, row] for row in range(3))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        label_mean, system_mean = label_sum / number, system_sum / number
-        label_variance = label_squares / number - label_mean**2
-        system_variance = system_squares / number - system_mean**2
-        covariance = products / number - label_mean * system_mean
-        ccc = 2 * covariance / (system_variance + label_variance + (system_mean - label_mean + bias) ** 2)
-    constant = (system_variance <= _CONSTANT * spread[0]) | (label_variance <= _CONSTANT * spread[1])
-    return np.where(number > 0, np.where(constant, 0.0, ccc), np.nan)
+
+def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Mean over the trainings (axis 0) of the differences in CCC, from sums (m, ..., 6)."""
+    return (_ccc(first) - _ccc(second)).mean(0)
+
+
+def _ccc(totals: np.ndarray) -> np.ndarray:
+    """CCC (...) from sums (..., 6) as `_sums` has them; 0 where labels or predictions are constant."""
+    y_variance, p_variance, covariance = _moments(totals)
+    bias = (totals[..., 3] - totals[..., 1]) / totals[..., 0]
+    is_constant = _is_constant(totals)
+    return np.where(is_constant, 0.0, 2 * covariance / np.where(is_constant, 1.0, y_variance + p_variance + bias**2))
+
+
+def _fisher_z(ccc: np.ndarray) -> np.ndarray:
+    """artanh of a CCC; infinite where it is 1 or -1, but for rounding."""
+    is_perfect = np.abs(ccc) > 1 - _CONSTANT
+    return np.where(is_perfect, np.copysign(np.inf, ccc), np.arctanh(np.where(is_perfect, 0.0, ccc)))
+
+
+def _moments(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Variance of labels and of predictions, and their covariance (divisor n)."""
+    number, y, yy, p, pp, py = np.moveaxis(totals, -1, 0)
+    return yy / number - (y / number) ** 2, pp / number - (p / number) ** 2, py / number - y * p / number**2
+
+
+def _is_constant(totals: np.ndarray) -> np.ndarray:
+    number, _, yy, _, pp, _ = np.moveaxis(totals, -1, 0)
+    y_variance, p_variance, _ = _moments(totals)
+    return (y_variance <= _CONSTANT * yy / number) | (p_variance <= _CONSTANT * pp / number)
+
+
+def _jackknife(value: float, without: np.ndarray, utterances: np.ndarray) -> tuple[float, float]:
+    """The ends of the interval of `value`, from the values (speakers,) without each, who have so many utterances."""
+    speakers = len(without)
+    error = np.sqrt((speakers - 1) / speakers * ((without - value) ** 2).sum())
+    freedom = max(1.0, utterances.sum() ** 2 / (utterances**2).sum() - 1)
+    margin = float(stdtrit(freedom, (1 + LEVEL) / 2) * error)
+    return value - margin, value + margin
+
+
+def _sums(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """By training and rated speaker (m, speakers, 6): number, labels, squares, predictions, squares, products."""
+    rated = ~np.isnan(labels)
+    if not rated.any():
+        return np.empty((len(predictions), 0, 6))
+    centre = labels[rated].mean()
+    y, p = labels[rated] - centre, predictions[:, rated] - centre
+    speakers, clusters = np.unique(clusters[rated], return_inverse=True)
+    of_utterances = np.stack([np.broadcast_to(part, p.shape) for part in (np.ones_like(y), y, y**2, p, p**2, p * y)])
+    sums = np.zeros((len(speakers), 6, len(p)))
+    np.add.at(sums, clusters, of_utterances.transpose(2, 0, 1))
+    return sums.transpose(2, 0, 1)
+
+
+def _checked(
+    labels: np.ndarray, systems: dict[str, np.ndarray], speakers: Sequence[str]
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Labels (n, 3) and predictions (m, n, 3) in fp64, and the number of each utterance's speaker."""
+    labels = np.asarray(labels, dtype=np.float64)
+    answers = {name: np.asarray(values, dtype=np.float64) for name, values in systems.items()}
+    expected = (len(speakers), len(EMOTION_DIMENSIONS))
+    shapes = {name: values.shape for name, values in answers.items()}
+    is_right = all(shape[-2:] == expected and len(shape) in (2, 3) and 0 not in shape[:-2] for shape in shapes.values())
+    if labels.shape != expected or not is_right or len(set(shapes.values())) > 1:
+        named = ", ".join(f"{name} {shape}" for name, shape in ({"labels": labels.shape} | shapes).items())
+        raise ValueError(
+            f"with {expected[0]} speakers, one for each utterance, labels must have shape {expected}, and predictions "
+            f"the same, or (m, {expected[0]}, {expected[1]}) of m trainings; got {named}."
+        )
+    if not len(speakers):
+        raise ValueError("there is no utterance: a split needs at least one.")
+    for name, values in answers.items():
+        if not np.isfinite(values).all():
+            place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+            raise ValueError(f"{name}{list(place)} is {values[place]}: every prediction must be finite.")
+    if np.isinf(labels).any():
+        row, column = np.argwhere(np.isinf(labels))[0].tolist()
+        raise ValueError(
+            f"labels[{row}, {column}] is {labels[row, column]}: a label must be finite, or NaN where it is not rated."
+        )
+    return labels, [values.reshape(-1, *expected) for values in answers.values()], speaker_clusters(speakers)

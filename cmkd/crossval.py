@@ -56,7 +56,7 @@ def cross_validate(path: Path, arguments: Sequence[str] = ()) -> dict[str, Any] 
     """
     recipe = load_recipe(path, arguments)
     number = number_of_folds(recipe)
-    check_kind(Path(recipe.output_dir), is_cross_validation=True)
+    check_kind(Path(recipe.output_dir), "folds")
     state = join_launch()
     for fold in range(state.process_index + 1, number + 1, state.num_processes):
         print(f"\nfold {fold} of {number}", flush=True)
@@ -69,7 +69,7 @@ def number_of_folds(recipe: Recipe) -> int:
     """How many folds the protocol of a recipe's corpus has.
 
     Raises:
-        ValueError: the corpus has none, or the recipe asks for one of them, or for a push.
+        ValueError: the corpus has none, or the recipe asks for one of them, for several seeds, or for a push.
     """
     if recipe.corpus["name"] != "iemocap":
         raise ValueError(f"the corpus {recipe.corpus['name']!r} has no folds; iemocap has. Use train_distill.py.")
@@ -77,6 +77,11 @@ def number_of_folds(recipe: Recipe) -> int:
         raise ValueError(
             f"corpus.fold is {recipe.corpus['fold']!r}, but cross-validation runs all folds: leave it out, or run "
             "train_distill.py for one."
+        )
+    if recipe.seeds is not None:
+        raise ValueError(
+            f"seeds is {recipe.seeds!r}, but a cross-validation takes one seed, for all folds: give --seed, and an "
+            "--output_dir for each."
         )
     if recipe.hub_model_id is not None:
         raise ValueError(

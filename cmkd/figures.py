@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -215,25 +216,67 @@ def draw_valence(scores: Mapping[str, Mapping[str, float | None]], kept: str | N
     return figure
 
 
+def draw_seeds(systems: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Valence CCC of each system: a dot for each seed, a stroke for the mean, and the interval of the mean.
+
+    Args:
+        systems: by stage `ccc` (the mean), `each` (a list by seed), both by dimension, and `interval`, [low, high] or
+            None by dimension.
+    """
+    figure = Figure(figsize=(9.6, 1.4 + 0.45 * len(systems)), layout="constrained")
+    panel = figure.subplots()
+    beside = panel.get_yaxis_transform()
+    panel.text(1.01, -0.85, "mean", transform=beside, va="center")
+    for row, (stage, scores) in enumerate(systems.items()):
+        value, interval = scores["ccc"]["valence"], scores["interval"]["valence"]
+        panel.text(1.01, row, format_number(value), transform=beside, va="center")
+        if value is None:
+            continue
+        each = [one["valence"] for one in scores["each"]]
+        colour = _COLOURS[stage]
+        if interval is not None:
+            panel.plot(interval, [row, row], color=colour, linewidth=2.2, alpha=0.4, solid_capstyle="butt")
+        panel.plot(each, [row] * len(each), color=colour, marker="o", markersize=6, alpha=0.7, linestyle="")
+        panel.plot(value, row, color=colour, marker="|", markersize=18, markeredgewidth=2, linestyle="")
+    style: dict[str, Any] = {"color": "#4d4d4d", "linestyle": ""}
+    panel.plot([], [], marker="o", label="a seed", **style)
+    panel.plot([], [], marker="|", markersize=14, markeredgewidth=2, label="mean over the seeds", **style)
+    panel.plot([], [], color="#4d4d4d", linewidth=2.2, alpha=0.4, label="95% interval of the mean, over speakers")
+    panel.set_yticks(range(len(systems)), [SYSTEM_NAMES[stage] for stage in systems])
+    panel.set_ylim(len(systems) - 0.5, -0.5)
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10]))
+    panel.set_xlabel("valence CCC on test")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
 def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
     """Valence CCC of the systems of each table with their intervals, and the published figures as rings.
 
     Args:
         panels: by title, by stage from bottom to top of the method, `name`, and `published`, `ccc`, `interval` [low,
-            high] and `fold_mean`, each None where there is none; `ccc` is None for a system that was not run.
+            high] and `fold_mean`, each None where there is none; `ccc` is None for a system that was not run. `seeds`
+            has the CCC of each seed if `ccc` is the mean of several, else nothing.
     """
     figure = Figure(figsize=(9.6, 0.7 + 2.4 * len(panels)), layout="constrained")
     values = [
         value
         for systems in panels.values()
         for system in systems.values()
-        for value in (system["published"], system["ccc"], system["fold_mean"], *(system["interval"] or ()))
+        for value in (
+            system["published"],
+            system["ccc"],
+            system["fold_mean"],
+            *(system["interval"] or ()),
+            *system["seeds"],
+        )
         if value is not None
     ]
     limits = min(values, default=0.0) - 0.05, max(values, default=1.0) + 0.05
     dot: dict[str, Any] = {"marker": "o", "markersize": 7, "linestyle": ""}
     bar: dict[str, Any] = {"linewidth": 2.2, "solid_capstyle": "butt"}
     ring: dict[str, Any] = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": ""}
+    seed: dict[str, Any] = {"marker": "o", "markersize": 4, "alpha": 0.6, "linestyle": ""}
     mean: dict[str, Any] = {"marker": "|", "markersize": 16, "markeredgewidth": 1.8, "linestyle": ""}
     axes = figure.subplots(len(panels), squeeze=False).ravel()
     for panel, (title, systems) in zip(axes, panels.items(), strict=True):
@@ -252,10 +295,12 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
             if system["interval"] is not None:
                 panel.plot(system["interval"], [row, row], color=colour, **bar)
             panel.plot(system["ccc"], row, color=colour, **dot)
+            if system["seeds"]:
+                panel.plot(system["seeds"], [row + 0.25] * len(system["seeds"]), color=colour, **seed)
             if system["fold_mean"] is not None:
                 panel.plot(system["fold_mean"], row, color=colour, **mean)
             panel.text(1.01, row, format_number(system["ccc"]), transform=beside, va="center")
-        panel.set(xlim=limits, ylim=(len(systems) - 0.4, -0.6), title=title)
+        panel.set(xlim=limits, ylim=(len(systems) - 0.4, -0.6), title=fill(title, 80))
         panel.set_yticks(range(len(systems)), [system["name"] for system in systems.values()])
         panel.xaxis.set_major_locator(MultipleLocator(0.1))
     panel.set_xlabel("valence CCC")
@@ -265,6 +310,8 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
         panel.plot([], [], color="#4d4d4d", label=label, **style)
     if any(system["fold_mean"] is not None for system in drawn):
         panel.plot([], [], color="#4d4d4d", label="mean over folds", **mean)
+    if any(system["seeds"] for system in drawn):
+        panel.plot([], [], color="#4d4d4d", label="its seeds", **seed)
     if any(patch for panel in axes for patch in panel.patches):
         panel.fill_between([], [], color="#f0e442", alpha=0.35, linewidth=0, label="our gap, audio only to teacher")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=5)

@@ -148,7 +148,8 @@ def push_run(
     commit; all others stay.
 
     Args:
-        run: the run's folder, with results.json.
+        run: the run's folder, with results.json. Of a run of several seeds the training goes whose student has the best
+            mean CCC on validation, and the card says so.
         repo_id: "user/name"; it is made if it is not there.
         is_teacher: push `teacher/` in the place of `student/`.
         private: whether it is to be private if it has to be made; one that is there stays as it is. A model of a
@@ -343,9 +344,10 @@ def stage_run(
         ValueError: `repo_id` is no name; a file holds a token or a path of this machine; the card cannot be made.
     """
     validate_repo_id(repo_id)
-    checkpoint = run / ("teacher" if is_teacher else "student")
     if not (run / "results.json").is_file():
         raise FileNotFoundError(f"no file {run / 'results.json'}: {run} is not the folder of a complete run.")
+    run, of_seeds = _chosen_training(run)
+    checkpoint = run / ("teacher" if is_teacher else "student")
     wanted = ALLOWED + (TOKENIZER_FILES if is_teacher else ())
     names = sorted(path.name for path in checkpoint.iterdir()) if checkpoint.is_dir() else []
     going = [name for name in names if name in wanted or _WEIGHTS.fullmatch(name)]
@@ -361,7 +363,7 @@ def stage_run(
             _write_json(folder / name, without_paths(_read_json(checkpoint / name), encoders))
         else:
             shutil.copyfile(checkpoint / name, folder / name)
-    results = published_results(results)
+    results = published_results(results) | of_seeds
     _write_json(folder / "results.json", results)
     recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
     (folder / "recipe.yaml").write_text(_RECIPE_HEADER + recipe, encoding="utf-8")
@@ -371,6 +373,27 @@ def stage_run(
     ModelCard(str(card)).save(folder / "README.md")
     _check_private(folder, run, _read_json(run / "results.json"), token)
     return Staged(folder, tag, [name for name in names if name not in going])
+
+
+def _chosen_training(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The run itself; of a run of several seeds the training whose student is best on validation, and its `seeds`.
+
+    Raises:
+        FileNotFoundError: it has no student, or its training is not there.
+    """
+    results = _read_json(run / "results.json")
+    if "seeds" not in results:
+        return run, {}
+    if "student" not in results:
+        raise FileNotFoundError(f"{run} has no student to choose a seed by: push one of its folders, such as seed_0.")
+    chosen = run / f"seed_{results['student']['seed']}"
+    if not (chosen / "results.json").is_file():
+        raise FileNotFoundError(f"no file {chosen / 'results.json'}: {chosen} is not the folder of a complete run.")
+    scores = {
+        stage: {"ccc": splits["test"]["ccc"], "std": splits["test"]["std"]}
+        for stage, splits in results["systems"].items()
+    }
+    return chosen, {"seeds": {"each": results["seeds"], "reason": results["student"]["reason"], "test": scores}}
 
 
 def published_results(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
 
 from cmkd.feature_store import StoredDtype
 from cmkd.losses import Distance
@@ -39,6 +39,11 @@ class Recipe(BaseModel):
     stages: list[Stage] = Field(default=list(STAGES), description="Which stages to run; always in the order of STAGES.")
     overwrite: bool = Field(default=False, description="Repeat stages that are already complete.")
     seed: int = Field(default=0, ge=0, description="Of initial weights, dropout and the order of the batches.")
+    seeds: list[NonNegativeInt] | None = Field(
+        default=None,
+        min_length=2,
+        description="Instead of `seed`: a training with each, in seed_0 and so on, and a summary; the corpus stays.",
+    )
 
     student_speech_encoder: str = Field(default="facebook/hubert-base-ls960", description="Of the audio-only systems.")
     teacher_speech_encoder: str = Field(default="facebook/hubert-large-ll60k", description="Of the teacher; frozen.")
@@ -101,6 +106,28 @@ class Recipe(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_one_kind_of_seed(self) -> "Recipe":
+        if self.seeds is None:
+            return self
+        if "seed" in self.model_fields_set:
+            raise ValueError(f"seed is {self.seed} and seeds is {self.seeds}: give one of the two.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}, but each must be another: the same seed gives the same training.")
+        return self
+
+    def of_seed(self, seed: int) -> "Recipe":
+        """The recipe of one training of a recipe with `seeds`: in a folder of its own, with the same cache.
+
+        Its `teacher_run` is the training of the same seed in that run, and it is not pushed.
+        """
+        folder = Path(self.output_dir, f"seed_{seed}")
+        settings: dict[str, Any] = {"seeds": None, "seed": seed, "output_dir": str(folder), "hub_model_id": None}
+        settings["cache_dir"] = self.cache_dir or str(Path(self.output_dir, "cache"))
+        if self.teacher_run is not None:
+            settings["teacher_run"] = os.path.relpath(self.teacher_folder / f"seed_{seed}", folder)
+        return self.model_copy(update=settings)
+
     @property
     def teacher_folder(self) -> Path:
         """The run that has the teacher."""
@@ -150,9 +177,12 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
         inherited = _read(path.parent / base)
         if "inherits" in inherited:
             raise ValueError(f"{path}: inherits is {base!r}, which inherits itself; one level is all there is.")
-        settings = inherited | settings | {"corpus": inherited.get("corpus", {}) | settings.get("corpus", {})}
+        corpus = inherited.get("corpus", {}) | settings.get("corpus", {})
+        settings = _less_replaced(inherited, settings) | settings | {"corpus": corpus}
     settings.setdefault("output_dir", str(Path("runs", path.resolve().parent.name, path.stem)))
-    for key, value in parse_arguments(arguments).items():
+    given = parse_arguments(arguments)
+    settings = _less_replaced(settings, given)
+    for key, value in given.items():
         if key.startswith("corpus."):
             settings.setdefault("corpus", {})[key.removeprefix("corpus.")] = value
         else:
@@ -176,6 +206,12 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
         raise ValueError("\n".join([f"{path}: these settings are wrong:", *lines])) from None
     recipe._folder = path.parent
     return recipe
+
+
+def _less_replaced(settings: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Without `seed` where what comes later names `seeds`, and the other way round."""
+    left_out = {old for old, new in (("seed", "seeds"), ("seeds", "seed")) if later.get(new) is not None}
+    return {key: value for key, value in settings.items() if key not in left_out}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from cmkd.figures import (
     figure_style,
     format_number,
 )
+from cmkd.scores import describe_intervals, describe_test, format_p
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SPLITS = {"validation": "val", "test": "test"}
@@ -92,7 +93,7 @@ def format_systems(results: Mapping[str, Any]) -> str:
     Args:
         results: the content of `results.json`.
     """
-    header = ["CCC", *(f"{initial} {split}" for split in _SPLITS.values() for initial in _INITIALS)]
+    header = ["CCC, one seed", *(f"{initial} {split}" for split in _SPLITS.values() for initial in _INITIALS)]
     rows = [header, *_system_rows(results, kept=" *")]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
@@ -171,7 +172,8 @@ def _systems_section(results: Mapping[str, Any], figures: Path) -> str:
     parts = [
         "## What each stage is worth",
         "Concordance correlation coefficient (CCC; 1 is perfect) of activation (A), valence (V) and dominance (D), "
-        f"each over the whole split. {_intervals_sentence(results['confidence'])}",
+        f"each over the whole split. {describe_intervals(results['confidence'], _SPLITS)} This is one training: what "
+        "another seed would bring is for `seeds` of a recipe to say.",
         _table(header, _system_rows(results, kept=" (kept)", intervals=True)),
     ]
     if "student" in results:
@@ -217,24 +219,6 @@ def _gap_section(results: Mapping[str, Any]) -> str:
     return "\n\n".join([heading, verdict, _table(["student", "valence CCC", "against fine-tuned", "gap closed"], rows)])
 
 
-def _intervals_sentence(confidence: Mapping[str, Any]) -> str:
-    drawn = [
-        f"{entry['speakers']:,} speakers of {split}"
-        + (
-            f" and {entry['utterances_without_speaker']:,} utterances whose speaker is unknown, each on its own"
-            if entry["utterances_without_speaker"]
-            else ""
-        )
-        for split, entry in confidence["splits"].items()
-        if split in _SPLITS
-    ]
-    return (
-        f"In brackets the {confidence['level']:.0%} interval from {confidence['resamples']:,} resamples of the "
-        f"{' and the '.join(drawn)} (percentile bootstrap, seed {confidence['seed']}). With fewer than about 20 "
-        "speakers it is rough, and rather too narrow."
-    )
-
-
 def _comparisons_section(results: Mapping[str, Any]) -> str:
     heading = "## Is the difference more than chance?"
     if not results["comparisons"]:
@@ -246,10 +230,8 @@ def _comparisons_section(results: Mapping[str, Any]) -> str:
         ]
         for entry in results["comparisons"]
     ]
-    explanation = (
-        "Difference in CCC, its interval on the same resamples of the speakers for both systems, and the two-sided "
-        "p-value of no difference. Not corrected for the number of comparisons."
-    )
+    smallest = [value for entry in results["comparisons"] for value in entry["smallest_p"].values()]
+    explanation = f"Difference in CCC, its interval over the speakers, and p. {describe_test(smallest)}"
     return "\n\n".join([heading, explanation, _table(["difference in CCC", *EMOTION_DIMENSIONS], rows)])
 
 
@@ -258,7 +240,8 @@ def _difference(entry: Mapping[str, Any], dimension: str) -> str:
     if difference is None or interval is None:
         return "n/a" if difference is None else f"{difference:+.3f} (one speaker)"
     low, high = interval
-    return f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p = {entry['p_value'][dimension]:.3g}"
+    p, smallest = entry["p"][dimension], entry["smallest_p"][dimension]
+    return f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p = {format_p(p)} (at least {format_p(smallest)})"
 
 
 def _teacher_section(results: Mapping[str, Any]) -> str:

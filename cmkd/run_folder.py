@@ -10,7 +10,8 @@
 <run>/cache/                   stored output of frozen encoders; may be deleted
 ```
 
-A run whose recipe has a `teacher_run` has no teacher/ of its own and takes that run's.
+A run whose recipe has a `teacher_run` has no teacher/ of its own and takes that run's. A run of several seeds has such
+a folder for each, see cmkd/seeds.py.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +72,10 @@ _OF_THE_TEACHERS_RUN = {"teacher_speech_encoder", "text_encoder"}
 """The settings in which, beside the corpus, a student must agree with the run that it takes its teacher from."""
 
 _OF_THIS_MACHINE = {"output_dir", "teacher_run", "models_dir", "cache_dir", "hub_model_id", "hub_private"}
+
+
+Kind = Literal["single", "folds", "seeds"]
+_KINDS = {"single": "a single run", "folds": "a cross-validation", "seeds": "a run of several seeds"}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -124,18 +129,9 @@ def check_teacher_run(recipe: Recipe, corpus_version: str) -> None:
     """
     folder = recipe.teacher_folder
     if not _is_complete(folder, "teacher"):
-        is_fold = folder.name.startswith("fold_")
-        name = folder.parent.name if is_fold else folder.name
-        command, output = ("cmkd crossval", folder.parent) if is_fold else ("python train_distill.py", folder)
-        file, seed = recipe.folder / f"{name}.yaml", f" --seed {recipe.seed}" if recipe.seed else ""
-        made_by = (
-            f"make it, with the same corpus and models, by: {command} {file} --output_dir {output}{seed}"
-            if file.is_file()
-            else "run the stage teacher with that output_dir"
-        )
         raise FileNotFoundError(
             f"The students learn from the teacher of {str(folder)!r} (teacher_run), but there is no complete one: "
-            f"{made_by}"
+            f"{_how_to_get_teacher(recipe)}"
         )
     wanted = recipe.model_dump(mode="json", include=_OF_THE_TEACHERS_RUN) | {"corpus_version": corpus_version}
     state = _read_json(folder / "teacher" / "stage.json")
@@ -149,16 +145,48 @@ def check_teacher_run(recipe: Recipe, corpus_version: str) -> None:
         )
 
 
-def check_kind(run: Path, is_cross_validation: bool) -> None:
-    """Checks that a folder does not hold results of the other kind.
+def _how_to_get_teacher(recipe: Recipe) -> str:
+    folder = recipe.teacher_folder
+    is_fold, is_seed = folder.name.startswith("fold_"), folder.name == f"seed_{recipe.seed}"
+    output = folder.parent if is_fold or is_seed else folder
+    seeds = sorted(path.parent.name for path in folder.glob("seed_*/teacher"))
+    if seeds:
+        return f"that run has several seeds; name one of them, {', '.join(seeds)}, or give this recipe the same seeds."
+    if is_seed and _is_complete(output, "teacher"):
+        return (
+            f"{str(output)!r} has one of a single seed, but with seeds each student learns from the teacher of its own "
+            "seed. Give that recipe the same seeds, with another output_dir."
+        )
+    command, file = "cmkd crossval" if is_fold else "python train_distill.py", recipe.folder / f"{output.name}.yaml"
+    if not file.is_file():
+        return "run the stage teacher with that output_dir"
+    seed = f", with {recipe.seed} among its --seeds" if is_seed else f" --seed {recipe.seed}" if recipe.seed else ""
+    return f"make it, with the same corpus and models, by: {command} {file} --output_dir {output}{seed}"
+
+
+def check_kind(run: Path, kind: Kind) -> None:
+    """Checks that a folder does not hold what is of another kind.
 
     Raises:
         ValueError: it does.
     """
-    results = run / "results.json"
-    if results.is_file() and ("folds" in _read_json(results)) != is_cross_validation:
-        held, given = ("a single run", "a cross-validation") if is_cross_validation else ("a cross-validation", "a run")
-        raise ValueError(f"{str(run)!r} holds {held}, and {given} would take its place: choose another --output_dir.")
+    held = _kind(run)
+    if held is not None and held != kind:
+        raise ValueError(
+            f"{str(run)!r} holds {_KINDS[held]}, and {_KINDS[kind]} would take its place: choose another --output_dir."
+        )
+
+
+def _kind(run: Path) -> Kind | None:
+    """What a folder holds, by its results or by what they are made from; None for nothing of ours."""
+    if (run / "results.json").is_file():
+        results = _read_json(run / "results.json")
+        return "folds" if "folds" in results else "seeds" if "seeds" in results else "single"
+    if any(run.glob("seed_*/*/stage.json")):
+        return "seeds"
+    if any(run.glob("fold_*/*/stage.json")):
+        return "folds"
+    return "single" if any((run / stage / "stage.json").is_file() for stage in STAGES) else None
 
 
 def begin_stage(
@@ -300,7 +328,7 @@ def choose_student(systems: Mapping[Any, Any], kept: str) -> tuple[str | None, s
     """The stage to keep and why; (None, ...) while there is none to choose. Looks at validation, never at test."""
     if kept != "better":
         return (kept if kept in systems else None), "named by the recipe"
-    scores = {stage: _mean_ccc(systems[stage]["validation"]) for stage in ("ts", "cts") if stage in systems}
+    scores = {stage: mean_ccc(systems[stage]["validation"]) for stage in ("ts", "cts") if stage in systems}
     if not scores:
         return None, "no student has been trained"
     listed = ", ".join(f"{'T/S' if stage == 'ts' else 'cT/S'} {score:.3f}" for stage, score in scores.items())
@@ -419,7 +447,8 @@ def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
         pq.write_table(pa.table(columns), unfinished)
 
 
-def _mean_ccc(scores: dict[str, Any]) -> float:
+def mean_ccc(scores: Mapping[str, Any]) -> float:
+    """Over the dimensions that are rated: by what students are chosen."""
     values = [value for value in scores["ccc"].values() if value is not None]
     return sum(values) / len(values)
 

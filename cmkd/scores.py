@@ -1,15 +1,14 @@
-"""The scores of all systems of a run, as results.json has them: CCC with intervals, by gender, compared in pairs."""
+"""The scores of all systems of a run, as results.json has them, and in words what their intervals and tests are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cmkd.confidence import LEVEL, RESAMPLES, SEED, bootstrap_ccc, confidence_interval, paired_p_value
+from cmkd.confidence import LEVEL, PERMUTATIONS, SEED, ccc_interval, paired_test
 from cmkd.evaluation import Predictions, evaluate_predictions
-from configuration_cmkd import EMOTION_DIMENSIONS
 
 COMPARISONS = (("ts", "finetune"), ("cts", "finetune"), ("cts", "ts"))
 """What is compared: each system with the one to beat."""
@@ -18,15 +17,11 @@ _COMPARED_SPLITS = ("validation", "test")
 _GENDERS = ("female", "male")
 
 
-def score_systems(
-    predictions: Mapping[str, Mapping[str, Predictions]], resamples: int = RESAMPLES, seed: int = SEED
-) -> dict[str, Any]:
+def score_systems(predictions: Mapping[str, Mapping[str, Predictions]]) -> dict[str, Any]:
     """Scores every system on every split; see `cmkd.confidence` for what intervals and p-values are.
 
     Args:
         predictions: by split, by system.
-        resamples: of the speakers of a split.
-        seed: of the resamples.
 
     Returns:
         Three entries of results.json:
@@ -35,58 +30,132 @@ def score_systems(
           or None where the split has fewer than two rated speakers, and `by_gender`, by "female" and "male", as far as
           there are such, `{"n": …, "ccc": {…}}`.
         - `comparisons`: for each pair of COMPARISONS of which both were scored on validation or test
-          `{"system", "baseline", "split", "difference", "interval", "p_value"}`, the last three by dimension; the
-          difference is that of the CCC, system less baseline.
-        - `confidence`: `level`, `resamples`, `seed`, and by split how many `speakers` were drawn, and how many
-          `utterances_without_speaker` were drawn one by one.
+          `{"system", "baseline", "split", "difference", "interval", "p", "smallest_p"}`, the last four by dimension, as
+          `cmkd.paired_test` has them, None where nobody rated it; the difference is that of the CCC, system less
+          baseline.
+        - `confidence`: as `describe_confidence` returns it.
 
     Raises:
         ValueError: two systems have answered other utterances of a split, or with other labels.
     """
     systems: dict[str, dict[str, Any]] = {}
-    comparisons, drawn = [], {}
+    comparisons, speakers = [], {}
     for split, answers in predictions.items():
         if not answers:
             continue
         first = _same_utterances(split, answers)
-        resampled = bootstrap_ccc(
-            {system: answer.predictions for system, answer in answers.items()},
-            first.labels,
-            first.speakers,
-            resamples,
-            seed,
-        )
+        speakers[split] = first.speakers
         for system, answer in answers.items():
             scores = evaluate_predictions(answer.predictions, answer.labels)
-            scores["interval"] = confidence_interval(resampled[system])
+            scores["interval"] = ccc_interval(answer.labels, answer.predictions, answer.speakers)
             scores["by_gender"] = _by_gender(answer)
             systems.setdefault(system, {})[split] = scores
-        for system, baseline in COMPARISONS if split in _COMPARED_SPLITS else ():
-            if system in answers and baseline in answers:
-                better, worse = systems[system][split]["ccc"], systems[baseline][split]["ccc"]
-                differences = resampled[system] - resampled[baseline]
-                comparisons.append(
-                    {
-                        "system": system,
-                        "baseline": baseline,
-                        "split": split,
-                        "difference": {
-                            dimension: None if better[dimension] is None else better[dimension] - worse[dimension]
-                            for dimension in EMOTION_DIMENSIONS
-                        },
-                        "interval": confidence_interval(differences),
-                        "p_value": paired_p_value(differences),
-                    }
-                )
-        unknown = first.speakers.count("")
-        drawn[split] = {"speakers": len(set(first.speakers) - {""}), "utterances_without_speaker": unknown}
-    confidence = {"level": LEVEL, "resamples": resamples, "seed": seed, "splits": drawn}
+        for system, baseline in pairs_to_compare(split, answers):
+            pair = answers[system].predictions, answers[baseline].predictions
+            names = {"system": system, "baseline": baseline, "split": split}
+            comparisons.append(names | compare(first, *pair))
     order = [system for answers in predictions.values() for system in answers]
     return {
         "systems": {system: systems[system] for system in dict.fromkeys(order)},
         "comparisons": comparisons,
-        "confidence": confidence,
+        "confidence": describe_confidence(speakers),
     }
+
+
+def pairs_to_compare(split: str, systems: Collection[str]) -> list[tuple[str, str]]:
+    """Those of COMPARISONS of which there are both; none on train."""
+    if split not in _COMPARED_SPLITS:
+        return []
+    return [(system, baseline) for system, baseline in COMPARISONS if system in systems and baseline in systems]
+
+
+def compare(answers: Predictions, predictions: np.ndarray, others: np.ndarray) -> dict[str, dict[str, Any]]:
+    """What `cmkd.paired_test` says of two systems, field by field, by dimension: `{"p": {"activation": …, …}, …}`.
+
+    Args:
+        answers: whose labels and speakers are taken.
+        predictions: (n, 3) or (m, n, 3).
+        others: the same of the system to compare with.
+    """
+    found = paired_test(answers.labels, predictions, others, answers.speakers)
+    return {
+        field: {dimension: entry and entry[field] for dimension, entry in found.items()}
+        for field in ("difference", "interval", "p", "smallest_p")
+    }
+
+
+def describe_confidence(speakers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What intervals and tests stand on.
+
+    Args:
+        speakers: by split, of each utterance, "" where unknown.
+
+    Returns:
+        `level`; `permutations`, the most that are tried, and their `seed`; and in `splits` by split how many `speakers`
+        are known, and how many `utterances_without_speaker` each count as one.
+    """
+    splits = {
+        split: {"speakers": len(set(names) - {""}), "utterances_without_speaker": list(names).count("")}
+        for split, names in speakers.items()
+    }
+    return {"level": LEVEL, "permutations": PERMUTATIONS, "seed": SEED, "splits": splits}
+
+
+def describe_intervals(confidence: Mapping[str, Any], splits: Collection[str]) -> str:
+    """A sentence on what the intervals of these splits stand on.
+
+    Args:
+        confidence: as `describe_confidence` returns it.
+        splits: whose intervals are shown.
+
+    >>> confidence = describe_confidence({"test": ["anna", "ben"]})
+    >>> describe_intervals(confidence, ["test"])
+    'In brackets the 95% interval over the 2 speakers of test (jackknife with the t distribution).'
+    """
+    shown = {split: entry for split, entry in confidence["splits"].items() if split in splits}
+    counted = [
+        f"{entry['speakers']:,} speakers of {split}"
+        + (
+            f" and {entry['utterances_without_speaker']:,} utterances whose speaker is unknown"
+            if entry["utterances_without_speaker"]
+            else ""
+        )
+        for split, entry in shown.items()
+    ]
+    unknown = any(entry["utterances_without_speaker"] for entry in shown.values())
+    return (
+        f"In brackets the {confidence['level']:.0%} interval over the {' and the '.join(counted)} "
+        "(jackknife with the t distribution)."
+        + (" Each utterance of an unknown speaker counts as a speaker, so that it is too narrow." if unknown else "")
+    )
+
+
+def describe_test(smallest: Iterable[float | None], permutations: int = PERMUTATIONS) -> str:
+    """Sentences on what the p-values are, and how small they can be.
+
+    Args:
+        smallest: the `smallest_p` of each test that is shown; None is left out.
+        permutations: the most that are tried.
+
+    >>> "cannot be below 0.125, however large" in describe_test([0.125, 0.125])
+    True
+    """
+    values = sorted({value for value in smallest if value is not None})
+    bound = format_p(values[0]) + (f" to {format_p(values[-1])}" if len(values) > 1 else "") if values else "1"
+    return (
+        "p is two-sided, of a permutation test in which the answers of the two systems are swapped for some of the "
+        f"speakers (all ways, or {permutations:,} drawn at random). With these speakers it cannot be below {bound}, "
+        "however large the difference. It is not corrected for the number of comparisons."
+    )
+
+
+def format_p(value: float) -> str:
+    """Three digits.
+
+    >>> format_p(0.125), format_p(0.0001), format_p(1.0)
+    ('0.125', '0.0001', '1')
+    """
+    return f"{value:.3g}"
 
 
 def _same_utterances(split: str, answers: Mapping[str, Predictions]) -> Predictions:

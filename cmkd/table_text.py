@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmkd.figures import format_number
+from cmkd.scores import format_p
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 Scores = Mapping[str, float | None]
@@ -28,10 +29,12 @@ class TableRow:
         score: ours, by dimension; of a cross-validation the pooled one.
         interval: of `score`, by dimension [low, high].
         folds: of a cross-validation `{"number": …, "mean": {…}, "std": {…}}`.
+        seeds: of a run of several seeds `{"numbers": […], "std": {…}, "each": […]}`, where `std` and, a list by seed,
+            `each` are of the CCC by dimension, or None of another metric; `score` is then the mean.
         difference: ours (of a cross-validation the mean over folds) less published, by dimension.
-        paired: `{"against": number, "difference": {…}, "interval": {…}, "p_value": {…}}`, of the CCC (pooled) less that
-            of the row it builds on; or `{"against": number, "reason": …}` if that is not known; None if it builds on
-            none.
+        paired: `{"against": number, "difference": {…}, "interval": {…}, "p": {…}, "smallest_p": {…}}`, of the CCC
+            (pooled) less that of the row it builds on; or `{"against": number, "reason": …}` if that is not known; None
+            if it builds on none.
     """
 
     number: str
@@ -42,6 +45,7 @@ class TableRow:
     score: Scores | None = None
     interval: Mapping[str, Sequence[float] | None] | None = None
     folds: Mapping[str, Any] | None = None
+    seeds: Mapping[str, Any] | None = None
     difference: Scores | None = None
     paired: Mapping[str, Any] | None = None
 
@@ -56,8 +60,8 @@ class ResultsTable:
         corpus, release, split: what was scored.
         rows: in the order of the paper.
         notes: sentences that belong below it.
-        runs: that fill it, each with the keys `folder` (its name), `rows`, `seed`, `corpus_version`, `versions`,
-            `folds`, `transcripts`, and `settings`: those other than the defaults, by name [value, default].
+        runs: that fill it, each with the keys `folder` (its name), `rows`, `seeds` (one or more), `corpus_version`,
+            `versions`, `folds`, `transcripts`, and `settings`: those other than the defaults, by name [value, default].
         gap: for the figure, by stage the index of its row in `rows`.
     """
 
@@ -73,7 +77,12 @@ class ResultsTable:
 
     @property
     def heading(self) -> str:
-        return f"{self.name} on {self.corpus} {self.release}: {self.title}"
+        """Its first line, which also says what was trained with one seed only."""
+        single = [run for run in self.runs if len(run["seeds"]) == 1]
+        several = len(self.runs) > len(single)
+        rows = [number for run in single for number in run["rows"]]
+        seeds = f"; one seed in row {', '.join(rows)}" if single and several else "; one seed" if single else ""
+        return f"{self.name} on {self.corpus} {self.release}: {self.title}{seeds}"
 
 
 def format_markdown(table: ResultsTable) -> str:
@@ -90,7 +99,7 @@ def format_markdown(table: ResultsTable) -> str:
         cells += [" ".join(_three(row.published))] if has_published else []
         cells += [_absent(row)] * 3 if row.score is None else [_ours(row, name) for name in EMOTION_DIMENSIONS]
         cells += [" ".join(_three(row.difference, "+.3f"))] if has_published else []
-        cells += [f"on {row.paired['against']}: {' '.join(_p_values(row.paired))}" if row.paired else ""] * has_paired
+        cells += [_paired_cell(row.paired)] * has_paired
         lines.append(cells)
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
     lines.insert(1, ["-" * width for width in widths])
@@ -104,7 +113,7 @@ def format_latex(table: ResultsTable) -> str:
     has_published, has_paired = _parts(table)
     groups = [("published", 3)] if has_published else []
     groups += [("ours", 3)] + ([("difference", 3)] if has_published else [])
-    groups += [("p, against row", 4)] if has_paired else []
+    groups += [("p, on row", 4)] if has_paired else []
     above, rules, below = ["", ""], [], [r"\#", "system"]
     for name, width in groups:
         above.append(rf"\multicolumn{{{width}}}{{c}}{{{name}}}")
@@ -150,8 +159,13 @@ def _latex_lines(row: TableRow, has_published: bool, has_paired: bool, columns: 
     cells += _three(row.difference, "+.3f") if has_published else []
     if has_paired and row.paired and "reason" in row.paired:
         cells += [row.paired["against"], rf"\multicolumn{{3}}{{l}}{{{row.paired['reason']}}}"]
+    elif has_paired and row.paired:
+        cells += [row.paired["against"], *_p_values(row.paired)]
+        second += [""] * (columns - 4 - len(second))
+        second += ["", rf"\multicolumn{{3}}{{l}}{{\scriptsize {_smallest_p(row.paired)}}}"]
+        columns -= 2  # the last cell spans three
     elif has_paired:
-        cells += [row.paired["against"], *_p_values(row.paired)] if row.paired else [""] * 4
+        cells += [""] * 4
     second += [""] * (columns - len(second))
     return [" & ".join(line) + r" \\" for line in (cells, second) if any(line)]
 
@@ -179,6 +193,8 @@ def _ours(row: TableRow, dimension: str) -> str:
 def _ours_first(row: TableRow, dimension: str) -> str:
     if row.folds:
         return f"{format_number(row.folds['mean'][dimension])} ± {format_number(row.folds['std'][dimension])}"
+    if row.seeds and row.seeds["std"] and row.score and row.score[dimension] is not None:
+        return f"{format_number(row.score[dimension])} ± {format_number(row.seeds['std'][dimension])}"
     return format_number(row.score[dimension]) if row.score else ""
 
 
@@ -193,8 +209,25 @@ def _p_values(paired: Mapping[str, Any]) -> list[str]:
     """Three, or one that says why there is none."""
     if "reason" in paired:
         return [paired["reason"]]
-    values = [paired["p_value"][name] for name in EMOTION_DIMENSIONS]
-    return ["n/a" if value is None else f"{value:.2g}" for value in values]
+    return [_p(paired["p"][name]) for name in EMOTION_DIMENSIONS]
+
+
+def _smallest_p(paired: Mapping[str, Any]) -> str:
+    """What the p-values cannot fall below: one figure if it is the same for all that are rated."""
+    values = [_p(paired["smallest_p"][name]) for name in EMOTION_DIMENSIONS]
+    rated = sorted({value for value in values if value != _p(None)})
+    return f"at least {rated[0] if len(rated) == 1 else ' '.join(values)}"
+
+
+def _p(value: float | None) -> str:
+    return "n/a" if value is None else format_p(value)
+
+
+def _paired_cell(paired: Mapping[str, Any] | None) -> str:
+    if paired is None:
+        return ""
+    bound = f" ({_smallest_p(paired)})" if "p" in paired else ""
+    return f"on {paired['against']}: {' '.join(_p_values(paired))}{bound}"
 
 
 def _all_notes(table: ResultsTable) -> list[str]:
@@ -204,7 +237,8 @@ def _all_notes(table: ResultsTable) -> list[str]:
 def _run_sentence(run: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{name} {value} instead of {default}" for name, (value, default) in run["settings"].items())
     parts = [
-        f"Row {', '.join(run['rows'])}: {run['folder']}, seed {run['seed']}, corpus version {run['corpus_version']}",
+        f"Row {', '.join(run['rows'])}: {run['folder']}, seed{'s' * (len(run['seeds']) > 1)} "
+        f"{', '.join(map(str, run['seeds']))}, corpus version {run['corpus_version']}",
         *([f"{run['folds']} folds"] if run["folds"] else []),
         settings or "all defaults",
         *run["transcripts"],

@@ -5,7 +5,8 @@ table of their own, by stage, without published figures: those are of other spee
 
 Ours is the CCC over the whole split, with the interval that results.json holds. A cross-validation has two figures: the
 mean over its folds, with their standard deviation, and the CCC over the predictions of all folds together ("pooled"),
-which is the one that has an interval and is tested.
+which is the one that has an interval and is tested. A run of several seeds has the mean of their CCC, with its standard
+deviation; interval and test are of the mean, see `cmkd.seeds`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from cmkd.atomic import written_whole
-from cmkd.confidence import LEVEL, RESAMPLES, SEED, bootstrap_ccc, confidence_interval, paired_p_value
 from cmkd.corpora.schema import SPLITS
 from cmkd.evaluation import Predictions, read_predictions
 from cmkd.figures import SYSTEM_NAMES, draw_valence_gap, figure_style
 from cmkd.paper import LATER, LATER_RELEASE, TABLE_1, TABLE_2, TABLES, PublishedRow, PublishedTable
 from cmkd.recipe import STAGES, Recipe
 from cmkd.run_folder import write_json
+from cmkd.scores import compare, describe_confidence, describe_intervals, describe_test
+from cmkd.seeds import read_answers
 from cmkd.table_text import ResultsTable, Scores, TableRow, format_latex, format_markdown
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -62,7 +64,8 @@ _METRICS = {"ccc": "CCC", "pearson": "Pearson"}
 _GAP_NAMES = {"audio": "audio only", "ts": "T/S", "cts": "cT/S", "teacher": "teacher"}
 _FIGURE_CAPTION = (
     "Valence CCC with its interval, and the published figures as rings. Of a cross-validation the dot and the interval "
-    "are of the pooled CCC; the upright stroke is the mean over the folds, which the table compares with the ring."
+    "are of the pooled CCC; the upright stroke is the mean over the folds, which the table compares with the ring. Of "
+    "several seeds the dot and the interval are of the mean; the small dots are the seeds."
 )
 _RUN_AGAIN = "it is of another version of cmkd, or of a run that is not complete: give its command again."
 
@@ -89,8 +92,23 @@ class _Run:
     def recipe(self) -> Mapping[str, Any]:
         return self.results["recipe"]
 
+    @property
+    def seeds(self) -> list[int]:
+        """One, or several of a run that has several trainings."""
+        return self.results["seeds"] if self.is_repeated else [self.results["seed"]]
+
+    @property
+    def is_repeated(self) -> bool:
+        return "seeds" in self.results
+
     def stages(self, split: str) -> list[str]:
         return [stage for stage in STAGES if split in self.results["systems"].get(stage, {})]
+
+    def answers(self, stage: str, split: str) -> Predictions:
+        """Of several seeds with `predictions` (seeds, n, 3)."""
+        if self.is_repeated:
+            return read_answers(self.folder, self.seeds, stage, split)
+        return read_predictions(self.folder / "predictions" / f"{stage}_{split}.parquet")
 
     def encoders(self, stage: str) -> list[str]:
         return [self.recipe[setting] for setting in _ENCODERS[stage]]
@@ -100,7 +118,8 @@ def gather_tables(runs: Sequence[Path]) -> list[ResultsTable]:
     """Reads runs and fills the tables of their corpora.
 
     Args:
-        runs: folders of `train_distill.py` or `cmkd crossval`, with results.json and predictions.
+        runs: folders of `train_distill.py`, of one seed or several, or of `cmkd crossval`, with results.json and
+            predictions.
 
     Returns:
         Tables 1 and 2 if there is a run on msp-podcast, Table 3 if there is one on iemocap, and for each other corpus
@@ -165,12 +184,16 @@ def _read_run(folder: Path) -> _Run:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): {_RUN_AGAIN}") from error
-    _require(path, results, ("corpus", "seed", "versions", "systems", "recipe", "cost"))
+    _require(path, results, ("corpus", "versions", "systems", "recipe", "cost", "confidence"))
+    if "seeds" not in results:
+        _require(path, results, ("seed",))
+    _require(path, results["confidence"], ("permutations",), "confidence")  # before that, intervals were another's
     _require(path, results["corpus"], ("name", "version", "utterances", "notes"), "corpus")
     for stage, splits in results["systems"].items():
         _require(path, results["recipe"], _ENCODERS[stage], "recipe")
         for split, scores in splits.items():
-            _require(path, scores, ("ccc", "pearson", "interval"), f"systems.{stage}.{split}")
+            wanted = ("ccc", "pearson", "interval", *(("std", "each") if "seeds" in results else ()))
+            _require(path, scores, wanted, f"systems.{stage}.{split}")
         if "folds" in results:
             _require(path, results["folds"], ("number", "mean", "std"), "folds")
             for name in ("mean", "std"):
@@ -238,13 +261,11 @@ def _fill(table: PublishedTable, runs: Sequence[_Run]) -> ResultsTable:
     slots = _slots(table, runs)
     filled = list(dict.fromkeys(slot.run for slot in slots if slot.run))
     answers = _read_answers(table, slots)
-    resampled, ccc = {}, {}
-    if answers and table.split == "test":
-        first = next(iter(answers.values()))
-        predictions = {number: answer.predictions for number, answer in answers.items()}
-        resampled = bootstrap_ccc(predictions, first.labels, first.speakers)
-        ccc = {slot.number: slot.run.results["systems"][slot.row.stage]["test"]["ccc"] for slot in slots if slot.run}
-    rows = [_table_row(table.split, slot, _paired(slot, ccc, resampled)) for slot in slots]
+    runs_by_row = {slot.number: slot.run for slot in slots}
+    rows = [
+        _table_row(table.split, slot, _paired(slot, runs_by_row, answers) if table.split == "test" else None)
+        for slot in slots
+    ]
     numbers = [row.number for row in rows]
     gap = {}
     for stage, candidates in table.gap.items():
@@ -282,11 +303,11 @@ def _slots(table: PublishedTable, runs: Sequence[_Run]) -> list[_Slot]:
                 if place in owners:
                     row, other = table.rows[place], owners[place]
                     seeds = ""
-                    if other.results["seed"] != run.results["seed"]:
-                        seeds = f" with the seeds {other.results['seed']} and {run.results['seed']}"
+                    if other.seeds != run.seeds:
+                        seeds = f" with the seeds {_listed(other.seeds)} and {_listed(run.seeds)}"
                     raise ValueError(
                         f"{other.folder} and {run.folder} both fill row {row.number} of {table.name} ({row.system})"
-                        f"{seeds}: a row shows one run. Make a table of each."
+                        f"{seeds}: a row shows one run. Make a table of each, or one run with `seeds` of both."
                     )
                 owners[place] = run
             if not places and table.split == "test":
@@ -334,7 +355,7 @@ def _read_answers(table: PublishedTable, slots: Sequence[_Slot]) -> dict[str, Pr
     for slot in slots:
         if slot.run is None:
             continue
-        answer = read_predictions(slot.run.folder / "predictions" / f"{slot.row.stage}_{table.split}.parquet")
+        answer = slot.run.answers(str(slot.row.stage), table.split)
         first = first or (slot.run, answer)
         if answer.ids != first[1].ids or not np.array_equal(answer.labels, first[1].labels, equal_nan=True):
             raise ValueError(
@@ -363,24 +384,31 @@ def _table_row(split: str, slot: _Slot, paired: Mapping[str, Any] | None) -> Tab
         score=scores[row.metric],
         interval=scores["interval"] if row.metric == "ccc" else None,
         folds=folds,
+        seeds=_seeds_of_row(run, scores if row.metric == "ccc" else {"std": None, "each": None}),
         difference=_less(folds["mean"] if folds else scores[row.metric], row.scores) if row.scores else None,
         paired=paired,
     )
 
 
-def _paired(slot: _Slot, ccc: Mapping[str, Scores], resampled: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+def _seeds_of_row(run: _Run, scores: Mapping[str, Any]) -> dict[str, Any] | None:
+    return {"numbers": run.seeds, "std": scores["std"], "each": scores["each"]} if run.is_repeated else None
+
+
+def _paired(slot: _Slot, runs: Mapping[str, _Run | None], answers: Mapping[str, Predictions]) -> dict[str, Any] | None:
     """The paired test of a row that was run against the one it builds on."""
     if slot.run is None or slot.base is None:
         return None
-    if slot.base not in resampled:
+    base = runs.get(slot.base)
+    if base is None:
         return {"against": slot.base, "reason": f"row {slot.base} was not run"}
-    differences = resampled[slot.number] - resampled[slot.base]
-    return {
-        "against": slot.base,
-        "difference": _less(ccc[slot.number], ccc[slot.base]),
-        "interval": confidence_interval(differences),
-        "p_value": paired_p_value(differences),
-    }
+    if (slot.run.is_repeated or base.is_repeated) and slot.run.seeds != base.seeds:
+        return {"against": slot.base, "reason": f"row {slot.base} has other seeds"}
+    ours = answers[slot.number]
+    return {"against": slot.base} | compare(ours, ours.predictions, answers[slot.base].predictions)
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _less(scores: Scores, others: Scores) -> dict[str, float | None]:
@@ -403,13 +431,16 @@ def _notes(
     notes = []
     if answers:
         first = next(iter(answers.values()))
-        unknown = first.speakers.count("")
-        alone = f" and of {unknown:,} utterances whose speaker is unknown, each on its own" if unknown else ""
+        confidence = describe_confidence({table.split: first.speakers})
         notes.append(
-            f"Ours: over the {len(first.ids):,} utterances of {table.split}. In brackets the {LEVEL:.0%} interval of "
-            f"the CCC from {RESAMPLES:,} resamples of the {len(set(first.speakers) - {''}):,} speakers{alone} "
-            f"(percentile bootstrap, seed {SEED}). With fewer than about 20 speakers it is rough, and "
-            "rather too narrow."
+            f"Ours: over the {len(first.ids):,} utterances of {table.split}. "
+            f"{describe_intervals(confidence, [table.split])}"
+        )
+    if any(row.seeds for row in rows):
+        notes.append(
+            "Of several seeds: the mean of their CCC ± its standard deviation over the seeds (divisor one less), which "
+            "says what another training would bring. Interval and p are of the mean over these trainings, for other "
+            "speakers; a difference is of trainings with the same seed."
         )
     if any(row.folds for row in rows):
         notes.append(
@@ -419,11 +450,10 @@ def _notes(
         )
     if any(row.difference for row in rows):
         notes.append("Difference: ours less published. The published figures come without an interval.")
-    if any(row.paired for row in rows):
-        notes.append(
-            "p: two-sided, of no difference in CCC to the row named first, on the same resamples of the speakers for "
-            "both. Not corrected for the number of comparisons."
-        )
+    tests = [row.paired for row in rows if row.paired and "p" in row.paired]
+    if tests:
+        smallest = [value for test in tests for value in test["smallest_p"].values()]
+        notes.append(f"Each row is compared with the one named before its p. {describe_test(smallest)}")
     if any(row.stage is None and row.number for row in rows):
         numbers = ", ".join(f"row {row.number}" for row in rows if row.stage is None and row.number)
         notes.append(f"Quoted by the paper from others: {numbers}.")
@@ -476,7 +506,7 @@ def _describe_run(run: _Run, slots: Sequence[_Slot]) -> dict[str, Any]:
     return {
         "folder": run.name,
         "rows": list(dict.fromkeys(slot.number for slot in slots)),
-        "seed": run.results["seed"],
+        "seeds": run.seeds,
         "corpus_version": corpus["version"],
         "versions": run.results["versions"],
         "folds": run.results["folds"]["number"] if "folds" in run.results else None,
@@ -497,6 +527,7 @@ def _gap_systems(table: ResultsTable) -> dict[str, dict[str, Any]]:
             "ccc": row.score["valence"] if row.score else None,
             "interval": row.interval["valence"] if row.interval else None,
             "fold_mean": row.folds["mean"]["valence"] if row.folds else None,
+            "seeds": [one["valence"] for one in row.seeds["each"]] if row.seeds else [],
         }
     return systems
 

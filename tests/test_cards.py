@@ -63,10 +63,26 @@ def test_scores_with_intervals_are_those_of_the_results(results):
     ]
     assert differences == [
         f"{entry['difference'][name]:+.3f} [{entry['interval'][name][0]:.3f}, {entry['interval'][name][1]:.3f}], "
-        f"p = {entry['p_value'][name]:.4f}"
+        f"p = {entry['p'][name]:.3g} (at least {entry['smallest_p'][name]:.3g})"
         for name in DIMENSIONS
     ]
     assert sizes == ["36", "not measured", "9"]
+    text = " ".join(str(card_of(results)).split())
+    assert "In brackets the 95% interval over the 9 speakers of validation and the 9 speakers of test" in text
+    assert "With these speakers it cannot be below 0.00391, however large the difference." in text
+    assert "It was trained with one seed" in text
+
+
+def test_a_card_of_several_seeds_says_so_with_their_spread(results):
+    scores = {
+        stage: {"ccc": dict.fromkeys(DIMENSIONS, 0.5), "std": dict.fromkeys(DIMENSIONS, 0.0123)}
+        for stage in ("ts", "cts")
+    }
+    results["seeds"] = {"each": [5, 6, 7], "reason": "best", "test": scores}
+    text = " ".join(str(card_of(results)).split())
+    assert "This is the training with seed 7. It was done with the seeds 5, 6, 7, and this one is the best on" in text
+    assert "activation 0.500 ± 0.012, valence 0.500 ± 0.012, dominance 0.500 ± 0.012." in text
+    assert "one seed" not in text
 
 
 def test_a_student_says_what_it_is_and_where_its_limits_are(results):
@@ -74,8 +90,8 @@ def test_a_student_says_what_it_is_and_where_its_limits_are(results):
     for expected in (
         "0 is the minimum of the rating scale of the training corpus, 1, and 1 its maximum, 7",
         "**activation, valence, dominance**, in this order",
-        "the 95 % interval from 200 resamples",
-        "Test has 9 known speakers. With fewer than about 20 speakers an interval is rough",
+        "In brackets the 95% interval over the 9 speakers of",
+        "It was trained with one seed; what another would bring was not measured.",
         "On 12.7% of the training utterances it is more than 2 standard deviations off",
         "Those utterances were left out of the distance",
         "better mean CCC on validation (T/S 0.500, cT/S 0.600)",
@@ -194,7 +210,7 @@ def remove(results, path):
         "conditioning",
         "conditioning.discarded_fraction",
         "conditioning.residual_std.valence",
-        "confidence.resamples",
+        "confidence.permutations",
         "corpus.version",
         "corpus.terms",
         "corpus.durations",

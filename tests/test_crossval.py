@@ -128,6 +128,7 @@ def test_an_interrupted_fold_is_the_one_that_goes_on(place, monkeypatch, capsys)
         (["--corpus.fold", "2"], "corpus.fold is 2, but cross-validation runs all folds"),
         (["--corpus.protocol", "loso"], "corpus.protocol is 'loso', but must be one of leave-one-session-out"),
         (["--hub_model_id", "user/folds"], "hub_model_id is 'user/folds', but every fold has a model of its own"),
+        (["--seeds", "0", "1"], r"seeds is \[0, 1\], but a cross-validation takes one seed"),
         (["--corpus.name", "manifest"], "the corpus 'manifest' has no folds"),
     ],
 )

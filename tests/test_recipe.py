@@ -138,6 +138,32 @@ def test_what_cannot_be_inherited_is_refused(tmp_path, base, message):
         load_recipe(tmp_path / "row.yaml")
 
 
+def test_seeds_take_the_place_of_a_seed_that_came_before(recipe):
+    path = recipe(seed=1)
+    found = load_recipe(path, ["--seeds", "3", "5"])
+    assert (found.seeds, found.seed) == ([3, 5], 0)
+    assert load_recipe(recipe(seeds=[3, 5]), ["--seed", "7"]).seeds is None
+    for settings, message in (
+        ({"seed": 1, "seeds": [0, 1]}, r"seed is 1 and seeds is \[0, 1\]: give one of the two"),
+        ({"seeds": [0, 1, 0]}, r"seeds is \[0, 1, 0\], but each must be another"),
+        ({"seeds": [0]}, "seeds = .0.: .*at least 2 items"),
+        ({"seeds": 3}, "seeds = 3: .*valid list"),
+        ({"seeds": [0, -1]}, r"seeds\.1 = -1: .*greater than or equal to 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_recipe(recipe(**settings))
+
+
+def test_each_seed_has_a_folder_of_its_own_and_the_teacher_of_its_seed(recipe):
+    found = load_recipe(recipe(seeds=[3, 5], stages=["ts"], teacher_run="../t", hub_model_id="user/x", num_epochs=4))
+    of_seed = found.of_seed(5)
+    assert (of_seed.seed, of_seed.seeds, of_seed.output_dir) == (5, None, "runs/x/seed_5")
+    assert of_seed.teacher_folder == Path("runs/t/seed_5")
+    assert (of_seed.cache_dir, of_seed.hub_model_id, of_seed.num_epochs) == ("runs/x/cache", None, 4)
+    assert (of_seed.folder, of_seed.corpus) == (found.folder, found.corpus)
+    assert load_recipe(recipe(seeds=[3, 5], cache_dir="c")).of_seed(3).cache_dir == "c"
+
+
 def test_where_the_teacher_is(recipe):
     assert load_recipe(recipe()).teacher_folder == Path("runs/x")
     assert load_recipe(recipe(stages=["ts"], teacher_run="../t")).teacher_folder == Path("runs/t")

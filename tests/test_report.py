@@ -64,14 +64,15 @@ def make_results(valence, student="ts"):
                 "split": "test",
                 "difference": {"activation": 0.0, "valence": valence[system] - valence[baseline], "dominance": None},
                 "interval": {"activation": None, "valence": [-0.01, 0.2], "dominance": None},
-                "p_value": {"activation": None, "valence": 0.0421, "dominance": None},
+                "p": {"activation": 1.0, "valence": 0.3125, "dominance": None},
+                "smallest_p": {"activation": 1.0, "valence": 0.0625, "dominance": None},
             }
             for system, baseline in (("ts", "finetune"), ("cts", "finetune"), ("cts", "ts"))
             if system in valence and baseline in valence
         ],
         "confidence": {
             "level": 0.95,
-            "resamples": 10000,
+            "permutations": 10000,
             "seed": 0,
             "splits": {
                 "train": {"speakers": 8, "utterances_without_speaker": 0},
@@ -179,8 +180,9 @@ def test_systems_are_listed_in_the_order_of_the_stages(complete_report):
         "n/a",
     ]
     assert (
-        "In brackets the 95% interval from 10,000 resamples of the 2 speakers of validation and the 2 speakers of test "
-        "and 1,234 utterances whose speaker is unknown, each on its own (percentile bootstrap, seed 0)." in report
+        "In brackets the 95% interval over the 2 speakers of validation and the 2 speakers of test and 1,234 "
+        "utterances whose speaker is unknown (jackknife with the t distribution). Each utterance of an unknown speaker "
+        "counts as a speaker, so that it is too narrow. This is one training" in report
     )
     assert "`student/` holds the T/S student: better mean CCC on validation." in report
 
@@ -190,9 +192,10 @@ def test_differences_come_with_interval_and_p_value(complete_report):
     compared = report[report.index("## Is the difference more than chance?") :]
     assert cells(compared, "T/S student less audio only, fine-tuned, test") == [
         "+0.000 (one speaker)",
-        "+0.200 [-0.010, +0.200], p = 0.0421",
+        "+0.200 [-0.010, +0.200], p = 0.312 (at least 0.0625)",
         "n/a",
     ]
+    assert "With these speakers it cannot be below 0.0625 to 1, however large the difference." in compared
     assert cells(compared, "cT/S student less T/S student, test")[1].startswith("-0.260 ")
 
 
@@ -302,7 +305,7 @@ def test_unusable_file_is_named(tmp_path, name, content, message):
 def test_terminal_table():
     table = format_systems(make_results({"teacher": 0.9, "ts": 0.8})).splitlines()
     assert table == [
-        "CCC                        A val    V val    D val   A test   V test   D test",
+        "CCC, one seed              A val    V val    D val   A test   V test   D test",
         "audio only, frozen       not run  not run  not run  not run  not run  not run",
         "text only, frozen        not run  not run  not run  not run  not run  not run",
         "teacher: audio and text    0.710    0.910      n/a    0.700    0.900      n/a",

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from cmkd import run_folder, tables
+from cmkd.confidence import paired_test
 from cmkd.evaluation import Predictions, write_predictions
 from cmkd.figures import draw_valence_gap
 from cmkd.paper import LATER, TABLE_1, TABLE_2, TABLE_3
 from cmkd.recipe import Recipe, load_recipe
 from cmkd.scores import score_systems
+from cmkd.seeds import gather_seeds
+from cmkd.table_text import format_latex
 from cmkd.tables import format_tables, gather_tables, write_tables
 
 DIMENSIONS = ("activation", "valence", "dominance")
@@ -57,7 +60,7 @@ def write_run(folder, stages, corpus="msp-podcast", version=f"1.6-{DIGEST}", see
         "versions": {"cmkd": "0.1.0"},
         **score_systems(scored),
         "recipe": Recipe(corpus={"name": corpus}, output_dir=str(folder), **recipe).model_dump(mode="json"),
-        "cost": {"processes": 1},
+        "cost": {"seconds": dict.fromkeys(stages, 1.5), "peak_memory_gb": 1.0, "processes": 1, "device": "cpu"},
     }
     if folds is not None:  # as cmkd crossval writes it
         results |= {"folds": folds, "cost": {"seconds": {}, "processes": 1}}
@@ -185,33 +188,73 @@ def test_what_was_not_run_is_said_to_be_and_quoted_figures_stay_alone(tmp_path):
     assert table_1.runs == [] and table_1.notes == []
 
 
-def test_p_value_is_that_of_a_bootstrap_written_out(tmp_path):
+def test_a_row_is_tested_against_the_one_it_builds_on(tmp_path):
     runs = [write_run(tmp_path / "ts", {"ts": 0.30}), write_run(tmp_path / "cts", {"cts": 0.25})]
-    found = row_of(gather_tables(runs)[1], "12").paired
-
+    found = dict(row_of(gather_tables(runs)[1], "12").paired)
     _, weaker, labels, speakers = draw("ts", 0.30)
-    stronger = draw("cts", 0.25)[1]
-    rows_of_speaker = np.array([[row for row, name in enumerate(speakers) if name == f"s{n}"] for n in range(SPEAKERS)])
-    drawn = np.random.default_rng(0).integers(SPEAKERS, size=(10_000, SPEAKERS))
-    rows = rows_of_speaker[drawn].reshape(10_000, -1)
-    differences = direct_ccc(stronger[rows], labels[rows]) - direct_ccc(weaker[rows], labels[rows])
-    rarer = np.minimum((differences <= 0).sum(0), (differences >= 0).sum(0))
-    expected = np.minimum(1, 2 * (1 + rarer) / 10_001)
-    assert 0.001 < expected.min() < expected.max() < 1  # or it would not tell much
+    expected = paired_test(labels, draw("cts", 0.25)[1], weaker, speakers)
+    assert found.pop("against") == "11"
+    assert set(found) == {"difference", "interval", "p", "smallest_p"}
+    for field, values in found.items():
+        assert values == {name: expected[name][field] for name in DIMENSIONS}
+    shown = format_tables(gather_tables(runs))
+    p_values = " ".join(f"{expected[name]['p']:.3g}" for name in DIMENSIONS)
+    assert cells(shown, "12")[-1] == f"on 11: {p_values} (at least 0.0312)"
+    assert "With these speakers it cannot be below 0.0312, however large the difference." in shown
 
-    assert found["against"] == "11"
-    assert list(found["p_value"].values()) == pytest.approx(expected, abs=1e-9)
-    assert list(found["difference"].values()) == pytest.approx(
-        direct_ccc(stronger, labels) - direct_ccc(weaker, labels), abs=1e-12
-    )
-    low, high = np.quantile(differences, [0.025, 0.975], axis=0)
-    assert [found["interval"][name] for name in DIMENSIONS] == [
-        pytest.approx(pair, abs=1e-9) for pair in zip(low, high, strict=True)
-    ]
-    assert (
-        f"on 11: {' '.join(f'{value:.2g}' for value in expected)}"
-        == cells(format_tables(gather_tables(runs)), "12")[-1]
-    )
+
+def write_seeds_run(folder, stages, seeds=(0, 1, 2), **arguments):
+    """A run of several seeds whose stages answer with this much noise."""
+    for seed in seeds:
+        write_run(folder / f"seed_{seed}", stages, seed=seed, **arguments)
+    gather_seeds(folder, list(seeds))
+    return folder
+
+
+def test_runs_of_several_seeds_show_mean_and_spread_and_are_tested_together(tmp_path):
+    runs = [write_seeds_run(tmp_path / name, {name: 0.3}) for name in ("ts", "cts")]
+    _, table = gather_tables(runs)
+    assert table.heading == "Table 2 on msp-podcast 1.6: CCC on test"
+    row = row_of(table, "12")
+    _, _, labels, speakers = draw("cts", 0.3)
+    ours, theirs = (np.stack([draw(name, 0.3, seed)[1] for seed in range(3)]) for name in ("cts", "ts"))
+    each = direct_ccc(ours, labels)
+    assert list(row.score.values()) == pytest.approx(each.mean(0))
+    assert list(row.seeds["std"].values()) == pytest.approx(each.std(0, ddof=1)) and row.seeds["numbers"] == [0, 1, 2]
+    expected = paired_test(labels, ours, theirs, speakers)
+    assert row.paired["p"] == {name: expected[name]["p"] for name in DIMENSIONS}
+    shown = format_tables([table])
+    low, high = row.interval["valence"]
+    assert cells(shown, "12")[4] == f"{each.mean(0)[1]:.3f} ± {each.std(0, ddof=1)[1]:.3f} [{low:.3f}, {high:.3f}]"
+    assert "Row 12: cts, seeds 0, 1, 2, corpus" in shown and "Of several seeds: the mean" in shown
+    assert "± " in write_tables([table], tmp_path / "out")[0].read_text()
+    systems = tables._gap_systems(table)
+    assert systems["cts"]["seeds"] == pytest.approx(each[:, 1]) and systems["audio"]["seeds"] == []
+    (panel,) = draw_valence_gap({"two": systems}).axes
+    drawn = {line.get_marker(): list(line.get_xdata()) for line in panel.lines if len(line.get_xdata()) == 3}
+    assert drawn == {"o": pytest.approx(each[:, 1])}
+
+
+def test_a_table_of_one_seed_says_so_in_its_first_line(tmp_path):
+    single = write_run(tmp_path / "finetune", {"finetune": 0.3})
+    several = write_seeds_run(tmp_path / "ts", {"ts": 0.3})
+    assert format_tables(gather_tables([single])[1:]).splitlines()[0].endswith(": CCC on test; one seed")
+    table = gather_tables([single, several])[1]
+    assert format_tables([table]).splitlines()[0].endswith(": CCC on test; one seed in row 10")
+    assert row_of(table, "11").paired == {"against": "10", "reason": "row 10 has other seeds"}
+    with pytest.raises(ValueError, match="with the seeds 0, 1, 2 and 4: a row shows one run"):
+        gather_tables([several, write_run(tmp_path / "again", {"ts": 0.3}, seed=4)])
+
+
+def test_latex_rows_have_as_many_cells_as_the_table_has_columns(tmp_path):
+    runs = [write_seeds_run(tmp_path / name, {name: 0.3}) for name in ("ts", "cts")]
+    for text in map(format_latex, gather_tables([*runs, write_run(tmp_path / "t", {"teacher": 0.2})])):
+        columns = len(re.search(r"begin\{tabular\}\{rp\{5cm\}(r+)\}", text)[1]) + 2
+        body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+        for line in body.splitlines()[1:]:
+            spans = [int(number) - 1 for number in re.findall(r"multicolumn\{(\d)\}", line)]
+            assert len(re.findall(r"(?<!\\)&", line)) + 1 + sum(spans) == columns, line
+    assert "at least 0.0312" in text
 
 
 def test_equal_systems_have_p_1_and_a_far_better_one_the_smallest_there_is(tmp_path):
@@ -220,8 +263,8 @@ def test_equal_systems_have_p_1_and_a_far_better_one_the_smallest_there_is(tmp_p
     ids, predictions, labels, speakers = draw("ts", 0.01)
     write_predictions(runs[2] / "predictions/cts_test.parquet", ids, predictions, labels, speakers, [""] * len(ids))
     table = gather_tables(runs)[1]
-    assert row_of(table, "12").paired["p_value"] == dict.fromkeys(DIMENSIONS, 1.0)
-    assert row_of(table, "11").paired["p_value"] == dict.fromkeys(DIMENSIONS, 2 / 10_001)
+    assert row_of(table, "12").paired["p"] == dict.fromkeys(DIMENSIONS, 1.0)
+    assert row_of(table, "11").paired["p"] == dict.fromkeys(DIMENSIONS, 2 / 2**SPEAKERS)
 
 
 def test_teacher_fills_table_1_with_its_training_split(tmp_path):
@@ -337,13 +380,16 @@ def test_other_corpus_fills_rows_by_stage_without_published_figures(tmp_path):
     ]
     table_1, table_2 = gather_tables(runs)
     assert table_1.heading == (
-        "The rows of Table 1 on spoken-emobank 78b0bd36f61e: the teacher on its own training split, synthetic speech"
+        "The rows of Table 1 on spoken-emobank 78b0bd36f61e: the teacher on its own training split, synthetic speech; "
+        "one seed"
     )
     assert [row.system for row in table_1.rows] == [
         "teacher, CCC (whisper-base.en + all-MiniLM-L6-v2)",
         "teacher, Pearson (whisper-base.en + all-MiniLM-L6-v2)",
     ]
-    assert table_2.heading == "The rows of Table 2 on spoken-emobank 78b0bd36f61e: CCC on test, synthetic speech"
+    assert (
+        table_2.heading == "The rows of Table 2 on spoken-emobank 78b0bd36f61e: CCC on test, synthetic speech; one seed"
+    )
     assert [(row.number, row.run) for row in table_2.rows] == [
         ("6", "six"),
         ("8", None),
@@ -445,7 +491,7 @@ def test_another_release_is_said(tmp_path):
     run = write_run(tmp_path / "later", {"cts": 0.3}, version=f"1.11-{DIGEST}")
     edit_results(run, lambda results: results["corpus"]["utterances"].update(train=84_030, test2=14_815))
     _, table = gather_tables([run])
-    assert table.heading == "Table 2 on msp-podcast 1.11: CCC on test"
+    assert table.heading == "Table 2 on msp-podcast 1.11: CCC on test; one seed"
     assert any("the paper has msp-podcast 1.6, these runs 1.11" in note for note in table.notes)
     assert "Utterances of all splits, where the paper has 50,362: later 100,112." in table.notes
 
@@ -515,7 +561,14 @@ def test_gap_shows_the_best_audio_only_row_that_was_run(tmp_path):
 
 def test_figure_of_the_gap():
     def system(name, published, ccc, interval=None, fold_mean=None):
-        return {"name": name, "published": published, "ccc": ccc, "interval": interval, "fold_mean": fold_mean}
+        return {
+            "name": name,
+            "published": published,
+            "ccc": ccc,
+            "interval": interval,
+            "fold_mean": fold_mean,
+            "seeds": [],
+        }
 
     figure = draw_valence_gap(
         {
@@ -594,6 +647,11 @@ def test_unusable_runs_are_named(tmp_path):
     [
         (lambda results: results.pop("recipe"), "lacks recipe: it is of another version"),
         (lambda results: results.pop("cost"), "lacks cost"),
+        (lambda results: results.pop("seed"), "lacks seed"),
+        (
+            lambda results: results["confidence"].pop("permutations"),
+            r"lacks confidence\.permutations: it is of another",
+        ),
         (lambda results: results["corpus"].pop("version"), r"lacks corpus\.version"),
         (lambda results: results["systems"]["cts"]["test"].pop("interval"), r"lacks systems\.cts\.test\.interval"),
         (lambda results: results["recipe"].pop("text_encoder"), r"lacks recipe\.text_encoder"),

@@ -364,7 +364,7 @@ def test_a_stage_does_not_go_on_with_steps_of_another_size(run, recipe):
 
 def test_a_run_does_not_take_the_place_of_a_cross_validation(recipe, tmp_path):
     (tmp_path / "results.json").write_text('{"folds": {}}')
-    with pytest.raises(ValueError, match="holds a cross-validation, and a run would take its place"):
+    with pytest.raises(ValueError, match="holds a cross-validation, and a single run would take its place"):
         train_distill.main([str(recipe), "--output_dir", str(tmp_path)])
 
 

@@ -38,7 +38,7 @@ def make_scores(systems=("teacher", "finetune", "ts", "cts"), speakers=9) -> dic
             )
             for rank, system in enumerate(systems)
         }
-    return score_systems(answers, resamples=200)
+    return score_systems(answers)
 
 
 def make_results(folder: Path, terms: str = TERMS, **arguments) -> dict:
