@@ -2,13 +2,31 @@
 # make test   lint, types and tests
 # Both create .venv on first use and install into it, and nowhere else.
 #
-# PYTHON=python3.12   the interpreter that .venv is made from (3.10 to 3.13)
+# make test VERSIONS=lowest   the tests with the lowest version of every package that pyproject.toml admits
+# make test VERSIONS=newest   the tests with the newest versions on the index that pyproject.toml admits
+# Each has an environment of its own, .venv-lowest and .venv-newest.
+#
+# PYTHON=python3.12   the interpreter that the environment is made from (3.11 to 3.14)
 # TORCH_INDEX=URL     where torch comes from, in addition to pip's configured index. By default PyTorch's CPU builds on a
 #                     Linux machine without an NVIDIA driver: the package index alone would bring several GB of CUDA.
 #                     TORCH_INDEX= (empty) takes torch from the configured index.
 
 PYTHON ?= python3
-BIN := .venv/bin
+VERSIONS ?= pinned
+
+VENV_pinned := .venv
+VENV_lowest := .venv-lowest
+VENV_newest := .venv-newest
+VENV := $(VENV_$(VERSIONS))
+ifeq ($(VENV),)
+$(error VERSIONS is lowest, pinned or newest, not '$(VERSIONS)')
+endif
+BIN := $(VENV)/bin
+
+CONSTRAINTS_pinned := constraints.txt
+CONSTRAINTS_lowest := constraints-lowest.txt
+CONSTRAINTS := $(CONSTRAINTS_$(VERSIONS))
+INSTALL := $(BIN)/pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade)
 
 ifeq ($(shell uname -s)-$(shell command -v nvidia-smi),Linux-)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -16,13 +34,16 @@ endif
 
 .PHONY: demo test
 
-demo: .venv/.installed-demo
+demo: $(VENV)/.installed-demo
 	$(BIN)/python train_distill.py recipes/demo.yaml
 
-test: .venv/.installed-dev
+# The linter and the type checker are asked once, in the versions that are pinned: what they say changes with theirs.
+test: $(VENV)/.installed-dev
+ifeq ($(VERSIONS),pinned)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+endif
 	$(BIN)/python -m pytest
 
 EXTRAS_demo := demo
@@ -31,14 +52,14 @@ EXTRAS_dev := demo,dev
 # torch goes first and alone, so that TORCH_INDEX is asked for this one package: pip asks every index for every package
 # and keeps retrying, minutes in all, where one cannot be reached. So it is asked once, for 15 seconds at most; after that
 # pip takes torch from the configured index.
-.venv/.installed-%: pyproject.toml constraints.txt | $(BIN)/pip
-	$(if $(TORCH_INDEX),$(BIN)/pip install --retries 0 --timeout 15 --no-deps -c constraints.txt --extra-index-url $(TORCH_INDEX) torch)
-	$(BIN)/pip install -c constraints.txt -e ".[$(EXTRAS_$*)]"
+$(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
+	$(if $(TORCH_INDEX),$(INSTALL) --retries 0 --timeout 15 --no-deps --extra-index-url $(TORCH_INDEX) torch)
+	$(INSTALL) -e ".[$(EXTRAS_$*)]"
 	@touch $@
 
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-	  { echo "cmkd needs Python 3.10 to 3.13, and '$(PYTHON)' is not: name one, for example make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+	  { echo "cmkd needs Python 3.11 to 3.14, and '$(PYTHON)' is not: name one, for example make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)

@@ -1,15 +1,28 @@
-"""What importing the package costs and brings along."""
+"""What importing the package costs and brings along, and the versions that it declares."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import cmkd
 
 CHECKOUT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REQUIREMENTS = {
+    canonicalize_name(requirement.name): requirement.specifier
+    for extra in [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    for requirement in map(Requirement, extra)
+}
 OURS = [*CHECKOUT.glob("*.py"), *(CHECKOUT / "cmkd").rglob("*.py")]
 
 
@@ -47,3 +60,42 @@ def test_nothing_of_ours_reads_or_writes_pickles(path):
             assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}
         if isinstance(node, ast.keyword):
             assert node.arg != "allow_pickle"
+
+
+def pins(name: str) -> dict[str, Version]:
+    """The version of every package in a file of constraints, which has lines of one form only."""
+    lines = (CHECKOUT / name).read_text(encoding="utf-8").splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.lstrip().startswith("#")]
+    assert all(re.fullmatch(r"==[^,*]+", str(requirement.specifier)) for requirement in requirements)
+    assert len({canonicalize_name(requirement.name) for requirement in requirements}) == len(requirements)
+    return {
+        canonicalize_name(requirement.name): Version(str(requirement.specifier)[2:]) for requirement in requirements
+    }
+
+
+def test_the_pinned_versions_are_versions_that_the_metadata_admit():
+    pinned = pins("constraints.txt")
+    for name, specifier in REQUIREMENTS.items():
+        assert pinned[name] in specifier, name
+
+
+def test_the_lowest_versions_are_the_lower_bounds_of_the_metadata():
+    """So that every lower bound is a release, and one that the tests run with."""
+    lowest = pins("constraints-lowest.txt")
+    for name, specifier in REQUIREMENTS.items():
+        (bound,) = [Version(part.version) for part in specifier if part.operator == ">="]
+        assert lowest[name] == bound, f"{name}: compute constraints-lowest.txt anew, as CONTRIBUTING.md says"
+
+
+def test_every_python_that_the_metadata_admit_has_a_job():
+    named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if ":: Python :: 3." in line]
+    admitted = SpecifierSet(PROJECT["requires-python"])
+    assert [f"3.{minor}" for minor in range(100) if f"3.{minor}" in admitted] == named
+
+    workflow = yaml.safe_load((CHECKOUT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    assert matrix["python-version"] == named and matrix["versions"] == ["pinned"]
+    assert matrix["include"] == [
+        {"versions": "lowest", "python-version": named[0]},
+        {"versions": "newest", "python-version": named[-1]},
+    ]
