@@ -437,6 +437,30 @@ def test_titles_that_are_not_unicode_do_no_harm(container):
     assert read_audio(content.replace(b"Lavf", b"\xe9\xe9vf")).tolist() == read_audio(content).tolist()
 
 
+@pytest.mark.parametrize("codec", ["libopus", "aac"])
+def test_silence_that_opus_did_not_send_is_put_back_and_other_gaps_are_refused(codec):
+    """A second between two packets in which nothing was sent."""
+    source, target = io.BytesIO(encoded(chirp(2, 48000), 48000, "matroska", codec)), io.BytesIO()
+    with av.open(source) as given, av.open(target, "w", format="matroska") as output:
+        stream = output.add_stream_from_template(given.streams.audio[0])
+        for packet in given.demux(audio=0):
+            if packet.size:
+                if packet.pts * packet.time_base > 1:
+                    packet.pts += int(1 / packet.time_base)
+                    packet.dts = packet.pts
+                packet.stream = stream
+                output.mux(packet)
+    if codec == "aac":
+        with pytest.raises(AudioError, match=r"unreadable audio: it lacks 1.0\d s of sound after 1.0"):
+            read_audio(target.getvalue())
+        return
+    heard, whole = read_audio(target.getvalue(), 48000), read_audio(source.getvalue(), 48000)
+    assert len(heard) == pytest.approx(len(whole) + 48000, abs=1000)
+    silent = np.flatnonzero(heard == 0)
+    assert len(silent) >= 47000 and silent[-1] - silent[0] < 2 * 48000
+    assert np.delete(heard, silent)[:40000] == pytest.approx(whole[whole != 0][:40000], abs=1e-4)
+
+
 def test_joined_adts_is_heard_whole():
     content = encoded(chirp(4, 16000), 16000, "adts", "aac")
     assert len(read_audio(content + content)) == 2 * len(read_audio(content))
