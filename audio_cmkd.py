@@ -895,9 +895,11 @@ _STRUCTURES = {
 def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
     av = import_package("av", f"reads {kind} files")
     file.seek(0)
+    # Before 19.0 av refuses a file with a title that is not UTF-8, unless told not to.
+    arguments = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
         # The format is given: nothing in the file can have FFmpeg take it for a playlist and open what it names.
-        container = av.open(file, format=kind, metadata_errors="replace")
+        container = av.open(file, format=kind, **arguments)
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(name, "unreadable audio", str(error)) from error
     with container:

@@ -292,10 +292,8 @@ def _long_enough(blocks: Iterator[np.ndarray], name: str, rate: int) -> Iterator
         total += len(block)
         yield block
     if total < round(SHORTEST_AUDIO * rate):
-        raise AudioError(
-            name,
-            "too short",
-            f"audio of {total / rate:.3f} s is too short: it must be at least {SHORTEST_AUDIO} s long",
+        raise ValueError(
+            f"{name}: audio of {total / rate:.3f} s is too short: it must be at least {SHORTEST_AUDIO} s long."
         )
 
 
