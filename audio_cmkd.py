@@ -109,7 +109,7 @@ class Sound:
                 block = block[: stop - position]
             if len(block):
                 block = block[:, columns]
-                if not np.isfinite(block).all():
+                if self.may_be_infinite and not np.isfinite(block).all():
                     after = position / self.rate
                     raise AudioError(
                         self.name, "non-finite audio", f"it has samples that are NaN or infinite after {after:.2f} s"
@@ -145,13 +145,14 @@ class Sound:
 
     def _check_inside(self, first: int, stop: int | None, frames: int, end: float | None):
         """Of a stretch, whether it lies within the frames that there are."""
-        seconds = frames / self.rate
         if first > 0 and first >= frames:
-            raise AudioError(
-                self.name, "stretch outside the audio", f"start={first / self.rate:g}, but it is {seconds:.3f} s long"
-            )
+            raise _outside(self.name, f"start={first / self.rate:g}", frames / self.rate)
         if stop is not None and end is not None and stop - frames > END_TOLERANCE * self.rate:
-            raise AudioError(self.name, "stretch outside the audio", f"end={end:g}, but it is {seconds:.3f} s long")
+            raise _outside(self.name, f"end={end:g}", frames / self.rate)
+
+
+def _outside(name: str, argument: str, seconds: float) -> AudioError:
+    return AudioError(name, "stretch outside the audio", f"{argument}, but it is {seconds:.3f} s long")
 
 
 class ChannelPowers:
@@ -165,21 +166,20 @@ class ChannelPowers:
 
     def __init__(self):
         self.frames = 0
-        self.each: Any = 0.0
-        self.mean = 0.0
+        self.products = np.zeros((1, 1))  # of each channel with each, summed over time
 
     def add(self, block: np.ndarray):
         """Hears a block (frames, channels)."""
-        self.frames += len(block)
-        self.each = self.each + np.einsum("fc,fc->c", block, block, dtype=np.float64)
-        mean = block.mean(axis=1, dtype=np.float64)
-        self.mean += float(mean @ mean)
+        if block.shape[1] > 1:  # one alone has nothing to cancel out with
+            self.frames += len(block)
+            self.products = self.products + block.T @ block
 
     def cancel_out(self) -> bool:
         """Whether a channel is not silent and the mean has less than a hundredth of the power that it would have if
         the channels had nothing to do with each other."""
-        audible = np.max(self.each) >= SILENCE_LEVEL**2 * self.frames
-        return bool(audible and self.mean < _CANCELLED * np.sum(self.each) / np.size(self.each) ** 2)
+        powers = np.diagonal(self.products)
+        is_audible = powers.max() > 0 and powers.max() >= SILENCE_LEVEL**2 * self.frames
+        return bool(is_audible and self.products.sum() < _CANCELLED * powers.sum())
 
 
 CANCELLED_ADVICE = "so that their mean is silent though they are not; choose one of them, such as channel=0"
@@ -220,11 +220,11 @@ def name_and_content(audio: Any, name: str = "audio", also: str = "") -> tuple[s
     if isinstance(content, (str, os.PathLike)):
         path = os.fspath(content)
         return path, path
-    wanted = f"a path, the bytes of a file, {also + ', ' if also else ''}or a dict"
+    wanted = f"a path, the bytes of a file, {also + ', ' if also else ''}or a dict with 'path' or 'bytes'"
+    wanted += " or with 'array' and 'sampling_rate'" if also else ""
     if not isinstance(audio, dict):
         raise TypeError(f"{name} is {audio!r:.80}, but must be {wanted}.")
     keys = ", ".join(map(repr, audio)) or "nothing"
-    wanted += " with 'path' or 'bytes'" + (" or with 'array' and 'sampling_rate'" if also else "")
     advice = " Of a row of a data set, pass the sound alone: row['audio']." if "audio" in audio else ""
     raise TypeError(f"{name} is a dict with {keys}, but must be {wanted}, not all of them None.{advice}")
 
@@ -289,9 +289,8 @@ def import_package(package: str, purpose: str) -> Any:
 
 def _kind(file: BinaryIO) -> str:
     """What a file is by its first bytes: a key of `_STRUCTURES`, "mpeg", or "" for libsndfile to find out."""
-    start = _id3_size(file.read(10))
-    file.seek(start)
-    head = file.read(_HEAD)
+    head = file.read(16)
+    start = _id3_size(head)
     if start == 0:
         if head[4:8] in (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
             return "mov"
@@ -300,6 +299,8 @@ def _kind(file: BinaryIO) -> str:
                 return kind
         if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b".snd", b"caff", b"NIST"):
             return ""
+    file.seek(start)
+    head = file.read(_HEAD)
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # the sync word of ADTS, whose layer is 0
         return "aac"
     return "mpeg" if _first_frame(head) >= 0 else ""
@@ -319,13 +320,7 @@ def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> It
         if sound.format not in _WHOLE_FORMATS:
             detail = f"nothing in a file of the format {sound.format} tells whether it is complete; convert it to wav"
             raise AudioError(name, "unreadable audio", detail)
-        short = _SHORT_CHUNK.search(sound.extra_info)
-        if short and int(short[2]) < int(short[1]) and not any(int(short[1]) in sizes for sizes in _LEFT_OPEN):
-            detail = f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
-            raise AudioError(name, "truncated audio", detail)
-        if sound.format == "NIST" and sound.frames < _nist_frames(file):
-            detail = f"the header promises {_nist_frames(file)} frames, but there are {sound.frames}"
-            raise AudioError(name, "truncated audio", detail)
+        _check_promise(name, sound, file)
         if sound.frames > 2**62:  # a FLAC file of unknown length
             with _opened_by_ffmpeg(name, file, "flac") as decoded:
                 yield decoded
@@ -336,6 +331,17 @@ def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> It
             raise AudioError(name, "empty audio", "it has no samples")
         else:
             yield _of_libsndfile(name, sound)
+
+
+def _check_promise(name: str, sound: Any, file: BinaryIO):
+    """Refuses what is shorter than its header says: libsndfile notes it in its log and goes on."""
+    short = _SHORT_CHUNK.search(sound.extra_info)
+    if short and int(short[2]) < int(short[1]) and not any(int(short[1]) in sizes for sizes in _LEFT_OPEN):
+        detail = f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
+        raise AudioError(name, "truncated audio", detail)
+    if sound.format == "NIST" and sound.frames < _nist_frames(file):
+        detail = f"the header promises {_nist_frames(file)} frames, but there are {sound.frames}"
+        raise AudioError(name, "truncated audio", detail)
 
 
 def _sound_file(name: str, content: "str | bytes | _Part") -> Any:
@@ -362,18 +368,20 @@ def _of_libsndfile(name: str, sound: Any, preroll: int = 0) -> Sound:
 def _read_by_libsndfile(name: str, sound: Any, first: int, preroll: int) -> Iterator[np.ndarray]:
     soundfile = import_package("soundfile", "reads audio files")
     promise = f"the header promises {sound.frames} frames"
-    position = max(0, first - preroll)
+    block_size = max(BLOCK, 16 * preroll)
+    position = first
     try:
-        if position:
-            sound.seek(position)
         while position < sound.frames:
-            size = min(BLOCK, sound.frames - position)
+            # soundfile seeks after each block, which an MPEG decoder needs some time to recover from.
+            start = max(0, position - preroll)
+            if start != sound.tell():
+                sound.seek(start)
+            size = min(block_size, sound.frames - position) + position - start
             block = sound.read(size, dtype="float32", always_2d=True)
             if len(block) < size:
-                there = position + len(block)
-                raise AudioError(name, "truncated audio", f"{promise}, but there are {there}")
-            yield block[max(0, first - position) :]
-            position += size
+                raise AudioError(name, "truncated audio", f"{promise}, but there are {start + len(block)}")
+            yield block[position - start :]
+            position = start + size
     except soundfile.SoundFileError as error:
         raise AudioError(name, "truncated audio", f"{promise}, but not all can be read: {error}") from error
 
@@ -503,6 +511,7 @@ def _chained(name: str, file: BinaryIO, links: list[tuple[int, int]]) -> Sound:
     forms = set()
     for start, end in links:
         with _sound_file(name, _Part(file, start, end)) as part:
+            _check_promise(name, part, file)
             lengths.append(part.frames)
             forms.add((part.samplerate, part.channels))
     rate, channels = _the_only(name, forms)
@@ -640,13 +649,14 @@ def _sound_end(file: BinaryIO) -> int:
         tail = file.read(end - file.tell())
         if tail[-32:-24] == b"APETAGEX":
             has_header = tail[-9] & 0x80
-            end -= int.from_bytes(tail[-20:-16], "little") + (32 if has_header else 0)
+            size = max(32, int.from_bytes(tail[-20:-16], "little")) + (32 if has_header else 0)
         elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
-            end -= int(tail[-15:-9]) + 15
+            size = int(tail[-15:-9]) + 15
         elif tail[-128:-125] == b"TAG" and len(tail) >= 128:
-            end -= 128
+            size = 128
         else:
             return end
+        end = max(0, end - size)
 
 
 def _mpeg_links(name: str, file: BinaryIO) -> list[_Link]:
@@ -895,7 +905,7 @@ def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
         if len(tracks) != 1:
             found = f"{len(tracks)} tracks of sound; keep one of them" if tracks else "no track of sound"
             raise AudioError(name, "unreadable audio", f"it has {found}")
-        decoded = _decoded(av, name, container, tracks[0])
+        decoded = _decoded(av, name, container, tracks[0], kind)
         start = next(decoded, None)
         if start is None:
             raise AudioError(name, "empty audio", "it has no samples")
@@ -907,7 +917,7 @@ def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
         yield Sound(name, rate, block.shape[1], None, True, read)
 
 
-def _decoded(av: Any, name: str, container: Any, stream: Any) -> Iterator[tuple[Any, np.ndarray, int]]:
+def _decoded(av: Any, name: str, container: Any, stream: Any, kind: str) -> Iterator[tuple[Any, np.ndarray, int]]:
     """Frames, each with its time in seconds, as far as the file tells it, and its rate."""
     try:
         for packet in container.demux(stream):
@@ -919,7 +929,7 @@ def _decoded(av: Any, name: str, container: Any, stream: Any) -> Iterator[tuple[
                     raise AudioError(name, "truncated audio", f"its last packet is incomplete{after}") from error
                 raise AudioError(name, "unreadable audio", f"it is damaged{after}: {error.strerror}") from error
             for frame in frames:
-                if frame.is_corrupt or packet.is_corrupt:
+                if frame.is_corrupt and kind != "wav":  # whose last packet is marked where it is shorter
                     raise AudioError(name, "unreadable audio", f"it is damaged after {frame.time:.2f} s")
                 if frame.samples:
                     time = None if frame.pts is None else frame.pts * frame.time_base
@@ -940,11 +950,13 @@ def _read_by_ffmpeg(
     promised = None
     if kind == "mov" and stream.duration is not None and stream.time_base:
         promised = round(stream.duration * stream.time_base * rate)
+        if first >= promised:
+            raise _outside(name, f"start={first / rate:g}", promised / rate)
         early = first - round(_PREROLL * rate)
         codec = stream.codec_context.name
         if early > 0 and (1 / stream.time_base) % rate == 0 and codec.startswith(("aac", "alac", "pcm")):
             container.seek(int(early / rate / stream.time_base), stream=stream)
-            decoded = _decoded(av, name, container, stream)
+            decoded = _decoded(av, name, container, stream, kind)
             start = next(decoded, None)
             if start is not None:
                 position = round((start[0] - origin) * rate)
@@ -978,6 +990,8 @@ def _read_by_ffmpeg(
             gathered = []
     if gathered:
         yield np.concatenate(gathered)
+    if first > 0 and position <= first:
+        raise _outside(name, f"start={first / form[0]:g}", position / form[0])
     if promised is not None and position < promised:
         detail = f"it promises {promised / form[0]:.3f} s of sound, but has {position / form[0]:.3f}"
         raise AudioError(name, "truncated audio", detail)

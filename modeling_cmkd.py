@@ -3,8 +3,8 @@
 Their encoders are those of transformers, and Modified CPC, which transformers lacks.
 
 This file travels to the Hub with every checkpoint, beside `configuration_cmkd.py`. It imports torch and transformers
-and nothing else; `pipeline_cmkd.py` only to name it when a model is saved. What a model answers for an utterance does
-not depend on what else is in its batch, nor on the padding: see [`SpeechEncoder`].
+and nothing else; `pipeline_cmkd.py`, and with it `audio_cmkd.py`, only to name it when a model is saved. What a model
+answers for an utterance does not depend on what else is in its batch, nor on the padding: see [`SpeechEncoder`].
 """
 
 import copy

@@ -68,7 +68,8 @@ def read_audio(
         ValueError: `channel` is neither a number from 0 nor "mean".
     """
     with _opened(audio, channel) as sound:
-        blocks = [block.mean(axis=1) for block in _heard(sound, start, end, channel)]
+        heard = _heard(sound, start, end, channel)
+        blocks = [block[:, 0] if block.shape[1] == 1 else block.mean(axis=1) for block in heard]
         waveform = soxr.resample(np.concatenate(blocks), sound.rate, sampling_rate)
         if not len(waveform):
             frames = sum(map(len, blocks))

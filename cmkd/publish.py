@@ -31,7 +31,14 @@ from cmkd.metrics import CONCORDANCE_CC
 if TYPE_CHECKING:
     from cmkd.corpora.schema import Corpus
 
-ALLOWED = ("config.json", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "preprocessor_config.json")
+ALLOWED = (
+    "audio_cmkd.py",
+    "config.json",
+    "configuration_cmkd.py",
+    "modeling_cmkd.py",
+    "pipeline_cmkd.py",
+    "preprocessor_config.json",
+)
 """Files of a checkpoint, beside its weights, that go to the Hub."""
 
 TOKENIZER_FILES = (
@@ -67,7 +74,7 @@ TIMEOUT = 100.0
 """Seconds without a byte from the Hub after which a request has failed; huggingface_hub would wait for ever."""
 COMMIT_MESSAGE = "Model, card and results, by CMKD"
 METRIC_FILES = ("README.md", "app.py", "concordance_cc.py", "requirements.txt")
-SPACE_REQUIREMENTS = ("soundfile>=0.12,<1", "soxr>=0.5,<2", "torch>=2.6,<3", "transformers>=5.17,<6")
+SPACE_REQUIREMENTS = ("av>=15.1,<20", "soundfile>=0.12,<1", "soxr>=0.5,<2", "torch>=2.6,<3", "transformers>=5.17,<6")
 """What the page of a model needs beside gradio, which the Hub installs for every such Space."""
 
 

@@ -12,7 +12,10 @@ score = pipeline(model=pinned["model"], revision=pinned["revision"], trust_remot
 
 
 def rate(audio: str | None):
-    """The path of a sound file -> both tables: of the whole, and of the beginning and end of every window."""
+    """The path of a sound file -> both tables: of the whole, and of the beginning and end of every window.
+
+    The last window overlaps the one before. It is shown from where that ends, so that the line never turns back.
+    """
     if audio is None:
         raise gradio.Error("Upload or record speech first.")
     try:
@@ -22,10 +25,11 @@ def rate(audio: str | None):
     if answer["silent"]:
         gradio.Warning("This is silence: the scores mean nothing.")
     whole = [[name, round(answer["scores"][name], 3), round(answer["ratings"][name], 2)] for name in answer["scores"]]
+    ends = [0.0, *(window["end"] for window in answer["timeline"])]
     timeline = [
-        (window[edge], name, value)
-        for window in answer["timeline"]
-        for edge in ("start", "end")
+        (second, name, value)
+        for shown_until, window in zip(ends, answer["timeline"], strict=False)
+        for second in (max(shown_until, window["start"]), window["end"])
         for name, value in window["scores"].items()
     ]
     return whole, pandas.DataFrame(timeline, columns=["second", "dimension", "score"])

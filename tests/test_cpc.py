@@ -130,7 +130,7 @@ def test_a_converted_checkpoint_gives_the_published_networks_features(mode, leve
 
 
 def test_the_folder_has_what_an_encoders_folder_has(folder):
-    code = {"configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py"}
+    code = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py"}
     files = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {path.name for path in folder.iterdir()} == files | code
     config = AutoConfig.from_pretrained(folder)

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import soxr
 import torch
+from test_audio import chirp, encoded, mp3
 from test_modeling import ALL_CONFIGS, SMALL, WHISPER, student, teacher, whisper_extractor
 from transformers import (
     AutoFeatureExtractor,
@@ -21,7 +22,9 @@ from transformers import (
     WhisperFeatureExtractor,
     pipeline,
 )
+from transformers.pipelines.pt_utils import KeyDataset
 
+from cmkd.audio import read_audio
 from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDStudentModel
 from pipeline_cmkd import SpeechEmotionPipeline
@@ -146,6 +149,163 @@ def test_a_list_scores_as_its_entries_alone(score, batch_size):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     windows = [by_hand(score.model, kind(score), waves[3][start : start + 40000])[0] for start in (0, 40000, 43200)]
     np.testing.assert_allclose([values(window) for window in answers[3]["timeline"]], windows, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("ipod", "aac"), ("webm", "libopus"), ("adts", "aac"), (None, "mp3"), (None, "joined mp3")]
+)
+def test_what_is_scored_is_what_is_trained_on(hubert, container, codec, tmp_path):
+    """One reader: the model hears what `cmkd.read_audio` hears, whatever the file."""
+    samples = chirp(3, 48000)
+    parts = 2 if codec == "joined mp3" else 1
+    content = encoded(samples, 48000, container, codec) if container else parts * mp3(samples, 48000)
+    (tmp_path / "speech").write_bytes(content)
+    heard = read_audio(tmp_path / "speech")
+    assert len(heard) == pytest.approx(parts * 48000, abs=1000)
+    answers = [hubert(tmp_path / "speech"), hubert(content)]
+    for answer in answers:
+        assert answer["duration"] == pytest.approx(len(heard) / RATE, abs=1e-3)
+        assert values(answer) == pytest.approx(by_hand(hubert.model, "hubert", heard)[0], abs=2e-5)
+
+
+class Samples:
+    """`torchcodec.AudioSamples`, as far as it is documented."""
+
+    def __init__(self, data: torch.Tensor, sample_rate: int):
+        self.data = data  # (channels, samples), float32
+        self.sample_rate = sample_rate
+        self.pts_seconds = 0.0
+        self.duration_seconds = data.shape[1] / sample_rate
+
+
+class AudioDecoder:
+    """`torchcodec.decoders.AudioDecoder`, as far as it is documented: what columns of sound hold since datasets 4."""
+
+    def __init__(self, samples: np.ndarray, rate: int):
+        self._samples = Samples(torch.from_numpy(np.atleast_2d(samples)), rate)
+
+    def get_all_samples(self) -> Samples:
+        return self._samples
+
+
+def test_the_decoders_of_a_column_of_sound_are_read(hubert):
+    waves = [noise(1.2), noise(0.7, seed=1)]
+    rows = [{"audio": AudioDecoder(wave, RATE), "label": 0} for wave in waves]
+    expected = [by_hand(hubert.model, "hubert", wave)[0] for wave in waves]
+    ways = [
+        [hubert(row["audio"]) for row in rows],
+        hubert([row["audio"] for row in rows]),
+        hubert(tuple(row["audio"] for row in rows)),
+        list(hubert(KeyDataset(rows, "audio"))),
+        list(hubert(row["audio"] for row in rows)),
+    ]
+    for answers in ways:
+        for answer, logits in zip(answers, expected, strict=True):
+            assert values(answer) == pytest.approx(logits, abs=1e-5)
+    stereo = AudioDecoder(np.stack(waves[:1] * 2) * [[1], [0.5]], 8000)
+    assert hubert(stereo)["duration"] == pytest.approx(2.4)
+    few = AudioDecoder(noise(0.2).reshape(2, -1)[:, :1], RATE)  # fewer samples than channels: which is which is known
+    with pytest.raises(ValueError, match="too short"):
+        hubert(few)
+    with pytest.raises(ValueError, match="sampling_rate=8000 is for arrays"):
+        hubert(rows[0]["audio"], sampling_rate=8000)
+
+
+def test_the_decoders_of_torchcodec_are_read(hubert, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    try:
+        import torchcodec  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:  # it needs libraries of FFmpeg, of some versions
+        pytest.skip(f"torchcodec does not work here: {str(error)[:80]}")
+    for number in range(2):
+        soundfile.write(tmp_path / f"{number}.wav", noise(1.2, seed=number), RATE, subtype="FLOAT")
+    files = [str(tmp_path / f"{number}.wav") for number in range(2)]
+    column = datasets.Dataset.from_dict({"audio": files}).cast_column("audio", datasets.Audio())
+    expected = [values(answer) for answer in hubert(files)]
+    streamed = column.to_iterable_dataset()
+    ways = [
+        [hubert(row["audio"]) for row in column],
+        hubert([row["audio"] for row in column]),
+        hubert(column["audio"]),
+        list(hubert(KeyDataset(column, "audio"))),
+        list(hubert(row["audio"] for row in streamed)),
+    ]
+    for answers in ways:
+        np.testing.assert_allclose([values(answer) for answer in answers], expected, atol=1e-5)
+
+
+def test_a_row_of_a_data_set_is_told_from_its_sound(hubert):
+    row = {"audio": "a.wav", "label": 3}
+    message = (
+        r"audio is a dict with 'audio', 'label', but must be .* 'path' or 'bytes' or with 'array' and 'sampling_rate'"
+    )
+    with pytest.raises(TypeError, match=message + r".* pass the sound alone: row\['audio'\]"):
+        hubert(row)
+    with pytest.raises(TypeError, match=r"inputs\[0\] is a dict with 'file', but"):
+        hubert([{"file": "a.wav"}])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_each_channel_or_one_of_them(score, batch_size, tmp_path):
+    call = np.stack([noise(1.3), noise(1.3, seed=1)])
+    soundfile.write(tmp_path / "call.wav", call.T, RATE, subtype="FLOAT")
+    sides = [by_hand(score.model, kind(score), side)[0] for side in call]
+    given = [tmp_path / "call.wav", {"array": call, "sampling_rate": RATE}, {"array": call.T, "sampling_rate": RATE}]
+    for answer in score(given, channel="each", batch_size=batch_size):
+        assert list(answer) == ["duration", "channels"] and answer["duration"] == pytest.approx(1.3)
+        assert len(answer["channels"]) == 2
+        for side, logits in zip(answer["channels"], sides, strict=True):
+            assert values(side) == pytest.approx(logits, abs=1e-5)
+            assert side["duration"] == answer["duration"]
+    for number in (0, 1):
+        for answer in score(given, channel=number, batch_size=batch_size):
+            assert values(answer) == pytest.approx(sides[number], abs=1e-5)
+    json.dumps(score(given, channel="each"))
+    mean = by_hand(score.model, kind(score), call.mean(axis=0))[0]
+    assert values(score(tmp_path / "call.wav")) == values(score(tmp_path / "call.wav", channel="mean"))
+    assert values(score(tmp_path / "call.wav")) == pytest.approx(mean, abs=1e-5)
+    (alone,) = score(call[0], sampling_rate=RATE, channel="each")["channels"]
+    assert values(alone) == pytest.approx(sides[0], abs=1e-5)
+
+
+def test_each_channel_has_its_own_timeline_and_silence(hubert):
+    call = np.stack([noise(5, rate=8000), np.zeros(40000, np.float32)])
+    call[1, :16000] = noise(2, seed=1, rate=8000)
+    answer = hubert(call, sampling_rate=8000, channel="each", window=2, batch_size=4)
+    for number, side in enumerate(answer["channels"]):
+        alone = hubert(call[number], sampling_rate=8000, window=2)
+        assert [window["start"] for window in side["timeline"]] == [0, 2, 3]
+        assert [window["silent"] for window in side["timeline"]] == [w["silent"] for w in alone["timeline"]]
+        assert values(side) == pytest.approx(values(alone), abs=1e-5)
+    assert [window["silent"] for window in answer["channels"][1]["timeline"]] == [False, True, True]
+
+
+@pytest.mark.parametrize("channel", ["left", -1, 0.5, True, "0"])
+def test_what_names_no_channel_is_refused(hubert, channel):
+    message = f'channel={channel!r}: must be "mean" or "each" or the number of a channel, of which the first is 0'
+    with pytest.raises(ValueError, match=message):
+        hubert(noise(1), sampling_rate=RATE, channel=channel)
+
+
+def test_a_channel_that_is_not_there_is_refused(hubert, tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(1, channels=2), RATE)
+    with pytest.raises(ValueError, match="a.wav: no such channel: channel 2 of 2 channels; the first is 0"):
+        hubert(tmp_path / "a.wav", channel=2)
+    with pytest.raises(ValueError, match="audio: no such channel: channel 1 of 1 channel;"):
+        hubert(noise(1), sampling_rate=RATE, channel=1)
+
+
+def test_channels_that_cancel_out_are_not_called_silent(hubert):
+    wave = noise(5)
+    wires_swapped = np.stack([wave, -wave])
+    message = r'channels cancel out: its 2 channels do from 0.00 to 2.00 s, so that .* channel=0, or channel="each"'
+    with pytest.raises(ValueError, match=message):
+        hubert(wires_swapped, sampling_rate=RATE, window=2)
+    logits, _ = by_hand(hubert.model, "hubert", wave)
+    assert values(hubert(wires_swapped, sampling_rate=RATE, channel=0)) == pytest.approx(logits, abs=1e-5)
+    sides = hubert(wires_swapped, sampling_rate=RATE, channel="each")["channels"]
+    assert [side["silent"] for side in sides] == [False, False]
+    assert hubert(0 * wires_swapped, sampling_rate=RATE)["silent"]
 
 
 def test_an_empty_list_has_no_answers(hubert):
@@ -363,12 +523,13 @@ def test_a_teacher_that_reads_is_refused_and_one_that_hears_scores():
     assert values(score(noise(1), sampling_rate=RATE)) == pytest.approx(by_hand(model, "hubert", noise(1))[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("package", ["soundfile", "soxr"])
+@pytest.mark.parametrize("package", ["soundfile", "soxr", "av"])
 def test_a_missing_package_is_named(hubert, package, monkeypatch, tmp_path):
     soundfile.write(tmp_path / "a.wav", noise(1), 8000)
+    (tmp_path / "a.m4a").write_bytes(encoded(chirp(1, 8000), 8000, "ipod", "aac"))
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=f"{package}.* is missing: pip install {package}"):
-        hubert(tmp_path / "a.wav")
+        hubert(tmp_path / ("a.m4a" if package == "av" else "a.wav"))
     assert hubert(noise(1), sampling_rate=RATE)["duration"] == 1  # which needs neither
 
 
@@ -383,7 +544,8 @@ AutoModel.from_pretrained(folder, trust_remote_code=True).save_pretrained(folder
 from pathlib import Path
 (Path(folder) / "preprocessor_config.json").rename(Path(folder + "-model") / "preprocessor_config.json")
 again = [pipeline(model=folder + end, trust_remote_code=True)(audio) for end in ("-pipeline", "-model")]
-leaked = [name for name in sys.modules if name.split(".")[0] in ("cmkd", "modeling_cmkd", "pipeline_cmkd")]
+ours = ("cmkd", "audio_cmkd", "modeling_cmkd", "pipeline_cmkd")
+leaked = [name for name in sys.modules if name.split(".")[0] in ours]
 same = [other == answer for other in again]
 print(json.dumps({"answer": answer, "same": same, "leaked": leaked, "task": score.task}))
 """
@@ -405,6 +567,9 @@ def test_a_folder_scores_elsewhere_without_this_package_also_when_saved_again(tm
     found = run_fresh(FRESH, tmp_path / "model", tmp_path / "speech.wav", cwd=tmp_path)
     assert values(found["answer"]) == pytest.approx(by_hand(model, "wavlm", noise(1.5))[0], abs=1e-5)
     assert (found["same"], found["leaked"], found["task"]) == ([True, True], [], "speech-emotion")
+    travelling = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py"}
+    for name in ("model", "model-pipeline", "model-model"):
+        assert {path.name for path in (tmp_path / name).glob("*.py")} == travelling
     entries = [
         json.loads((tmp_path / name / "config.json").read_text())["custom_pipelines"]
         for name in ("model", "model-pipeline", "model-model")
@@ -427,14 +592,18 @@ print(json.dumps({"peak": peak, "duration": answer["duration"], "windows": len(a
 """
 
 
-def test_an_hour_takes_less_than_a_gigabyte(tmp_path):
+@pytest.mark.parametrize("kind", ["wav", "joined mp3"])  # which libsndfile and FFmpeg read
+def test_an_hour_takes_less_than_a_gigabyte(kind, tmp_path):
     tiny = HubertConfig(**SMALL | {"num_hidden_layers": 1, "conv_dim": (4,) * 7})
     student(tiny).save_pretrained(tmp_path / "model")
     extractor("hubert").save_pretrained(tmp_path / "model")
     minute = noise(60, rate=8000)
-    with soundfile.SoundFile(tmp_path / "hour.wav", "w", 8000, 1) as file:
-        for _ in range(60):
-            file.write(minute)
-    found = run_fresh(HOUR, tmp_path / "model", tmp_path / "hour.wav", cwd=tmp_path)
+    if kind == "wav":
+        with soundfile.SoundFile(tmp_path / "hour", "w", 8000, 1, format="WAV", subtype="PCM_16") as file:
+            for _ in range(60):
+                file.write(minute)
+    else:
+        (tmp_path / "hour").write_bytes(60 * mp3(minute, 8000))
+    found = run_fresh(HOUR, tmp_path / "model", tmp_path / "hour", cwd=tmp_path)
     assert found["duration"] == pytest.approx(3600) and found["windows"] == 360
     assert found["peak"] < 1e9
