@@ -126,6 +126,9 @@ def test_rows(copy):
             "split": "test",
             "duration": pytest.approx(0.1),
             "label_scale": [1.0, 5.0],
+            "start": None,
+            "end": None,
+            "channel": None,
         },
         {
             "id": "Ses01F_impro01_M000",
@@ -139,6 +142,9 @@ def test_rows(copy):
             "split": "test",
             "duration": pytest.approx(0.1),
             "label_scale": [1.0, 5.0],
+            "start": None,
+            "end": None,
+            "channel": None,
         },
     ]
     assert corpus["validation"]["id"][:] == ["Ses02M_impro01_F000", "Ses02M_impro01_M000"]

@@ -110,6 +110,9 @@ def test_rows(folder):
         "split": "train",
         "duration": pytest.approx(0.2),
         "label_scale": [1.0, 7.0],
+        "start": None,
+        "end": None,
+        "channel": None,
     }
     validation = corpus["validation"][0]
     assert (validation["speaker"], validation["gender"]) == ("", "")

@@ -182,7 +182,7 @@ def test_a_stretch_is_transcribed_alone(folder, samples, monkeypatch):
 
         def recognize(self, waveforms):
             heard.extend(waveforms)
-            return [Hypothesis("word", 0.0, None) for _ in waveforms]
+            return [Hypothesis("word") for _ in waveforms]
 
     monkeypatch.setattr("cmkd.transcribe.load_recognizer", lambda *arguments: Recognizer())
     corpus = load(folder, table("a,call.wav,0.5,1.25,0,3,s,train", "b,call.wav,2,2.5,1,3,s,train"))

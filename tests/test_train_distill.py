@@ -431,7 +431,8 @@ def test_a_dimension_without_two_ratings_is_named(recipe, tmp_path, label):
     shutil.copytree(recipe.parent / "corpus", tmp_path / "corpus")
     manifest = tmp_path / "corpus/manifest.csv"
     lines = [line.split(",") for line in manifest.read_text().splitlines()]
-    manifest.write_text("\n".join(",".join([*f[:3], label, *f[4:]] if i else f) for i, f in enumerate(lines)))
+    changed = [[*fields[:3], label, *fields[4:]] if fields[-1] == "train" else fields for fields in lines]
+    manifest.write_text("\n".join(map(",".join, changed)))
     with pytest.raises(ValueError, match="activation has [01] different ratings in the split train"):
         train_distill.main([str(recipe), "--corpus.data_dir", str(tmp_path / "corpus"), "--output_dir", str(tmp_path)])
 

@@ -141,7 +141,7 @@ def _read_release(
     _recognise(release, layout, split_names, report)
     names = _split_names(split_names)
     report.notes += [f"the split {own!r} is called {name!r}" for own, name in names.items() if own.casefold() != name]
-    sounds = _find_sounds(layout.audio, report)
+    sounds = _find_sounds(layout, report)
     rows = _source_rows(labels, names, sounds, layout, release, report)
     _add_transcripts(rows, layout, report)
     if annotators:
@@ -261,13 +261,13 @@ def _split_names(own_names: Iterable[str]) -> dict[str, str]:
     return {own: "test" if own.casefold() == "test1" and not has_test else name for own, name in names.items()}
 
 
-def _find_sounds(folder: Path, report: CorpusReport) -> dict[str, list[str]]:
+def _find_sounds(layout: Layout, report: CorpusReport) -> dict[str, list[str]]:
     """The paths of the wav files by their name without ending, from `data_dir`."""
     sounds: dict[str, list[str]] = {}
     others = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(layout.audio, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        where = Path(parent).relative_to(folder.parent)
+        where = Path(parent).relative_to(layout.folder)
         for name in sorted(files):
             if name.startswith("."):
                 continue
@@ -277,7 +277,7 @@ def _find_sounds(folder: Path, report: CorpusReport) -> dict[str, list[str]]:
             else:
                 others.append(f"{where}{os.sep}{name}")
     if others:
-        report.notes.append(f"files in {folder.name} that are no wav: {len(others):,}, the first {others[0]!r}")
+        report.notes.append(f"files in {layout.audio.name} that are no wav: {len(others):,}, the first {others[0]!r}")
     return sounds
 
 
@@ -307,7 +307,7 @@ def _source_rows(
                 )
             )
         else:
-            missing = f"{layout.audio.name}{os.sep}{label.file_name}"
+            missing = f"{layout.audio.relative_to(layout.folder)}{os.sep}{label.file_name}"
             rows.append(_source_row(label, id, split, sounds.get(id, [missing])[0]))
     report.skipped = dict(left_out)
     without = sorted(set(sounds) - labelled)
