@@ -33,7 +33,7 @@ def launch(preset: str, processes: int, *arguments: str) -> subprocess.Completed
     command += ["--num_processes", str(processes), "--mixed_precision", "no", str(WORKER), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     environment["PYTHONPATH"] = str(WORKER.parent.parent)
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=400)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
 
 
 def run(preset: str, processes: int, *arguments: str) -> None:
