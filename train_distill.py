@@ -7,7 +7,7 @@
 Stages, in order: `audio` (frozen speech encoder), `text`, `teacher` (both, frozen), `finetune` (audio-only, top layers
 trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (the same, but only where the teacher is
 judged good). A stage that is complete in the output folder is not repeated. With `seeds` all of it is done for each,
-one after the other, each in a folder of its own, and summed up. See cmkd/recipe.py for the settings.
+one after the other, each in a folder of its own, and summed up. See cmkd/runs/recipe.py for the settings.
 """
 
 import os
@@ -23,20 +23,17 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoFeatureExtractor, AutoTokenizer, set_seed
 from transformers.utils import logging as transformers_logging
 
-from cmkd.checkpoints import usable_checkpoint
-from cmkd.collator import collate_utterances
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS, StreamedCorpus
-from cmkd.cost import SessionCost
-from cmkd.evaluation import write_predictions
-from cmkd.feature_store import audio_keys, frozen_features
-from cmkd.features import SpeechInputs, TextInputs, UtteranceDataset
+from cmkd.features.inputs import SpeechInputs, TextInputs, UtteranceDataset
+from cmkd.features.store import audio_keys, frozen_features
+from cmkd.hub.push import check_push, push_run
 from cmkd.identity import read_encoder
 from cmkd.processes import join_launch, main_process_first, silent_processes, wait_for_all
-from cmkd.publish import check_push, push_run
-from cmkd.recipe import STAGES, Recipe, Stage, load_recipe
-from cmkd.report import format_systems, write_report
-from cmkd.run_folder import (
+from cmkd.reporting.report import format_systems, write_report
+from cmkd.runs.checkpoints import usable_checkpoint
+from cmkd.runs.cost import SessionCost
+from cmkd.runs.folder import (
     begin_stage,
     check_kind,
     check_teacher_run,
@@ -50,9 +47,12 @@ from cmkd.run_folder import (
     write_json,
     write_results,
 )
-from cmkd.seeds import format_seeds, gather_seeds, write_seeds_report
-from cmkd.trainer import CMKDTrainer
-from cmkd.training_args import CMKDTrainingArguments, plateau_schedule
+from cmkd.runs.recipe import STAGES, Recipe, Stage, load_recipe
+from cmkd.runs.seeds import format_seeds, gather_seeds, write_seeds_report
+from cmkd.scoring.evaluation import write_predictions
+from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
+from cmkd.training.collator import collate_utterances
+from cmkd.training.trainer import CMKDTrainer
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
@@ -141,7 +141,7 @@ def check_encoders(recipe: Recipe) -> dict[str, str]:
     """Reads the configurations of all encoders, so that a wrong name or layer count is found before anything trains.
 
     Returns:
-        The commits of those that the stages load, by the names of `cmkd.recipe.ENCODERS`.
+        The commits of those that the stages load, by the names of `cmkd.runs.recipe.ENCODERS`.
 
     Raises:
         ValueError: an encoder does not fit.

@@ -23,9 +23,9 @@ import jiwer
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from cmkd.corpora import load_corpus
-from cmkd.run_folder import versions, write_json
-from cmkd.transcribe import transcribe
-from cmkd.transcripts import read_transcripts
+from cmkd.corpora.transcripts import read_transcripts
+from cmkd.runs.folder import versions, write_json
+from cmkd.transcription.transcribe import transcribe
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("text", "teacher")

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.stand_ins import write_msp_podcast
 from cmkd.corpora.msp_podcast import KNOWN_SIZES, PAPER_RELEASE
-from cmkd.run_folder import versions, write_json
+from cmkd.runs.folder import versions, write_json
 
 SAMPLING_RATE = 16000
 

@@ -26,9 +26,9 @@ from scipy.sparse.linalg import lsqr
 from cmkd import concordance_cc, load_corpus
 from cmkd.corpora.schema import SPLITS
 from cmkd.corpora.spoken_emobank import WORD
-from cmkd.evaluation import read_predictions
-from cmkd.recipe import parse_arguments
-from cmkd.run_folder import write_json
+from cmkd.runs.folder import write_json
+from cmkd.runs.recipe import parse_arguments
+from cmkd.scoring.evaluation import read_predictions
 
 STRENGTHS = (1, 2, 3, 4, 6)
 SCALES = (1, 1.5, 2, 3, 4)  # a CCC asks for the spread of the labels, which a ridge regression shrinks

@@ -34,9 +34,9 @@ import torch
 import transformers
 from transformers import HubertConfig, TrainerCallback
 
-from cmkd.collator import collate_utterances
-from cmkd.trainer import CMKDTrainer
-from cmkd.training_args import CMKDTrainingArguments
+from cmkd.training.arguments import CMKDTrainingArguments
+from cmkd.training.collator import collate_utterances
+from cmkd.training.trainer import CMKDTrainer
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
 

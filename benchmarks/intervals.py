@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from cmkd import confidence
-from cmkd.run_folder import write_json
+from cmkd.runs.folder import write_json
+from cmkd.scoring import confidence
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 SPEAKERS = (4, 6, 10, 20, 60)

@@ -20,12 +20,12 @@ import torch
 from datasets import Dataset
 from transformers import HubertConfig, TrainerCallback
 
-from cmkd.collator import collate_utterances
-from cmkd.feature_store import frozen_features
-from cmkd.features import UtteranceDataset
-from cmkd.run_folder import versions, write_json
-from cmkd.trainer import CMKDTrainer
-from cmkd.training_args import CMKDTrainingArguments
+from cmkd.features.inputs import UtteranceDataset
+from cmkd.features.store import frozen_features
+from cmkd.runs.folder import versions, write_json
+from cmkd.training.arguments import CMKDTrainingArguments
+from cmkd.training.collator import collate_utterances
+from cmkd.training.trainer import CMKDTrainer
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
 

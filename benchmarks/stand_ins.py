@@ -28,7 +28,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from cmkd.transcripts import SCHEMA
+from cmkd.corpora.transcripts import SCHEMA
 from configuration_cmkd import CPCConfig
 
 RATE = 16000

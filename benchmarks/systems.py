@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_distill
 from benchmarks.stand_ins import write_encoder, write_iemocap, write_msp_podcast, write_transcripts
-from cmkd.recipe import Recipe, load_recipe
-from cmkd.run_folder import versions, write_json
-from cmkd.trainer import CMKDTrainer
+from cmkd.runs.folder import versions, write_json
+from cmkd.runs.recipe import Recipe, load_recipe
+from cmkd.training.trainer import CMKDTrainer
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("msp_podcast", "iemocap")

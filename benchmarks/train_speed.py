@@ -34,11 +34,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, HubertConfig
 
 from benchmarks.stand_ins import ENCODERS
-from cmkd.collator import collate_utterances
-from cmkd.feature_store import frozen_features
+from cmkd.features.store import frozen_features
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
-from cmkd.run_folder import versions, write_json
-from cmkd.sampler import StepSampler
+from cmkd.runs.folder import versions, write_json
+from cmkd.training.collator import collate_utterances
+from cmkd.training.sampler import StepSampler
 from configuration_cmkd import CMKDStudentConfig, CMKDTeacherConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 

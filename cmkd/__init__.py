@@ -7,10 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cmkd.audio import read_audio as read_audio
-    from cmkd.confidence import paired_test as paired_test
     from cmkd.corpora import load_corpus as load_corpus
-    from cmkd.evaluation import evaluate_predictions as evaluate_predictions
+    from cmkd.features.audio import read_audio as read_audio
     from cmkd.losses import ccc_loss as ccc_loss
     from cmkd.losses import concordance_cc as concordance_cc
     from cmkd.losses import embedding_distance as embedding_distance
@@ -18,16 +16,18 @@ if TYPE_CHECKING:
     from cmkd.quality import fit_residuals as fit_residuals
     from cmkd.quality import quality_weights as quality_weights
     from cmkd.quality import residual_std as residual_std
-    from cmkd.trainer import CMKDTrainer as CMKDTrainer
-    from cmkd.training_args import CMKDTrainingArguments as CMKDTrainingArguments
+    from cmkd.scoring.confidence import paired_test as paired_test
+    from cmkd.scoring.evaluation import evaluate_predictions as evaluate_predictions
+    from cmkd.training.arguments import CMKDTrainingArguments as CMKDTrainingArguments
+    from cmkd.training.trainer import CMKDTrainer as CMKDTrainer
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "read_audio": "cmkd.audio",
-    "paired_test": "cmkd.confidence",
+    "read_audio": "cmkd.features.audio",
+    "paired_test": "cmkd.scoring.confidence",
     "load_corpus": "cmkd.corpora",
-    "evaluate_predictions": "cmkd.evaluation",
+    "evaluate_predictions": "cmkd.scoring.evaluation",
     "ccc_loss": "cmkd.losses",
     "concordance_cc": "cmkd.losses",
     "embedding_distance": "cmkd.losses",
@@ -35,8 +35,8 @@ _MODULES = {
     "fit_residuals": "cmkd.quality",
     "quality_weights": "cmkd.quality",
     "residual_std": "cmkd.quality",
-    "CMKDTrainer": "cmkd.trainer",
-    "CMKDTrainingArguments": "cmkd.training_args",
+    "CMKDTrainer": "cmkd.training.trainer",
+    "CMKDTrainingArguments": "cmkd.training.arguments",
 }
 
 __all__ = ["__version__", *_MODULES]

@@ -113,7 +113,7 @@ def transcribe(
         from transformers.utils import logging
 
         from cmkd.processes import join_launch, main_process_first
-        from cmkd.transcribe import transcribe
+        from cmkd.transcription.transcribe import transcribe
 
         logging.disable_progress_bar()  # of loading weights; that of the transcription stays
         state = join_launch()
@@ -158,7 +158,7 @@ def push(
     with _errors("push"):
         import tempfile
 
-        from cmkd.publish import push_run, stage_run
+        from cmkd.hub.push import push_run, stage_run
 
         if not dry_run:
             print(
@@ -201,10 +201,10 @@ def push_corpus(
     server of others.
     """
     with _errors("push-corpus"):
-        from cmkd.corpora.publishing import preview
         from cmkd.corpora.schema import Corpus
-        from cmkd.publish import check_push
-        from cmkd.publish import push_corpus as push
+        from cmkd.hub.corpus import preview
+        from cmkd.hub.push import check_push
+        from cmkd.hub.push import push_corpus as push
 
         token = None if dry_run else check_push(repo_id)
         corpus = _load(name, data_dir, on_error, settings)
@@ -241,7 +241,7 @@ def push_space(
     HF_TOKEN that may read it; whoever sees the page can then use the model.
     """
     with _errors("push-space"):
-        from cmkd.publish import push_space as push
+        from cmkd.hub.push import push_space as push
 
         print(push(repo_id, model, revision=revision, private=private))
 
@@ -257,7 +257,7 @@ def push_metric(
     cmkd push-metric user/concordance_cc --public
     """
     with _errors("push-metric"):
-        from cmkd.publish import push_metric as push
+        from cmkd.hub.push import push_metric as push
 
         print(push(repo_id, private=private))
 
@@ -276,7 +276,7 @@ def crossval(
     Complete folds are not repeated. Several processes share the folds, each on a GPU of its own.
     """
     with _errors("crossval"):
-        from cmkd.crossval import cross_validate, format_folds
+        from cmkd.runs.crossval import cross_validate, format_folds
 
         results = cross_validate(recipe, context.args)
         if results is not None:
@@ -296,7 +296,7 @@ def convert_cpc(
     with _errors("convert-cpc"):
         from transformers.utils import logging
 
-        from cmkd.cpc_checkpoint import convert_cpc as convert
+        from cmkd.hub.cpc_checkpoint import convert_cpc as convert
 
         logging.disable_progress_bar()
         model = convert(source, target)
@@ -320,7 +320,7 @@ def table(
     cmkd table runs/msp_podcast/t2_* runs/iemocap/t3_* --output tables
     """
     with _errors("table"):
-        from cmkd.tables import format_tables, gather_tables, write_tables
+        from cmkd.reporting.tables import format_tables, gather_tables, write_tables
 
         tables = gather_tables(runs)
         print(format_tables(tables))
@@ -367,7 +367,7 @@ def cache(
     with _errors("cache"):
         import json
 
-        from cmkd.feature_cache import format_folders, remove, select, stored_folders
+        from cmkd.features.cache import format_folders, remove, select, stored_folders
 
         for folder in folders:
             if not folder.is_dir():
@@ -399,7 +399,7 @@ def cache(
 
 def _load(name: str, data_dir: Path | None, on_error: str, settings: list[str] | None) -> Corpus:
     from cmkd.corpora import load_corpus
-    from cmkd.recipe import parse_arguments
+    from cmkd.runs.recipe import parse_arguments
 
     for setting in settings or []:
         if "=" not in setting:

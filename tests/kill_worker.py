@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 import train_distill
-from cmkd.recipe import STAGES
-from cmkd.trainer import CMKDTrainer
+from cmkd.runs.recipe import STAGES
+from cmkd.training.trainer import CMKDTrainer
 
 WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
 LONGEST = {"/cache/": 6, "/checkpoint-": 6}  # events between two kills, in these places

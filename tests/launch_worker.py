@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 
 import train_distill
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
-from cmkd.trainer import CMKDTrainer, check_sharding
-from cmkd.whole_step import backward, loss_and_output_gradients
+from cmkd.training.trainer import CMKDTrainer, check_sharding
+from cmkd.training.whole_step import backward, loss_and_output_gradients
 
 BATCH = 6  # utterances of a step, over all processes
 

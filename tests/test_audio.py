@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from cmkd.audio import AudioError, digest_audio, measure_audio, read_audio
+from cmkd.features.audio import AudioError, digest_audio, measure_audio, read_audio
 
 
 def tone(seconds, rate, frequency=440, amplitude=0.5):

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny_run import TERMS, make_results
 
-from cmkd.cards import TEMPLATES, metric_card, model_card, render, space_card
+from cmkd.hub.cards import TEMPLATES, metric_card, model_card, render, space_card
 
 DIMENSIONS = ("activation", "valence", "dominance")
 CONFIG = {

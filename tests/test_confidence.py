@@ -12,10 +12,10 @@ from scipy import stats
 
 import cmkd
 from benchmarks.intervals import PAIRS, bootstrap, simulate
-from cmkd import confidence
-from cmkd.confidence import ccc_interval, paired_test, speaker_clusters
-from cmkd.evaluation import Predictions, evaluate_predictions
-from cmkd.scores import describe_intervals, describe_test, score_systems
+from cmkd.scoring import confidence
+from cmkd.scoring.confidence import ccc_interval, paired_test, speaker_clusters
+from cmkd.scoring.evaluation import Predictions, evaluate_predictions
+from cmkd.scoring.scores import describe_intervals, describe_test, score_systems
 
 DIMENSIONS = ("activation", "valence", "dominance")
 
@@ -54,7 +54,7 @@ def shares(predictions, labels, clusters):
 
 
 def statistic(first, second, labels, clusters):
-    """t (3,) of the top of cmkd/confidence.py, from answers as they are."""
+    """t (3,) of the top of cmkd/scoring/confidence.py, from answers as they are."""
     error = np.sqrt(((shares(first, labels, clusters) - shares(second, labels, clusters)) ** 2).sum(0))
     return (ccc_of(first, labels) - ccc_of(second, labels)) / error
 

@@ -11,9 +11,9 @@ from accelerate import PartialState
 from test_train_distill import recipe  # noqa: F401 - the fixture: a small corpus
 
 import train_distill
-from cmkd.cost import SessionCost
-from cmkd.recipe import Recipe
-from cmkd.run_folder import begin_stage, complete_stage, record_session
+from cmkd.runs.cost import SessionCost
+from cmkd.runs.folder import begin_stage, complete_stage, record_session
+from cmkd.runs.recipe import Recipe
 
 
 def cost(seconds: float, memory: float, device: str = "cpu", of_device: float | None = None) -> dict:
@@ -44,7 +44,7 @@ def test_a_stage_that_is_interrupted_twice_has_three_sessions(recipe, tmp_path, 
     arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "audio"]
     step = train_distill.CMKDTrainer.training_step
     clock = [0.0]
-    monkeypatch.setattr("cmkd.cost.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("cmkd.runs.cost.time", SimpleNamespace(monotonic=lambda: clock[0]))
     for last in (4, 7, 99):  # steps, of which an epoch has 4
 
         def interrupted(self, *given, last=last, **options):

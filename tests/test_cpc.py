@@ -18,7 +18,7 @@ from test_train_distill import make_corpus
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 import train_distill
-from cmkd.cpc_checkpoint import convert_cpc
+from cmkd.hub.cpc_checkpoint import convert_cpc
 from configuration_cmkd import CMKDStudentConfig, CPCConfig
 from modeling_cmkd import CMKDStudentModel, CPCModel
 

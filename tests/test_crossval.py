@@ -13,10 +13,11 @@ import pytest
 
 import train_distill
 from benchmarks.stand_ins import write_encoder, write_iemocap
-from cmkd import crossval, feature_store
-from cmkd.crossval import cross_validate, format_folds, gather_folds
-from cmkd.evaluation import read_predictions, write_predictions
-from cmkd.scores import score_systems
+from cmkd.features import store as feature_store
+from cmkd.runs import crossval
+from cmkd.runs.crossval import cross_validate, format_folds, gather_folds
+from cmkd.scoring.evaluation import read_predictions, write_predictions
+from cmkd.scoring.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 ROOT = Path(__file__).parent.parent

@@ -14,10 +14,10 @@ import soundfile
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 from local_hub import LocalHub
 
-from cmkd.audio import read_audio
 from cmkd.corpora import load_corpus
 from cmkd.corpora.checks import CorpusError
 from cmkd.corpora.schema import FEATURES, Corpus, StreamedCorpus
+from cmkd.features.audio import read_audio
 
 RATE = 8000
 SCALE = (1, 5)
@@ -256,7 +256,7 @@ def test_what_does_not_suffice_is_refused(tmp_path):
 FROM_HUB = """
 import json, sys
 import datasets
-from cmkd.audio import digest_audio
+from cmkd.features.audio import digest_audio
 from cmkd.corpora import load_corpus
 
 settings = {"path": "user/speech", "columns": {"transcript": "text"}, "label_scale": (1, 5)}

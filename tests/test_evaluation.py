@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
-from cmkd.evaluation import evaluate_predictions, read_predictions, write_predictions
 from cmkd.losses import concordance_cc
+from cmkd.scoring.evaluation import evaluate_predictions, read_predictions, write_predictions
 
 
 def concordance_by_equation_4(prediction, label):

@@ -13,9 +13,10 @@ import torch
 from test_feature_store import Part, check, load, make_rows
 from typer.testing import CliRunner
 
-from cmkd import feature_cache, feature_store
 from cmkd.cli import app
-from cmkd.feature_cache import code_version, hold, remove, stored_folders
+from cmkd.features import cache as feature_cache
+from cmkd.features import store as feature_store
+from cmkd.features.cache import code_version, hold, remove, stored_folders
 
 DAY = 86400
 
@@ -90,7 +91,7 @@ def test_what_other_code_has_stored_does_not_count_against_the_limit(tmp_path, c
 
 def test_the_code_is_that_of_the_modules_and_of_transformers(monkeypatch):
     before = code_version()
-    monkeypatch.setattr(feature_cache, "CODE", ("cmkd.audio", "cmkd.features"))
+    monkeypatch.setattr(feature_cache, "CODE", ("cmkd.features.audio", "cmkd.features.inputs"))
     assert code_version.__wrapped__() != before
     monkeypatch.undo()
     monkeypatch.setattr(feature_cache, "version", lambda name: "0.0")
@@ -147,7 +148,7 @@ def test_what_is_not_clear_is_refused(tmp_path, arguments, message):
 HOLDER = """
 import sys, test_feature_store
 from pathlib import Path
-from cmkd import feature_store
+from cmkd.features import store as feature_store
 feature_store.CHUNK = 1
 rows = test_feature_store.Dataset.load_from_disk(sys.argv[2])
 stored = test_feature_store.load(Path(sys.argv[1]), test_feature_store.Part(), rows=rows)

@@ -16,8 +16,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedConfig
 
-from cmkd import feature_store
-from cmkd.feature_store import StoredFeatures, audio_keys, cut_into_files, frozen_features
+from cmkd.features import store as feature_store
+from cmkd.features.store import StoredFeatures, audio_keys, cut_into_files, frozen_features
 
 
 class Part(nn.Module):
@@ -236,7 +236,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
 import test_feature_store
-from cmkd import feature_store
+from cmkd.features import store as feature_store
 feature_store.CHUNK = 1
 rows = test_feature_store.Dataset.load_from_disk(sys.argv[3])
 test_feature_store.check(test_feature_store.load(Path(sys.argv[1]), test_feature_store.Part(), rows=rows))

@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 from transformers import WhisperFeatureExtractor
 
-from cmkd.collator import collate_utterances
-from cmkd.features import SpeechInputs, UtteranceDataset
+from cmkd.features.inputs import SpeechInputs, UtteranceDataset
+from cmkd.training.collator import collate_utterances
 
 
 def test_a_batch_is_padded_on_the_right_with_a_mask():

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from test_train_distill import STAGES, recipe  # noqa: F401 - the fixture: a small corpus
 
-from cmkd.checkpoints import usable_checkpoint
-from cmkd.recipe import Recipe
-from cmkd.run_folder import begin_stage, remove_checkpoints
+from cmkd.runs.checkpoints import usable_checkpoint
+from cmkd.runs.folder import begin_stage, remove_checkpoints
+from cmkd.runs.recipe import Recipe
 
 KILLS = 24
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer
 from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 import train_distill
-from cmkd.trainer import check_sharding
+from cmkd.training.trainer import check_sharding
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 WORKER = Path(__file__).with_name("launch_worker.py")
@@ -144,7 +144,8 @@ def test_the_gradient_on_shards_is_that_of_one_process(families, name, stored):
 STOPPED = """
 import os, runpy, signal, sys
 from datetime import timedelta
-from cmkd import processes, trainer
+from cmkd import processes
+from cmkd.training import trainer
 
 processes.COLLECTIVE_TIMEOUT, processes.INTERVAL, processes.SILENCE = timedelta(seconds=10), 0.5, 5.0
 step = trainer.CMKDTrainer.training_step

@@ -12,12 +12,12 @@ import pytest
 import soundfile
 from local_hub import LocalHub
 
-from cmkd.audio import AudioError, digest_audio
 from cmkd.corpora.building import build_corpus
 from cmkd.corpora.checks import CorpusError, CorpusReport, Rating, SourceRow
 from cmkd.corpora.known_sizes import KnownSize
-from cmkd.corpora.publishing import corpus_card
 from cmkd.corpora.schema import ANNOTATOR_FEATURES, FEATURES, Corpus, StreamedCorpus
+from cmkd.features.audio import AudioError, digest_audio
+from cmkd.hub.corpus import corpus_card
 
 TERMS = "The Institute of Toys allows nobody to pass it on."
 

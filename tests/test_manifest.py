@@ -11,10 +11,10 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmkd.audio import read_audio
 from cmkd.corpora import load_corpus
 from cmkd.corpora.checks import CorpusError
 from cmkd.corpora.schema import FEATURES
+from cmkd.features.audio import read_audio
 
 HEADER = "id,audio,transcript,activation,valence,dominance,speaker,gender,split\n"
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torchmetrics.functional import concordance_corrcoef
 
-from cmkd.cards import metric_card
-from cmkd.evaluation import evaluate_predictions
+from cmkd.hub.cards import metric_card
 from cmkd.metrics import CONCORDANCE_CC
+from cmkd.scoring.evaluation import evaluate_predictions
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_the_folder_is_a_space_whose_card_tells_the_truth(metric):
 
 
 def test_the_card_of_the_space_is_made_from_the_template():
-    """README.md of the folder is what `cmkd.cards.metric_card` gives; this is how it was written."""
+    """README.md of the folder is what `cmkd.hub.cards.metric_card` gives; this is how it was written."""
     info = evaluate.load(CONCORDANCE_CC)
     card = metric_card("Concordance correlation coefficient", info.description, info.inputs_description, info.citation)
     assert (Path(CONCORDANCE_CC) / "README.md").read_text(encoding="utf-8") == card

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cmkd.corpora import load_corpus
 from cmkd.corpora.checks import CorpusError, CorpusReport
 from cmkd.corpora.msp_labels import read_consensus, read_ratings
-from cmkd.transcripts import SCHEMA
+from cmkd.corpora.transcripts import SCHEMA
 
 HEADER = "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set"
 LABELS = """\

@@ -15,12 +15,12 @@ import soundfile
 from datasets import Dataset
 from test_manifest import clash, load, refused
 
-from cmkd.audio import read_audio
 from cmkd.corpora import load_corpus, manifest
 from cmkd.corpora.checks import CorpusError
 from cmkd.corpora.columns import COLUMNS
+from cmkd.corpora.transcripts import SCHEMA
 from cmkd.corpora.values import as_text
-from cmkd.transcripts import SCHEMA
+from cmkd.features.audio import read_audio
 
 RATE = 8000
 NFC, NFD = unicodedata.normalize("NFC", "Jäger"), unicodedata.normalize("NFD", "Jäger")

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.pipelines.pt_utils import KeyDataset
 
-from cmkd.audio import read_audio
+from cmkd.features.audio import read_audio
 from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDStudentModel
 from pipeline_cmkd import SpeechEmotionPipeline

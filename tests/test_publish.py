@@ -18,11 +18,11 @@ from tiny_run import SECRET, TERMS, copy_run, make_run
 from transformers import pipeline
 from typer.testing import CliRunner
 
-from cmkd.cards import TEMPLATES
 from cmkd.cli import app
 from cmkd.corpora import load_corpus
+from cmkd.hub.cards import TEMPLATES
+from cmkd.hub.push import published_results, stage_run, without_paths
 from cmkd.metrics import CONCORDANCE_CC
-from cmkd.publish import published_results, stage_run, without_paths
 
 CODE = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py"}
 STUDENT = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "results.json"}
@@ -151,11 +151,11 @@ def test_dry_run_lists_the_files_and_prints_the_card(run):
 
 PUSHES = """
 import json, sys, time
-import cmkd.publish
+import cmkd.hub.push
 from typer.testing import CliRunner
 from cmkd.cli import app
 
-cmkd.publish.TIMEOUT = 1.0
+cmkd.hub.push.TIMEOUT = 1.0
 time.sleep = lambda seconds: None  # between attempts
 answers = {}
 for name, arguments in json.loads(sys.argv[1]).items():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cmkd.recipe import Recipe, load_recipe, parse_arguments
+from cmkd.runs.recipe import Recipe, load_recipe, parse_arguments
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from transformers import AutoModel
 import train_distill
 from benchmarks import systems
 from benchmarks.stand_ins import ENCODERS, write_encoder, write_iemocap, write_msp_podcast, write_transcripts
-from cmkd.recipe import load_recipe
+from cmkd.runs.recipe import load_recipe
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
 RECIPES = Path(__file__).parent.parent / "recipes"

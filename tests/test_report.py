@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cmkd.evaluation import write_predictions
-from cmkd.report import format_systems, valence_gap_closed, write_report
+from cmkd.reporting.report import format_systems, valence_gap_closed, write_report
+from cmkd.scoring.evaluation import write_predictions
 
 DIMENSIONS = ("activation", "valence", "dominance")
 # Valence CCC on test of a complete run: the gap is .600 -> .900, T/S closes two thirds of it, cT/S falls behind.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cmkd.sampler import DeviceBatchSampler, StepSampler
+from cmkd.training.sampler import DeviceBatchSampler, StepSampler
 
 
 def podcast_durations(number: int) -> np.ndarray:

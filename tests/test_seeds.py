@@ -14,12 +14,12 @@ import yaml
 from test_train_distill import make_corpus, make_encoders
 
 import train_distill
-from cmkd.confidence import ccc_interval, paired_test
-from cmkd.evaluation import read_predictions
-from cmkd.publish import stage_run
-from cmkd.run_folder import check_kind
-from cmkd.seeds import format_seeds, gather_seeds
-from cmkd.tables import gather_tables
+from cmkd.hub.push import stage_run
+from cmkd.reporting.tables import gather_tables
+from cmkd.runs.folder import check_kind
+from cmkd.runs.seeds import format_seeds, gather_seeds
+from cmkd.scoring.confidence import ccc_interval, paired_test
+from cmkd.scoring.evaluation import read_predictions
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 FOLDS = """
     import signal, sys, threading
     from pathlib import Path
-    from cmkd import crossval
+    from cmkd.runs import crossval
 
     recipe = Path("recipe.yaml")
     recipe.write_text("corpus: {name: iemocap, data_dir: .}\\noutput_dir: run\\n")

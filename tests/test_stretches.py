@@ -7,13 +7,13 @@ import soundfile
 from test_manifest import load, refused
 from transformers import Wav2Vec2FeatureExtractor
 
-from cmkd.audio import read_audio
 from cmkd.corpora.schema import StreamedCorpus
-from cmkd.feature_store import audio_keys
-from cmkd.features import SpeechInputs
-from cmkd.speech_recognition import Hypothesis
-from cmkd.stretch import Stretch, Taken, stretch_of
-from cmkd.transcribe import transcribe
+from cmkd.features.audio import read_audio
+from cmkd.features.inputs import SpeechInputs
+from cmkd.features.store import audio_keys
+from cmkd.features.stretch import Stretch, Taken, stretch_of
+from cmkd.transcription.recognizers import Hypothesis
+from cmkd.transcription.transcribe import transcribe
 
 RATE = 16000
 COLUMNS = "id,audio,start,end,channel,valence,speaker,split\n"
@@ -184,7 +184,7 @@ def test_a_stretch_is_transcribed_alone(folder, samples, monkeypatch):
             heard.extend(waveforms)
             return [Hypothesis("word") for _ in waveforms]
 
-    monkeypatch.setattr("cmkd.transcribe.load_recognizer", lambda *arguments: Recognizer())
+    monkeypatch.setattr("cmkd.transcription.transcribe.load_recognizer", lambda *arguments: Recognizer())
     corpus = load(folder, table("a,call.wav,0.5,1.25,0,3,s,train", "b,call.wav,2,2.5,1,3,s,train"))
     transcribe(corpus, "recorder", folder / "t.parquet")
     sound = samples / np.float32(2**15)

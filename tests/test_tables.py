@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmkd import run_folder, tables
-from cmkd.confidence import paired_test
-from cmkd.evaluation import Predictions, write_predictions
-from cmkd.figures import draw_valence_gap
-from cmkd.paper import LATER, TABLE_1, TABLE_2, TABLE_3
-from cmkd.recipe import Recipe, load_recipe
-from cmkd.scores import score_systems
-from cmkd.seeds import gather_seeds
-from cmkd.table_text import format_latex
-from cmkd.tables import format_tables, gather_tables, write_tables
+from cmkd.reporting import tables
+from cmkd.reporting.figures import draw_valence_gap
+from cmkd.reporting.paper import LATER, TABLE_1, TABLE_2, TABLE_3
+from cmkd.reporting.table_text import format_latex
+from cmkd.reporting.tables import format_tables, gather_tables, write_tables
+from cmkd.runs import folder as run_folder
+from cmkd.runs.recipe import Recipe, load_recipe
+from cmkd.runs.seeds import gather_seeds
+from cmkd.scoring.confidence import paired_test
+from cmkd.scoring.evaluation import Predictions, write_predictions
+from cmkd.scoring.scores import score_systems
 
 DIMENSIONS = ("activation", "valence", "dominance")
 BASE, LARGE, BERT = "facebook/hubert-base-ls960", "facebook/hubert-large-ll60k", "bert-base-uncased"

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 import train_distill
-from cmkd.publish import stage_run
+from cmkd.hub.push import stage_run
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")
@@ -399,7 +399,7 @@ def test_what_a_run_leaves_is_all_that_a_card_needs(run, recipe, tmp_path, is_te
 
 
 def test_a_push_without_token_is_refused_before_training(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("cmkd.publish.get_token", lambda: None)
+    monkeypatch.setattr("cmkd.hub.push.get_token", lambda: None)
     with pytest.raises(OSError, match=r"no token for the Hub: run `hf auth login`"):
         train_distill.main([str(recipe), "--output_dir", str(tmp_path), "--hub_model_id", "user/tones"])
     assert list(tmp_path.iterdir()) == []

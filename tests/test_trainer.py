@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from transformers.utils import ModelOutput
 
 from cmkd import CMKDTrainer, CMKDTrainingArguments
-from cmkd.collator import collate_utterances
-from cmkd.features import UtteranceDataset
+from cmkd.features.inputs import UtteranceDataset
+from cmkd.training.collator import collate_utterances
 
 NO_EVALUATION = {
     "eval_strategy": "no",

@@ -32,10 +32,10 @@ from transformers import (
     pipeline,
 )
 
-from cmkd.audio import read_audio
 from cmkd.corpora import load_corpus
-from cmkd.speech_recognition import Hypothesis, cut, load_recognizer
-from cmkd.transcribe import transcribe
+from cmkd.features.audio import read_audio
+from cmkd.transcription.recognizers import Hypothesis, cut, load_recognizer
+from cmkd.transcription.transcribe import transcribe
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "Ġ"]
 SPECIAL = ["startoftranscript", "en", "de", "translate", "transcribe", "nocaptions", "notimestamps"]
@@ -351,7 +351,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(models, tmp_path):
     shutil.copytree(models / "tiny/layer", cache / "snapshots" / commit)
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text(commit)
-    program = "from cmkd.speech_recognition import load_recognizer as load; print(load('tiny/layer').revision)"
+    program = "from cmkd.transcription.recognizers import load_recognizer as load; print(load('tiny/layer').revision)"
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
     result = subprocess.run(
         [sys.executable, "-c", program],
@@ -367,26 +367,26 @@ def test_a_model_of_the_hub_is_known_by_its_commit(models, tmp_path):
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-import cmkd.transcribe
+import cmkd.transcription.transcribe
 from cmkd.corpora import load_corpus
 
 folder, models, output = sys.argv[1:]
 parts, log = Path(output + ".parts"), Path(output + ".log")
 corpus = load_corpus("manifest", folder, label_scale=(1, 7))
-read = cmkd.transcribe._read
+read = cmkd.transcription.transcribe._read
 
 def logged(rows, utterance, rate):
     with log.open("a") as file:
         file.write(utterance.id + "\\n")
     return read(rows, utterance, rate)
 
-cmkd.transcribe._read = logged
+cmkd.transcription.transcribe._read = logged
 generator = random.Random(0)
 kills = 0
 while True:
     child = os.fork()
     if not child:
-        cmkd.transcribe.transcribe(corpus, "tiny/whisper", output, models_dir=models, batch_seconds=4)
+        cmkd.transcription.transcribe.transcribe(corpus, "tiny/whisper", output, models_dir=models, batch_seconds=4)
         os._exit(0)
     wanted = len(list(parts.glob("[0-9a-f]*.parquet"))) + generator.randrange(3)
     while os.waitpid(child, os.WNOHANG)[0] == 0:

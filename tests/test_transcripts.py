@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerFast
 
-from cmkd.collator import collate_utterances
 from cmkd.corpora import load_corpus
 from cmkd.corpora.checks import CorpusReport, SourceRow
-from cmkd.features import TextInputs
+from cmkd.corpora.transcripts import SCHEMA, join_transcripts, read_transcripts
+from cmkd.features.inputs import TextInputs
 from cmkd.losses import ccc_loss
-from cmkd.transcripts import SCHEMA, join_transcripts, read_transcripts
+from cmkd.training.collator import collate_utterances
 from modeling_cmkd import CMKDTeacherModel
 
 OWN = {"a": "own words", "b": "", "c": None, "d": "  "}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from whole_step_worker import NUMBER, Dropping, columns
 
-from cmkd.whole_step import RandomState
+from cmkd.training.whole_step import RandomState
 
 CASES = ["float64-1-step", "float64-2-step", "float64-4-step", "float32-2-step", "float64-2-batch", "sharded"]
 

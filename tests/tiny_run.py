@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertTokenizer, HubertConfig, Wav2Vec2FeatureExtractor
 
-from cmkd.evaluation import Predictions
-from cmkd.scores import score_systems
+from cmkd.scoring.evaluation import Predictions
+from cmkd.scoring.scores import score_systems
 from configuration_cmkd import CMKDStudentConfig, CMKDTeacherConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 

@@ -19,12 +19,12 @@ from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 from transformers.utils import ModelOutput
 
-from cmkd.collator import collate_utterances
-from cmkd.features import UtteranceDataset
+from cmkd.features.inputs import UtteranceDataset
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
-from cmkd.trainer import CMKDTrainer
-from cmkd.training_args import CMKDTrainingArguments
-from cmkd.whole_step import backward, loss_and_output_gradients
+from cmkd.training.arguments import CMKDTrainingArguments
+from cmkd.training.collator import collate_utterances
+from cmkd.training.trainer import CMKDTrainer
+from cmkd.training.whole_step import backward, loss_and_output_gradients
 
 NUMBER = 61  # of utterances, in steps of 31 and 30: no device or accumulation step gets its even share
 STEP_SIZE = 32

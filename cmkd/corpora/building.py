@@ -44,8 +44,6 @@ import datasets
 import pyarrow
 
 import audio_cmkd
-from cmkd import audio, stretch
-from cmkd.audio import AudioError, measure_audio
 from cmkd.corpora import checks, known_sizes, schema, statistics, values
 from cmkd.corpora.checks import CorpusError, CorpusProblem, CorpusReport, SourceRow, check_rows
 from cmkd.corpora.known_sizes import KnownSize
@@ -56,7 +54,9 @@ from cmkd.corpora.schema import (
     rows_by_split,
     stored_features,
 )
-from cmkd.stretch import stretch_of
+from cmkd.features import audio, stretch
+from cmkd.features.audio import AudioError, measure_audio
+from cmkd.features.stretch import stretch_of
 
 VERSION = "1.0.0"
 """Of what is kept on the disk."""

@@ -13,8 +13,8 @@ With `on_error="skip"` every row that has a problem is left out. Where rows clas
 file used twice, a speaker or an audio file in two splits) evaluation stays whole: rows of test, and of splits with
 names of their own, stay before those of validation, and these before those of train; of the rows of one split the first
 stays. A speaker in two splits neither of which is train or validation ("test1" and "test2", say) is no clash, since
-nothing is learned or chosen on either. Sound that occurs twice is told by its samples (`cmkd.audio.digest_audio`): in
-two splits it is a clash, in different files of one split a note.
+nothing is learned or chosen on either. Sound that occurs twice is told by its samples
+(`cmkd.features.audio.digest_audio`): in two splits it is a clash, in different files of one split a note.
 
 Rows may be stretches of one file, or channels of it. Such rows clash where they have sound in common and are in two
 splits, or where they are the same stretch. Within a split stretches may overlap, as people who interrupt each other do.
@@ -45,11 +45,11 @@ import datasets
 from datasets.utils import tqdm
 
 from cmkd.atomic import written_whole
-from cmkd.audio import AudioError, digest_audio
 from cmkd.corpora.schema import SPLITS, normalise_split, rows_by_split
 from cmkd.corpora.statistics import added, drawn_histogram, duration_histogram, label_statistics
 from cmkd.corpora.values import Folders, as_name, as_number, as_text
-from cmkd.stretch import Stretch, Taken, files_cut_up, stretch_of
+from cmkd.features.audio import AudioError, digest_audio
+from cmkd.features.stretch import Stretch, Taken, files_cut_up, stretch_of
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 ADVICE = {

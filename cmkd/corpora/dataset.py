@@ -43,8 +43,8 @@ from cmkd.corpora.checks import CorpusProblem, CorpusReport, SourceRow, check_ro
 from cmkd.corpora.columns import Reading, flat, flat_names, read_columns
 from cmkd.corpora.manifest import checked_scale
 from cmkd.corpora.schema import FEATURES, Corpus, StreamedCorpus, normalise_split, rows_by_split, stored_features
+from cmkd.corpora.transcripts import Preference, join_transcripts
 from cmkd.spelling import did_you_mean
-from cmkd.transcripts import Preference, join_transcripts
 
 _BATCH = 1000  # rows
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes

@@ -51,8 +51,8 @@ from cmkd.corpora.checks import CorpusProblem, CorpusReport, Rating, SourceRow
 from cmkd.corpora.folders import archive, unzipped
 from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.schema import SPLITS, Corpus, StreamedCorpus
+from cmkd.corpora.transcripts import Preference, join_transcripts
 from cmkd.spelling import did_you_mean
-from cmkd.transcripts import Preference, join_transcripts
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 LABEL_SCALE = (1.0, 5.0)
@@ -196,7 +196,7 @@ def build(
             their number; "refuse" makes them problems. Labels beyond the limits are problems whatever the setting.
         strip_tags (`bool`, *optional*, defaults to `False`): Whether to take `[LAUGHTER]`, `[BREATHING]` and the like
             out of the release's transcripts (see `without_tags`), which are left as they are by default.
-        transcripts (path, *optional*): A file made by `cmkd transcribe`, see `cmkd.transcripts`.
+        transcripts (path, *optional*): A file made by `cmkd transcribe`, see `cmkd.corpora.transcripts`.
         prefer_transcripts (`str`, *optional*, defaults to `"manual"`): Which one counts where a turn has two:
             "manual", the release's, or "asr", that of `transcripts`.
         annotators (`bool`, *optional*, defaults to `False`): Whether to add the single annotators' ratings.

@@ -49,7 +49,7 @@ from cmkd.corpora.building import build_corpus
 from cmkd.corpora.checks import CorpusProblem, CorpusReport, SourceRow
 from cmkd.corpora.columns import Reading, default_id, flat, flat_names, read_columns
 from cmkd.corpora.schema import Corpus, StreamedCorpus
-from cmkd.transcripts import Preference, join_transcripts
+from cmkd.corpora.transcripts import Preference, join_transcripts
 
 _WHOLE = re.compile(r"\d+(\.0)?", re.ASCII)
 

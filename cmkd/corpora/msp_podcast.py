@@ -43,8 +43,8 @@ from cmkd.corpora.folders import archive, unzipped
 from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.msp_labels import Label, read_consensus, read_ratings
 from cmkd.corpora.schema import SPLITS, Corpus, StreamedCorpus, normalise_split
+from cmkd.corpora.transcripts import Preference, join_transcripts
 from cmkd.spelling import did_you_mean
-from cmkd.transcripts import Preference, join_transcripts
 
 LABEL_SCALE = (1.0, 7.0)
 

@@ -34,7 +34,7 @@ FEATURES = Features(
 """The columns of every corpus.
 
 - `id`: unique in the corpus.
-- `audio`: `{"bytes": ..., "path": ...}`, one of the two may be None; [`cmkd.audio.read_audio`] reads it.
+- `audio`: `{"bytes": ..., "path": ...}`, one of the two may be None; [`cmkd.features.audio.read_audio`] reads it.
 - `transcript`: "" if there is none.
 - `activation`, `valence`, `dominance`: on the corpus' own scale; NaN means "not rated".
 - `speaker`: "" if unknown.
@@ -45,7 +45,7 @@ FEATURES = Features(
 - `start`, `end`: the stretch of the file that is the utterance, in seconds; None for the beginning and the end of it.
 - `channel`: which channel of the file is heard, counted from 0; None for the mean of all.
 
-[`cmkd.stretch.stretch_of`] makes arguments of [`cmkd.audio.read_audio`] of the last three.
+[`cmkd.features.stretch.stretch_of`] makes arguments of [`cmkd.features.audio.read_audio`] of the last three.
 """
 
 ANNOTATOR_FEATURES = Features(
@@ -148,7 +148,7 @@ class Corpus(DatasetDict):
         max_shard_size: int | str | None = None,
         num_proc: int | None = None,
     ) -> CommitInfo:
-        """Pushes all splits, with the sound and a card, to a data set of the Hub: see `cmkd.corpora.publishing`.
+        """Pushes all splits, with the sound and a card, to a data set of the Hub: see `cmkd.hub.corpus`.
 
         Args:
             repo_id (`str`): "user/name" or "organisation/name".
@@ -169,7 +169,7 @@ class Corpus(DatasetDict):
                 `public_permission`.
             ValueError: `public_permission` is no sentence.
         """
-        from cmkd.corpora.publishing import push
+        from cmkd.hub.corpus import push
 
         return push(
             self,

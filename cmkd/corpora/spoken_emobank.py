@@ -40,7 +40,7 @@ from cmkd.corpora.acted_speech import SPLIT_VOICES, ActedUtterance, perform, spo
 from cmkd.corpora.checks import CorpusError, CorpusProblem, CorpusReport
 from cmkd.corpora.manifest import READERS
 from cmkd.corpora.schema import Corpus, normalise_split
-from cmkd.transcripts import Preference, replace_transcripts
+from cmkd.corpora.transcripts import Preference, replace_transcripts
 
 LABEL_SCALE = (1.0, 5.0)
 COLUMNS = ("id", "split", "V", "text")

@@ -1,7 +1,7 @@
 """The folders of stored features: what each of them is, which are in use, and which may go.
 
 ```
-<cache_dir>/speech-<digest>/   about.json  in_use  and the safetensors files of `cmkd.feature_store`
+<cache_dir>/speech-<digest>/   about.json  in_use  and the safetensors files of `cmkd.features.store`
 ```
 
 about.json says what the features are of. A job holds a lock on `in_use`, shared with others, as long as it may read the
@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from cmkd.atomic import written_whole
 
-CODE = ("modeling_cmkd", "audio_cmkd", "cmkd.audio", "cmkd.stretch", "cmkd.features")
+CODE = ("modeling_cmkd", "audio_cmkd", "cmkd.features.audio", "cmkd.features.stretch", "cmkd.features.inputs")
 """The modules that stored features depend on."""
 
 _LOCK, _ABOUT = "in_use", "about.json"

@@ -1,7 +1,7 @@
 """Cross-validation: every fold of a corpus a run of train_distill.py, and what the folds come to together.
 
 ```
-<output_dir>/fold_1/ ...               a run folder each, see cmkd/run_folder.py
+<output_dir>/fold_1/ ...               a run folder each, see cmkd/runs/folder.py
 <output_dir>/predictions/<stage>_test.parquet   of all folds, every utterance once
 <output_dir>/results.json              see `gather_folds`
 ```
@@ -26,11 +26,11 @@ import torch
 from accelerate import PartialState
 
 from cmkd.corpora.iemocap import NUM_FOLDS
-from cmkd.evaluation import Predictions, read_predictions, write_predictions
+from cmkd.scoring.evaluation import Predictions, read_predictions, write_predictions
 from cmkd.processes import join_launch, wait_for_all
-from cmkd.recipe import Recipe, load_recipe
-from cmkd.run_folder import check_kind, write_json
-from cmkd.scores import score_systems
+from cmkd.runs.recipe import Recipe, load_recipe
+from cmkd.runs.folder import check_kind, write_json
+from cmkd.scoring.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 PROTOCOL = "leave-one-session-out"

@@ -10,7 +10,7 @@ A sidecar is one Parquet file with a row for each utterance, keyed by the corpus
 | `no_speech_probability` | float32 | that nobody speaks, as the model says; null if it does not say |
 | `duration` | float32 | of the audio that was transcribed, in seconds |
 | `model` | string | Hub name or folder |
-| `revision` | string | commit on the Hub, or what `cmkd.speech_recognition` makes of a folder's files |
+| `revision` | string | commit on the Hub, or what `cmkd.transcription.recognizers` makes of a folder's files |
 | `settings` | string | JSON: what else the text depends on |
 """
 

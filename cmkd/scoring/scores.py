@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cmkd.confidence import LEVEL, PERMUTATIONS, SEED, ccc_interval, paired_test
-from cmkd.evaluation import Predictions, evaluate_predictions
+from cmkd.scoring.confidence import LEVEL, PERMUTATIONS, SEED, ccc_interval, paired_test
+from cmkd.scoring.evaluation import Predictions, evaluate_predictions
 
 COMPARISONS = (("ts", "finetune"), ("cts", "finetune"), ("cts", "ts"))
 """What is compared: each system with the one to beat."""
@@ -18,7 +18,7 @@ _GENDERS = ("female", "male")
 
 
 def score_systems(predictions: Mapping[str, Mapping[str, Predictions]]) -> dict[str, Any]:
-    """Scores every system on every split; see `cmkd.confidence` for what intervals and p-values are.
+    """Scores every system on every split; see `cmkd.scoring.confidence` for what intervals and p-values are.
 
     Args:
         predictions: by split, by system.

@@ -105,9 +105,9 @@ def paired_test(
 ) -> dict[str, dict[str, Any] | None]:
     """Whether two systems differ in CCC by more than chance, on the same utterances.
 
-    A permutation test over speakers and an interval by the jackknife over speakers; the top of `cmkd.confidence` has
-    both, and what they suppose. It is seeded: the same input gives the same p. The p-values of several dimensions or
-    systems are not corrected for their number.
+    A permutation test over speakers and an interval by the jackknife over speakers; the top of
+    `cmkd.scoring.confidence` has both, and what they suppose. It is seeded: the same input gives the same p. The
+    p-values of several dimensions or systems are not corrected for their number.
 
     Args:
         labels: (n, 3), activation, valence, dominance; NaN where not rated.

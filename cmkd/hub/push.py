@@ -25,7 +25,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore
 from huggingface_hub.utils import get_session, validate_repo_id  # type: ignore[attr-defined]
 
-from cmkd.cards import OPEN_CORPORA, TEMPLATES, model_card, space_card
+from cmkd.hub.cards import OPEN_CORPORA, TEMPLATES, model_card, space_card
 from cmkd.metrics import CONCORDANCE_CC
 from configuration_cmkd import hub_name
 
@@ -223,7 +223,7 @@ def push_corpus(
     revision: str | None = None,
     token: str | None = None,
 ) -> Pushed:
-    """Pushes a corpus, its sound and its card, as a data set, and tags it: see `cmkd.corpora.publishing`.
+    """Pushes a corpus, its sound and its card, as a data set, and tags it: see `cmkd.hub.corpus`.
 
     Args:
         corpus: what `load_corpus` returns.
@@ -238,7 +238,7 @@ def push_corpus(
         PermissionError: the corpus is licensed and the data set public, and there is no `public_permission`.
         ValueError: `repo_id` is no name, or `public_permission` no sentence.
     """
-    from cmkd.corpora.publishing import push, tag_of  # with datasets, which nothing else here needs
+    from cmkd.hub.corpus import push, tag_of  # with datasets, which nothing else here needs
 
     token = token or check_push(repo_id)
 

@@ -11,7 +11,7 @@
 ```
 
 A run whose recipe has a `teacher_run` has no teacher/ of its own and takes that run's. A run of several seeds has such
-a folder for each, see cmkd/seeds.py.
+a folder for each, see cmkd/runs/seeds.py.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ import torch
 from accelerate import PartialState
 
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
-from cmkd.checkpoints import SET_ASIDE, find_checkpoints, set_aside
+from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
 from cmkd.corpora.schema import SPLITS
-from cmkd.cost import total_cost
-from cmkd.evaluation import read_predictions
+from cmkd.runs.cost import total_cost
+from cmkd.scoring.evaluation import read_predictions
 from cmkd.identity import precision
 from cmkd.quality import fit_residuals, quality_weights, residual_std
-from cmkd.recipe import STAGES, Recipe
-from cmkd.scores import score_systems
+from cmkd.runs.recipe import STAGES, Recipe
+from cmkd.scoring.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _STEP = {"group_by_length", "loss_over"}  # and the number of utterances, see _stage_settings
@@ -96,7 +96,7 @@ def stage_is_complete(
         stage: its name.
         recipe: what is asked for now.
         corpus_version: of the corpus that there is now.
-        commits: of the encoders that this launch loads, by the names of `cmkd.recipe.ENCODERS`.
+        commits: of the encoders that this launch loads, by the names of `cmkd.runs.recipe.ENCODERS`.
 
     Raises:
         ValueError: it was made, or begun, with other settings, or its stage.json cannot be read.
@@ -221,7 +221,7 @@ def begin_stage(
 
 
 def record_session(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
-    """Writes down what the session in progress has cost so far, see [`cmkd.cost.SessionCost`]."""
+    """Writes down what the session in progress has cost so far, see [`cmkd.runs.cost.SessionCost`]."""
     state = _read_json(run / stage / "stage.json")
     write_json(run / stage / "stage.json", state | {"sessions": [*state["sessions"][:-1], cost]})
 
@@ -231,7 +231,7 @@ def complete_stage(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
 
     Args:
         run, stage: where.
-        cost: of the last session, which ends now, see [`cmkd.cost.SessionCost`].
+        cost: of the last session, which ends now, see [`cmkd.runs.cost.SessionCost`].
     """
     folder = run / stage
     sync(folder)  # its weights must be there before anything says so

@@ -6,7 +6,7 @@ table of their own, by stage, without published figures: those are of other spee
 Ours is the CCC over the whole split, with the interval that results.json holds. A cross-validation has two figures: the
 mean over its folds, with their standard deviation, and the CCC over the predictions of all folds together ("pooled"),
 which is the one that has an interval and is tested. A run of several seeds has the mean of their CCC, with its standard
-deviation; interval and test are of the mean, see `cmkd.seeds`.
+deviation; interval and test are of the mean, see `cmkd.runs.seeds`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 
 from cmkd.atomic import written_whole
 from cmkd.corpora.schema import SPLITS
-from cmkd.evaluation import Predictions, read_predictions
-from cmkd.figures import SYSTEM_NAMES, draw_valence_gap, figure_style
-from cmkd.paper import LATER, LATER_RELEASE, TABLE_1, TABLE_2, TABLES, PublishedRow, PublishedTable
-from cmkd.recipe import STAGES, Recipe
-from cmkd.run_folder import write_json
-from cmkd.scores import compare, describe_confidence, describe_intervals, describe_test
-from cmkd.seeds import read_answers
-from cmkd.table_text import ResultsTable, Scores, TableRow, format_latex, format_markdown
+from cmkd.reporting.figures import SYSTEM_NAMES, draw_valence_gap, figure_style
+from cmkd.reporting.paper import LATER, LATER_RELEASE, TABLE_1, TABLE_2, TABLES, PublishedRow, PublishedTable
+from cmkd.reporting.table_text import ResultsTable, Scores, TableRow, format_latex, format_markdown
+from cmkd.runs.folder import write_json
+from cmkd.runs.recipe import STAGES, Recipe
+from cmkd.runs.seeds import read_answers
+from cmkd.scoring.evaluation import Predictions, read_predictions
+from cmkd.scoring.scores import compare, describe_confidence, describe_intervals, describe_test
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _ENCODERS = {

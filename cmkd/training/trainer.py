@@ -14,13 +14,13 @@ from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trai
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from cmkd.atomic import sync
-from cmkd.evaluation import evaluate_predictions
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
-from cmkd.out_of_memory import is_out_of_memory
 from cmkd.processes import READING_TIMEOUT
-from cmkd.sampler import DeviceBatchSampler, StepSampler
-from cmkd.training_args import CMKDTrainingArguments
-from cmkd.whole_step import OUTPUTS, RandomState, backward, loss_and_output_gradients
+from cmkd.scoring.evaluation import evaluate_predictions
+from cmkd.training.arguments import CMKDTrainingArguments
+from cmkd.training.out_of_memory import is_out_of_memory
+from cmkd.training.sampler import DeviceBatchSampler, StepSampler
+from cmkd.training.whole_step import OUTPUTS, RandomState, backward, loss_and_output_gradients
 
 TARGETS = ("labels", "teacher_embeddings", "quality_weights")
 
@@ -40,14 +40,15 @@ class CMKDTrainer(Trainer):
     error messages.
 
     Value and gradient of the loss are those of all utterances of a step, on whatever number of devices and accumulation
-    steps they lie, see `cmkd.whole_step`; the mean of the losses of the batches if `args.loss_over` is "batch".
+    steps they lie, see `cmkd.training.whole_step`; the mean of the losses of the batches if `args.loss_over` is
+    "batch".
 
     Args:
         *args, **kwargs: as for `Trainer`, less `optimizer_cls_and_kwargs` and `compute_loss_func`. An optimizer or
             scheduler in `optimizers` is taken as it is: it then has the learning rates, and `args` has no say.
         train_durations (sequence of `float`, *optional*):
             Seconds of the training utterances; those of a step are then of like length, see
-            [`cmkd.sampler.StepSampler`]. Without them the order is random.
+            [`cmkd.training.sampler.StepSampler`]. Without them the order is random.
 
     Raises:
         ValueError: an argument is given that would be ignored.
@@ -172,7 +173,7 @@ class CMKDTrainer(Trainer):
         )
 
     def get_train_dataloader(self):
-        """Batches of like length, and steps that are the same on any number of devices; see `cmkd.sampler`."""
+        """Batches of like length, and steps that are the same on any number of devices; see `cmkd.training.sampler`."""
         args = self.args
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         steps = StepSampler(len(self.train_dataset), size, args.seed, self.train_durations)

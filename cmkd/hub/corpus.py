@@ -23,8 +23,8 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from audio_cmkd import name_and_content, open_sound
-from cmkd.cards import dataset_card_text
 from cmkd.corpora.schema import stored_features
+from cmkd.hub.cards import dataset_card_text
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cmkd.figures import format_number
-from cmkd.scores import format_p
+from cmkd.reporting.figures import format_number
+from cmkd.scoring.scores import format_p
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 Scores = Mapping[str, float | None]

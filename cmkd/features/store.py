@@ -2,7 +2,7 @@
 
 A frozen part gives the same output for an utterance in every epoch, stage and run, so it runs once, on that utterance
 alone. The outputs lie in a folder whose name is a digest of what all of them depend on: weights and configuration of
-the part, the code that runs it and its settings. `cmkd.feature_cache` is about these folders.
+the part, the code that runs it and its settings. `cmkd.features.cache` is about these folders.
 
 In it are safetensors files of about `CHUNK` utterances each, which are mapped into memory, not read. The name of a file
 is a digest of its utterances' keys, the audio (path, size and time of change, or content) or the tokens. Where one file
@@ -34,10 +34,10 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from cmkd.atomic import written_whole
-from cmkd.feature_cache import code_version, hold, stored_folders
-from cmkd.out_of_memory import is_out_of_memory
+from cmkd.features.cache import code_version, hold, stored_folders
+from cmkd.features.stretch import stretch_of
 from cmkd.processes import READING_TIMEOUT, wait_for_all
-from cmkd.stretch import stretch_of
+from cmkd.training.out_of_memory import is_out_of_memory
 
 CHUNK = 32
 """Utterances a file on average, twice as many at most: 40 MB of HuBERT Large in fp32."""
@@ -51,7 +51,7 @@ class StoredFeatures(Sequence):
     Args:
         paths: Of the files.
         starts: The number of the first utterance of each, from 0 on, and at the end the number of utterances.
-        held: What keeps the files from being removed as long as it lives, see `cmkd.feature_cache.hold`.
+        held: What keeps the files from being removed as long as it lives, see `cmkd.features.cache.hold`.
     """
 
     def __init__(self, paths: Sequence[Path], starts: Sequence[int], held: Any = None):

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullLocator, StrMethodFormatter
 
-from cmkd.evaluation import Predictions
+from cmkd.scoring.evaluation import Predictions
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 SYSTEM_NAMES = {

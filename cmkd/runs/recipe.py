@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
 
-from cmkd.feature_store import StoredDtype
+from cmkd.features.store import StoredDtype
 from cmkd.losses import Distance
 from cmkd.spelling import did_you_mean
 

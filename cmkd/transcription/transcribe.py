@@ -2,7 +2,7 @@
 
 Each finished batch is a Parquet file of its own in `<output>.parts`, which appears whole or not at all. Whoever starts
 again transcribes what neither the sidecar nor any part has. At the end the parts become one sidecar, see
-`cmkd.transcripts`.
+`cmkd.corpora.transcripts`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from cmkd.atomic import written_whole
-from cmkd.audio import read_audio
+from cmkd.corpora.transcripts import SCHEMA, read_transcripts
+from cmkd.features.audio import read_audio
+from cmkd.features.stretch import stretch_of
 from cmkd.processes import join_launch, wait_for_all
-from cmkd.speech_recognition import NO_SPEECH_THRESHOLD, Precision, SpeechRecognizer, load_recognizer
-from cmkd.stretch import stretch_of
-from cmkd.transcripts import SCHEMA, read_transcripts
+from cmkd.transcription.recognizers import NO_SPEECH_THRESHOLD, Precision, SpeechRecognizer, load_recognizer
 
 _TOLERANCE = 1e-3  # seconds
 
@@ -82,7 +82,7 @@ def transcribe(
 
     Args:
         corpus (`Corpus`): All its splits, which have the columns `id`, `audio` and `duration`.
-        model (`str`): Whisper-like or CTC model, a Hub name or a folder; see `cmkd.speech_recognition`.
+        model (`str`): Whisper-like or CTC model, a Hub name or a folder; see `cmkd.transcription.recognizers`.
         output (path): The sidecar, for example transcripts.parquet. What it holds already stays.
         models_dir (`str`, *optional*): Folder that holds models under their Hub names.
         revision (`str`, *optional*): Branch, tag or commit of the model on the Hub.

@@ -1,7 +1,7 @@
 """Several trainings of one recipe, with other seeds: what they come to together.
 
 ```
-<output_dir>/seed_0/ …         a run folder each, see cmkd/run_folder.py
+<output_dir>/seed_0/ …         a run folder each, see cmkd/runs/folder.py
 <output_dir>/results.json      see `gather_seeds`
 <output_dir>/report.md  figures/
 <output_dir>/cache/            stored output of frozen encoders, the same for all
@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from cmkd.atomic import written_whole
-from cmkd.confidence import ccc_interval
+from cmkd.scoring.confidence import ccc_interval
 from cmkd.corpora.schema import SPLITS
-from cmkd.evaluation import Predictions, read_predictions
-from cmkd.figures import SYSTEM_NAMES, draw_seeds, figure_style, format_number
-from cmkd.recipe import STAGES
-from cmkd.run_folder import mean_ccc, write_json
-from cmkd.scores import compare, describe_confidence, describe_intervals, describe_test, format_p, pairs_to_compare
+from cmkd.scoring.evaluation import Predictions, read_predictions
+from cmkd.reporting.figures import SYSTEM_NAMES, draw_seeds, figure_style, format_number
+from cmkd.runs.recipe import STAGES
+from cmkd.runs.folder import mean_ccc, write_json
+from cmkd.scoring.scores import compare, describe_confidence, describe_intervals, describe_test, format_p, pairs_to_compare
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SHOWN_SPLITS = ("validation", "test")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from cmkd.audio import read_audio
-from cmkd.stretch import stretch_of
+from cmkd.features.audio import read_audio
+from cmkd.features.stretch import stretch_of
 
 
 class UtteranceDataset(torch.utils.data.Dataset):

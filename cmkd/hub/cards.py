@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, UndefinedError
 
-from cmkd.scores import describe_intervals, describe_test, format_p
+from cmkd.scoring.scores import describe_intervals, describe_test, format_p
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
     from cmkd.corpora.checks import CorpusReport
 
-TEMPLATES = Path(__file__).parents[1] / "hub_cards"
+TEMPLATES = Path(__file__).parents[2] / "hub_cards"
 """Beside the package, in a checkout as where it is installed."""
 
 GRADIO = "6.31.0"
@@ -115,7 +115,7 @@ def model_card(
 def dataset_card_text(
     report: CorpusReport, plain_report: str, permission: str | None, repo_id: str, revision: str
 ) -> str:
-    """The card of a corpus; see `cmkd.corpora.publishing`.
+    """The card of a corpus; see `cmkd.hub.corpus`.
 
     Args:
         report: of the corpus.

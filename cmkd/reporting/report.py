@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from cmkd.atomic import written_whole
-from cmkd.evaluation import Predictions, read_predictions
-from cmkd.figures import (
+from cmkd.reporting.figures import (
     SYSTEM_NAMES,
     draw_learning_curves,
     draw_predictions,
@@ -27,7 +26,8 @@ from cmkd.figures import (
     figure_style,
     format_number,
 )
-from cmkd.scores import describe_intervals, describe_test, format_p
+from cmkd.scoring.evaluation import Predictions, read_predictions
+from cmkd.scoring.scores import describe_intervals, describe_test, format_p
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SPLITS = {"validation": "val", "test": "test"}

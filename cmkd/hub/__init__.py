@@ -1,0 +1,1 @@
+"""Checkpoints, corpora and pages on the Hub, and their cards."""

@@ -1,0 +1,1 @@
+"""The trainer: a loss over the whole step, on any number of devices."""
