@@ -292,6 +292,27 @@ def test_utterances_without_speaker_are_their_own():
     assert alone == paired_test(labels, first, second, [str(row) for row in range(len(names))])
 
 
+def test_speakers_may_be_whole_numbers_and_nothing_else():
+    """A speaker 0 is a speaker like any other, not an unknown one."""
+    labels, (first, second), names = draw(11)
+    numbers = np.unique(names, return_inverse=True)[1]
+    assert 0 in numbers and (numbers == 0).sum() > 1
+    assert paired_test(labels, first, second, numbers) == paired_test(labels, first, second, names)
+    assert speaker_clusters([0, 0, 1, 1, ""]).tolist() == [0, 0, 1, 1, 2]
+    for wrong in (None, np.nan, 1.0, b"a"):
+        with pytest.raises(ValueError, match=r"speakers\[1\] is .*: must be a name or a whole number, and \"\""):
+            speaker_clusters(["a", wrong])
+
+
+def test_a_dimension_that_nobody_rated_need_not_be_answered():
+    labels, (first, second), names = draw(11)
+    labels[:, 2] = np.nan
+    expected = paired_test(labels, first, second, names)
+    first[:, 2] = second[:, 2] = np.nan
+    assert paired_test(labels, first, second, names) == expected
+    assert expected["dominance"] is None and ccc_interval(labels, first, names)["dominance"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
