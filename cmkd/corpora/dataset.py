@@ -166,9 +166,7 @@ def _without_torchcodec() -> Iterator[None]:
         datasets.Audio.encode_example = original
 
 
-def _load(
-    path: str, arguments: dict[str, Any], splits: Mapping[str, str] | None, streaming: bool
-) -> dict[str, Any]:
+def _load(path: str, arguments: dict[str, Any], splits: Mapping[str, str] | None, streaming: bool) -> dict[str, Any]:
     """The splits of a data set by the names that they get."""
     if any((Path(path) / name).is_file() for name in _SAVED):
         given = [name for name, value in arguments.items() if value is not None]
