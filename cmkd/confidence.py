@@ -74,7 +74,7 @@ def ccc_interval(labels: np.ndarray, predictions: np.ndarray, speakers: Sequence
 
     Args:
         labels: (n, 3), NaN where not rated.
-        predictions: (n, 3), finite; or (m, n, 3) of m trainings of the system, and the interval is of the mean of their
+        predictions: (n, 3), finite where the dimension is rated; or (m, n, 3) of m trainings of the system, and the interval is of the mean of their
             CCC, for these m trainings and other speakers.
         speakers: n names, "" where unknown.
 
@@ -111,8 +111,8 @@ def paired_test(
 
     Args:
         labels: (n, 3), activation, valence, dominance; NaN where not rated.
-        predictions: (n, 3) of one system, finite; or (m, n, 3) of m trainings of it, and its CCC is then the mean over
-            them. The answers of all trainings are swapped together: the test is about these, and other speakers.
+        predictions: (n, 3) of one system, finite in each dimension that has a rating; or (m, n, 3) of m trainings of
+            it, and its CCC is then the mean over them. The answers of all trainings are swapped together: the test is about these, and other speakers.
         others: of the system to compare with, in the same shape; training by training if there are several.
         speakers: n names, "" where unknown: such an utterance is a speaker of its own.
 
@@ -288,9 +288,11 @@ def _checked(
         )
     if not len(speakers):
         raise ValueError("there is no utterance: a split needs at least one.")
+    rated = ~np.isnan(labels).all(axis=0)  # what nobody rated need not be answered
     for name, values in answers.items():
-        if not np.isfinite(values).all():
-            place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+        is_bad = ~np.isfinite(values) & rated
+        if is_bad.any():
+            place = tuple(np.argwhere(is_bad)[0].tolist())
             raise ValueError(f"{name}{list(place)} is {values[place]}: every prediction must be finite.")
     if np.isinf(labels).any():
         row, column = np.argwhere(np.isinf(labels))[0].tolist()
