@@ -74,8 +74,8 @@ def ccc_interval(labels: np.ndarray, predictions: np.ndarray, speakers: Sequence
 
     Args:
         labels: (n, 3), NaN where not rated.
-        predictions: (n, 3), finite where the dimension is rated; or (m, n, 3) of m trainings of the system, and the interval is of the mean of their
-            CCC, for these m trainings and other speakers.
+        predictions: (n, 3), finite in each dimension that has a rating; or (m, n, 3) of m trainings of the system, and
+            the interval is of the mean of their CCC, for these m trainings and other speakers.
         speakers: n names, "" where unknown.
 
     Returns:
@@ -112,7 +112,8 @@ def paired_test(
     Args:
         labels: (n, 3), activation, valence, dominance; NaN where not rated.
         predictions: (n, 3) of one system, finite in each dimension that has a rating; or (m, n, 3) of m trainings of
-            it, and its CCC is then the mean over them. The answers of all trainings are swapped together: the test is about these, and other speakers.
+            it, and its CCC is then the mean over them. The answers of all trainings are swapped together: the test is
+            about these, and other speakers.
         others: of the system to compare with, in the same shape; training by training if there are several.
         speakers: n names, "" where unknown: such an utterance is a speaker of its own.
 
