@@ -406,3 +406,20 @@ def test_what_is_said_of_them():
     confidence_of["splits"]["test"]["utterances_without_speaker"] = 7
     assert "4 speakers of test and 7 utterances whose speaker is unknown" in describe_intervals(confidence_of, ["test"])
     assert describe_intervals(confidence_of, ["test"]).endswith("counts as a speaker, so that it is too narrow.")
+
+
+def test_what_nobody_rated_need_not_be_answered():
+    """As where a model is trained on a corpus of two dimensions: its predictions of the third are NaN."""
+    generator = np.random.default_rng(3)
+    labels = generator.uniform(size=(24, 3))
+    first, second = labels + generator.normal(size=(2, 24, 3))
+    speakers = list("abcdef") * 4
+    intervals = ccc_interval(labels, first, speakers)
+    found = paired_test(labels, first, second, speakers)
+    for values in (labels, first, second):
+        values[:, 1] = np.nan
+    assert ccc_interval(labels, first, speakers) == intervals | {"valence": None}
+    assert paired_test(labels, first, second, speakers) == found | {"valence": None}
+    first[3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"predictions\[3, 2\] is nan: every prediction must be finite"):
+        ccc_interval(labels, first, speakers)
