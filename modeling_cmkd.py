@@ -89,7 +89,8 @@ class CMKDOutput(ModelOutput):
 
 
 def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The emotion loss (Eq. 3 and 5): the mean over dimensions of 1 - CCC, each over the utterances rated in it.
+    """The emotion loss (Eq. 3 and 5): the mean over the dimensions that have a rating of 1 - CCC, each over the
+    utterances rated in it.
 
     The same formula is in `cmkd/losses.py`, which explains it. It is here a second time because this file travels
     without that package; a test holds the two together.
@@ -100,7 +101,7 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Returns:
         A scalar in [0, 2], in fp32 or better. A dimension without covariance, because predictions or labels are
-        constant or fewer than two are rated, counts as CCC 0.
+        constant or only one is rated, counts as CCC 0; without any rating at all the loss is 1.
     """
     dtype = torch.promote_types(torch.promote_types(predictions.dtype, labels.dtype), torch.float32)
     rated = ~labels.isnan()
@@ -116,7 +117,9 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     spread = mean(predictions.square()) + mean(labels.square()) + (mean_predictions - mean_labels).square()
     limits = torch.finfo(dtype)
     rounding = (8 * limits.eps) ** 2 * (mean_predictions.square() + mean_labels.square()).detach() + limits.tiny
-    return (1 - 2 * covariance / torch.maximum(spread, rounding)).mean()
+    loss = 1 - 2 * covariance / torch.maximum(spread, rounding)
+    weights = torch.where(rated.any(), rated.any(0), True).to(dtype)
+    return (weights * loss).sum() / weights.sum()
 
 
 def _is_traced() -> bool:

@@ -460,7 +460,7 @@ def test_report(folder):
         "notes": [
             "no rows of validation",
             "1 utterance of unknown speakers: whether these cross splits cannot be checked",
-            f"all 2 problems, as a table: {problems_file(folder)}",
+            f"the table of all problems that were skipped: {problems_file(folder)}",
         ],
         "terms": "",
     }
@@ -475,7 +475,7 @@ def test_report(folder):
         "left out: 2 rows: outside the scale (2)",
         "note: no rows of validation",
         "note: 1 utterance of unknown speakers: whether these cross splits cannot be checked",
-        f"note: all 2 problems, as a table: {problems_file(folder)}",
+        f"note: the table of all problems that were skipped: {problems_file(folder)}",
     ]
     report.save(folder / "report.json")
     saved = json.loads((folder / "report.json").read_text())
