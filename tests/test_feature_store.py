@@ -195,13 +195,15 @@ def test_beyond_the_limit_nothing_is_stored_and_it_is_said(tmp_path, capsys):
     assert load(tmp_path, Part(), settings="b", limit_gb=2 * needed / 1e9) is None
 
 
+class InputsWithTheirProcess(list):
+    """Each has the number of the process that made it as one more value."""
+
+    def __getitem__(self, index):
+        return torch.cat([super().__getitem__(index), torch.tensor([float(os.getpid())])])
+
+
 def test_other_processes_may_make_the_inputs(tmp_path):
     made_by = []
-
-    class Inputs(list):
-        def __getitem__(self, index):
-            return torch.cat([super().__getitem__(index), torch.tensor([float(os.getpid())])])
-
     part = Part()
 
     def run(values):
@@ -209,7 +211,7 @@ def test_other_processes_may_make_the_inputs(tmp_path):
         return part.run(values[:, :-1])
 
     state = torch.get_rng_state()
-    check(load(tmp_path, part, inputs=Inputs(make_inputs()), run=run, workers=2))
+    check(load(tmp_path, part, inputs=InputsWithTheirProcess(make_inputs()), run=run, workers=2))
     assert len(set(made_by)) == 2 and os.getpid() not in made_by
     assert torch.equal(torch.get_rng_state(), state)  # training draws what it draws without stored features
 
@@ -248,5 +250,5 @@ def test_several_jobs_may_fill_one_folder_at_once(tmp_path):
     arguments = [str(tmp_path), str(Path(__file__).parent), str(tmp_path / "rows")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     jobs = [subprocess.Popen([sys.executable, "-c", TWO_JOBS, *arguments], env=environment) for _ in range(3)]
-    assert [job.wait(timeout=200) for job in jobs] == [0, 0, 0]
+    assert [job.wait(timeout=900) for job in jobs] == [0, 0, 0]  # three imports of torch, on a busy machine
     assert len(files(tmp_path)) == 5

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -23,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from cmkd.corpora import acted_speech, load_corpus, spoken_demo, spoken_emobank
 from cmkd.corpora.acted_speech import SPLIT_VOICES, ActedUtterance, Prosody, act, rating, speak_utterances
-from cmkd.corpora.checks import CorpusError
+from cmkd.corpora.checks import CorpusError, CorpusReport
 from cmkd.corpora.speech_synthesis import HELD_OUT_VOICES, SAMPLING_RATE, VOICES
 from demo_models.make_text_encoder import make_model, make_tokenizer
 
@@ -70,8 +71,12 @@ def emobank(tmp_path):
 def plan(monkeypatch):
     """Draws a corpus without speaking it: returns its utterances by split, and its report."""
 
+    class Plan(NamedTuple):
+        splits: dict
+        report: CorpusReport
+
     def keep(splits, report, num_proc):
-        return splits, report
+        return Plan(splits, report)
 
     monkeypatch.setattr(spoken_demo, "spoken_corpus", keep)
     monkeypatch.setattr(spoken_emobank, "spoken_corpus", keep)

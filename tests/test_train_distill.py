@@ -250,6 +250,8 @@ def test_the_same_seed_gives_the_same_numbers_in_another_process(run, recipe, tm
         "--stages",
         "teacher",
         "cts",
+        "--dataloader_workers",
+        "1",  # started as this version of Python starts processes
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr

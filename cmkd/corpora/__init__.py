@@ -111,9 +111,7 @@ def load_corpus(
         error.problems_file = write_problems(error.report)
         raise
     if corpus.report.problems:
-        corpus.report.notes.append(
-            f"all {len(corpus.report.problems):,} problems, as a table: {write_problems(corpus.report)}"
-        )
+        corpus.report.notes.append(f"the table of all problems that were skipped: {write_problems(corpus.report)}")
     return corpus
 
 

@@ -163,6 +163,7 @@ def _synthesize(text: str, voice: Voice, prosody: dict[str, int]) -> tuple[np.nd
         sampling_rate = espeak.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data_path, 0)
         espeak.espeak_SetSynthCallback(collect)
         espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))  # otherwise the time of day
+        ctypes.CDLL(None).srand(1)  # its Klatt voices take their noise from the generator of the C library
         espeak.espeak_SetVoiceByName(voice.name.encode())
         for parameter, name in ((_RATE, "rate"), (_VOLUME, "volume"), (_PITCH, "pitch"), (_RANGE, "pitch_range")):
             espeak.espeak_SetParameter(parameter, prosody[name], 0)
