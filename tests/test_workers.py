@@ -14,8 +14,8 @@ from datasets import Audio, Dataset
 from test_trainer import trainer
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from cmkd.feature_store import audio_keys, frozen_features
-from cmkd.features import SpeechInputs, UtteranceDataset
+from cmkd.features.inputs import SpeechInputs, UtteranceDataset
+from cmkd.features.store import audio_keys, frozen_features
 
 ENDS = [None, 1600, 2400, None, 3200]
 """Of the utterances, in samples."""
