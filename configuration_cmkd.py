@@ -1,6 +1,7 @@
 """Configurations of the CMKD teacher and student, and of Modified CPC, a speech encoder that transformers lacks.
 
-This file travels to the Hub with every checkpoint, beside `modeling_cmkd.py`. It imports transformers and nothing else.
+This file travels to the Hub with every checkpoint, beside `modeling_cmkd.py` and `speech_encoder_cmkd.py`. It
+imports transformers and nothing else.
 """
 
 import os

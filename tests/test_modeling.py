@@ -17,6 +17,7 @@ from transformers import (
     BertConfig,
     Data2VecAudioConfig,
     HubertConfig,
+    MoonshineConfig,
     T5Config,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
@@ -26,9 +27,11 @@ from transformers import (
     pipeline,
 )
 
-import modeling_cmkd
+import configuration_cmkd
+import speech_encoder_cmkd
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig, CPCConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel, GRUSummarizer
+from speech_encoder_cmkd import SPEECH_ENCODERS, SpeechEncoder, check_not_empty, mask_of, real_lengths
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning"),  # the stock WavLM's
@@ -171,10 +174,81 @@ def test_in_how_many_parts_the_convolutions_run_changes_nothing(name, monkeypatc
     with torch.no_grad():
         stock = model.speech_encoder.encoder(waves).last_hidden_state
         for frames, channels in ((1, 1), (7, 3), (stock.shape[1] - 1, 7)):
-            monkeypatch.setattr(modeling_cmkd, "FRAMES_AT_A_TIME", frames)
-            monkeypatch.setattr(modeling_cmkd, "CHANNELS_AT_A_TIME", channels)
+            monkeypatch.setattr(speech_encoder_cmkd, "FRAMES_AT_A_TIME", frames)
+            monkeypatch.setattr(speech_encoder_cmkd, "CHANNELS_AT_A_TIME", channels)
             torch.testing.assert_close(model.speech_encoder(waves)[0], stock, atol=1e-4, rtol=1e-4)
     assert_batch_invariant(model)
+
+
+def test_every_model_type_that_a_configuration_admits_has_a_family():
+    assert {*configuration_cmkd.WAVEFORM_ENCODERS, *configuration_cmkd.SPECTROGRAM_ENCODERS} == SPEECH_ENCODERS.keys()
+
+
+class MoonshineSpeechEncoder(SpeechEncoder):
+    """A further family, whose norm over all channels and frames must not hear the padding, and which turns by place."""
+
+    def embed(self, inputs, attention_mask):
+        if attention_mask is None:
+            attention_mask = torch.ones_like(inputs, dtype=torch.long)
+        encoder = self.encoder
+        lengths = [real_lengths(attention_mask, "attention_mask")]
+        for conv in (encoder.conv1, encoder.conv2, encoder.conv3):
+            lengths.append((lengths[-1] - conv.kernel_size[0]) // conv.stride[0] + 1)
+        check_not_empty(lengths[-1])
+        hidden = encoder.conv1(inputs[:, None]).tanh()
+        keep = mask_of(lengths[1], hidden.shape[2])[:, None]
+        count = hidden.shape[1] * lengths[1][:, None, None]
+        mean = hidden.masked_fill(~keep, 0.0).sum((1, 2), keepdim=True) / count
+        variance = (hidden - mean).square().masked_fill(~keep, 0.0).sum((1, 2), keepdim=True) / count
+        norm = encoder.groupnorm
+        hidden = (hidden - mean) / (variance + norm.eps).sqrt() * norm.weight[:, None] + norm.bias[:, None]
+        hidden = nn.functional.gelu(encoder.conv3(nn.functional.gelu(encoder.conv2(hidden))))
+        return hidden.transpose(1, 2), lengths[-1]
+
+    def layer_options(self, hidden, mask):
+        places = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        turned = {"position_ids": places, "position_embeddings": self.encoder.rotary_emb(hidden, position_ids=places)}
+        return super().layer_options(hidden, mask) | turned
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_further_family_is_a_class_and_an_entry(monkeypatch, tmp_path):
+    config = MoonshineConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        encoder_num_hidden_layers=3,
+        decoder_num_hidden_layers=3,
+        encoder_num_attention_heads=4,
+        decoder_num_attention_heads=4,
+        vocab_size=20,
+        initializer_range=0.2,
+    )
+    known = (*configuration_cmkd.WAVEFORM_ENCODERS, "moonshine")
+    monkeypatch.setattr(configuration_cmkd, "WAVEFORM_ENCODERS", known)
+    monkeypatch.setitem(SPEECH_ENCODERS, "moonshine", MoonshineSpeechEncoder)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "speech")
+    for options in ({}, {"num_trainable_layers": 1, "use_weighted_layer_sum": True}, {"num_trainable_layers": -1}):
+        torch.manual_seed(0)
+        model = CMKDStudentModel.from_pretrained_encoder(str(tmp_path / "speech"), **options)
+        assert_batch_invariant(model)
+        batch = padded(utterances(model), 40000)
+        with torch.no_grad():
+            alone, expected = batch["input_values"][:1, :20807], model(**batch)
+            hidden, mask = model.speech_encoder(alone)
+            stock = model.speech_encoder.encoder(alone, output_hidden_states=True)
+            if not options.get("use_weighted_layer_sum"):
+                torch.testing.assert_close(hidden, stock.last_hidden_state, atol=1e-4, rtol=1e-4)
+            if model.speech_encoder.has_frozen_part:
+                features, mask = model.extract_speech_features(batch["input_values"], batch["attention_mask"])
+                found = model(speech_features=features, attention_mask=mask)
+                torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+        model.train()(**batch).logits.sum().backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+        model.eval().save_pretrained(tmp_path / "student")
+        again = CMKDStudentModel.from_pretrained(tmp_path / "student")
+        with torch.no_grad():
+            torch.testing.assert_close(again(**batch).logits, model(**batch).logits, atol=0, rtol=0)
 
 
 def test_thirty_seconds_are_encoded_as_the_stock_whisper_does():
@@ -360,7 +434,7 @@ for auto in (AutoModel, AutoModelForAudioClassification):
         logits = [auto.from_pretrained(path, trust_remote_code=True)(**inputs).logits for path in (folder, again)]
     found[auto.__name__] = [value.tolist() for value in logits] + [trainable, model.training]
 found["extractor"] = type(AutoFeatureExtractor.from_pretrained(folder)).__name__
-found["leaked"] = [name for name in sys.modules if name.split(".")[0] in ("cmkd", "modeling_cmkd")]
+found["leaked"] = [name for name in sys.modules if name.split(".")[0].endswith("cmkd")]
 print(json.dumps(found))
 """
     result = subprocess.run(

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import cmkd
+from cmkd.hub.push import ALLOWED
 
 CHECKOUT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -60,6 +61,20 @@ def test_nothing_of_ours_reads_or_writes_pickles(path):
             assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}
         if isinstance(node, ast.keyword):
             assert node.arg != "allow_pickle"
+
+
+def test_every_file_that_travels_with_a_checkpoint_is_named_where_it_has_to_be():
+    """It is installed, checked, pushed, and named to whoever has to read it before it runs."""
+    travelling = {path.name for path in CHECKOUT.glob("*_cmkd.py")}
+    settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert {f"{name}.py" for name in settings["setuptools"]["py-modules"]} >= travelling
+    assert set(settings["mypy"]["files"]) >= travelling
+    assert set(settings["pytest"]["ini_options"]["testpaths"]) >= travelling
+    errors = {rule.rpartition(":")[2] for rule in settings["pytest"]["ini_options"]["filterwarnings"]}
+    assert {f"{name}.py" for name in errors} >= travelling
+    assert {name for name in ALLOWED if name.endswith(".py")} == travelling
+    for page in ("README.md", "docs/security.md", "docs/hub.md"):
+        assert set(re.findall(r"`(\w+_cmkd\.py)`", (CHECKOUT / page).read_text(encoding="utf-8"))) >= travelling, page
 
 
 def pins(name: str) -> dict[str, Version]:

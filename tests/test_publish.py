@@ -24,7 +24,7 @@ from cmkd.hub.cards import TEMPLATES
 from cmkd.hub.push import published_results, stage_run, without_paths
 from cmkd.metrics import CONCORDANCE_CC
 
-CODE = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py"}
+CODE = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "speech_encoder_cmkd.py"}
 STUDENT = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "results.json"}
 STUDENT |= CODE
 TEACHER = STUDENT | {"tokenizer.json", "tokenizer_config.json"}
@@ -128,6 +128,7 @@ def test_the_tag_follows_the_content(run, tmp_path):
         ("results.json", FileNotFoundError, r"no file .*results.json: .* is not the folder of a complete run"),
         ("student/model.safetensors", FileNotFoundError, r"student lacks model.safetensors: run the stages"),
         ("student/modeling_cmkd.py", FileNotFoundError, r"student lacks modeling_cmkd.py"),
+        ("student/speech_encoder_cmkd.py", FileNotFoundError, r"student lacks speech_encoder_cmkd.py"),
     ],
 )
 def test_an_incomplete_run_is_refused(run, tmp_path, change, error, message):
@@ -135,6 +136,18 @@ def test_an_incomplete_run_is_refused(run, tmp_path, change, error, message):
     (other / change).unlink()
     with pytest.raises(error, match=message):
         staged(other, tmp_path / "x")
+
+
+def test_a_run_of_an_earlier_version_goes_with_the_code_files_that_it_has(run, tmp_path):
+    """Their model file held the speech encoders too."""
+    other = copy_run(run, tmp_path / "run")
+    (other / "student/speech_encoder_cmkd.py").unlink()
+    (other / "student/modeling_cmkd.py").write_text("from .configuration_cmkd import CMKDStudentConfig\n")
+    found = staged(other, tmp_path / "x")
+    code = CODE - {"speech_encoder_cmkd.py"}
+    assert {path.name for path in found.folder.glob("*.py")} == code
+    (named,) = re.findall(r"`trust_remote_code=True` runs (.*?) of this repository", " ".join(found.card.split()))
+    assert set(re.findall(r"`(.*?)`", named)) == code
 
 
 def test_dry_run_lists_the_files_and_prints_the_card(run):
@@ -344,7 +357,7 @@ import importlib.abc, json, re, sys
 
 class NoCheckout(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name in ("cmkd", "audio_cmkd", "configuration_cmkd", "modeling_cmkd", "pipeline_cmkd"):
+        if "." not in name and name.endswith("cmkd"):
             raise ModuleNotFoundError(f"no module {name}", name=name)
 
 sys.meta_path.insert(0, NoCheckout())

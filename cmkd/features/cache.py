@@ -28,7 +28,14 @@ from typing import IO, Any
 
 from cmkd.atomic import written_whole
 
-CODE = ("modeling_cmkd", "audio_cmkd", "cmkd.features.audio", "cmkd.features.stretch", "cmkd.features.inputs")
+CODE = (
+    "modeling_cmkd",
+    "speech_encoder_cmkd",
+    "audio_cmkd",
+    "cmkd.features.audio",
+    "cmkd.features.stretch",
+    "cmkd.features.inputs",
+)
 """The modules that stored features depend on."""
 
 _LOCK, _ABOUT = "in_use", "about.json"

@@ -218,6 +218,7 @@ def _model_card(
         "is_synthetic": corpus["name"] in OPEN_CORPORA,
         "is_english": corpus["name"] in ENGLISH_CORPORA,
         "has_pipeline": "pipeline_cmkd.py" in files,
+        "code_files": [name for name in files if name.endswith(".py")],
         "repo_id": repo_id,
         "revision": revision,
         "dimensions": EMOTION_DIMENSIONS,

@@ -17,7 +17,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from cmkd.atomic import put_in_place, unfinished_path
 from configuration_cmkd import CPCConfig
-from modeling_cmkd import CPCModel
+from speech_encoder_cmkd import CPCModel
 
 DEFAULTS: dict[str, Any] = {
     "hiddenEncoder": 256,

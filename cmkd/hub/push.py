@@ -24,6 +24,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore
 from huggingface_hub.utils import get_session, validate_repo_id  # type: ignore[attr-defined]
+from transformers.dynamic_module_utils import get_relative_imports
 
 from cmkd.hub.cards import OPEN_CORPORA, TEMPLATES, model_card, space_card
 from cmkd.metrics import CONCORDANCE_CC
@@ -39,6 +40,7 @@ ALLOWED = (
     "modeling_cmkd.py",
     "pipeline_cmkd.py",
     "preprocessor_config.json",
+    "speech_encoder_cmkd.py",
 )
 """Files of a checkpoint, beside its weights, that go to the Hub."""
 
@@ -351,7 +353,10 @@ def stage_run(
     wanted = ALLOWED + (TOKENIZER_FILES if is_teacher else ())
     names = sorted(path.name for path in checkpoint.iterdir()) if checkpoint.is_dir() else []
     going = [name for name in names if name in wanted or _WEIGHTS.fullmatch(name)]
-    missing = [name for name in _NEEDED if name not in going]
+    imported = {
+        f"{name}.py" for file in going if file.endswith(".py") for name in get_relative_imports(checkpoint / file)
+    }
+    missing = [name for name in [*_NEEDED, *sorted(imported.difference(_NEEDED))] if name not in going]
     if missing or not any(name.endswith(".safetensors") for name in going):
         lacking = ", ".join(missing or ["model.safetensors"])
         raise FileNotFoundError(f"{checkpoint} lacks {lacking}: run the stages that make it, with train_distill.py.")

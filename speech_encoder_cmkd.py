@@ -1,0 +1,702 @@
+"""Speech encoders, of which a teacher or student has one: a small class per family over what all of them share.
+
+This file travels to the Hub with every checkpoint, beside `configuration_cmkd.py`. It imports torch and transformers
+and nothing else. Modified CPC, which transformers lacks, is here too.
+
+A further family is a subclass of [`SpeechEncoder`], an entry in `SPEECH_ENCODERS`, and its model type among those of
+`configuration_cmkd`, which says what it takes as input without torch.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+try:
+    from .configuration_cmkd import CPCConfig
+except ImportError:
+    from configuration_cmkd import CPCConfig
+
+CPC_CONVOLUTIONS = ((10, 5, 3), (8, 4, 2), (4, 2, 1), (4, 2, 1), (4, 2, 1))
+"""Kernel size, stride and padding on either side of CPC's convolutions: a frame every 160 samples."""
+
+WHISPER_HOP = 160
+"""Samples from one log-mel frame to the next, in all Whisper models."""
+
+FRAMES_AT_A_TIME = 100
+"""Frames of an encoder's output, 2 s with most, for which the convolutions over the waveform run at a time."""
+
+CHANNELS_AT_A_TIME = 64
+"""Channels of which the statistics of a group norm are taken at a time."""
+
+
+def is_traced() -> bool:
+    """Whether `torch.export`, `torch.compile` or the older tracing records what runs: values cannot be looked at."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def real_lengths(mask: torch.Tensor, name: str) -> torch.Tensor:
+    """Number of real positions in each row of a right-padded mask (batch, positions)."""
+    if not is_traced() and (mask[:, 1:] > mask[:, :-1]).any():
+        raise ValueError(f"{name} has padding before real positions: pad on the right (padding_side='right').")
+    return mask.long().sum(-1)
+
+
+def mask_of(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """(batch,) lengths -> (batch, size) mask, True at real positions."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def check_not_empty(frames: torch.Tensor):
+    if not is_traced() and frames.min() < 1:
+        raise ValueError(
+            f"Utterance {int(frames.argmin())} of the batch is shorter than one frame of the speech encoder: "
+            "leave out utterances of less than 0.1 s."
+        )
+
+
+def _first(output):
+    """The hidden states of a layer that returns them alone or first in a tuple, as versions of transformers differ."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def trains(module: nn.Module, but: Collection[nn.Module] = ()) -> bool:
+    """Whether a parameter of the module has `requires_grad`, those of some modules in it aside.
+
+    Runs in every step; it takes a third of a millisecond for HuBERT Large.
+    """
+    if any(parameter is not None and parameter.requires_grad for parameter in module._parameters.values()):
+        return True
+    return any(trains(child, but) for child in module._modules.values() if child is not None and child not in but)
+
+
+def shorten(names: list[str], most: int = 5) -> str:
+    """The first few names of a list, and how many more there are."""
+    listed = ", ".join(names[:most]) or "none"
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
+
+
+def load_stock(
+    name_or_path: str, revision: str | None = None, kind: type[PreTrainedModel] | type[AutoModel] = AutoModel
+) -> nn.Module:
+    """A pretrained model in fp32; of an encoder-decoder only the encoder.
+
+    Args:
+        name_or_path: Hub name or folder.
+        revision: Branch, tag or commit on the Hub.
+        kind: the class whose `from_pretrained` loads it.
+
+    Raises:
+        ValueError: weights are missing that an output depends on.
+    """
+    model, info = kind.from_pretrained(name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True)
+    unused = ("masked_spec_embed", "pooler.dense.weight", "pooler.dense.bias")
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith(unused))
+    if missing:
+        raise ValueError(
+            f"The encoder {name_or_path!r} lacks {shorten(missing)}: they would be random. Choose another."
+        )
+    return encoder_of(model)
+
+
+def build_stock(config) -> nn.Module:
+    """A randomly initialised model of transformers; of an encoder-decoder only the encoder."""
+    return encoder_of(AutoModel.from_config(config, dtype=torch.get_default_dtype()))
+
+
+def encoder_of(model: nn.Module) -> nn.Module:
+    """The encoder of an encoder-decoder; any other model as it is."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+class SpeechEncoder(nn.Module):
+    """A speech encoder, run part by part so that padding never reaches a real frame.
+
+    The stock `forward` lets the padding leak in: through the group norm of HuBERT Base and its kin, through the stacked
+    positional convolutions of data2vec-audio, and Whisper's insists on 30 s. Here each part sees the real frames
+    only, or zeros where the unpadded utterance would see zeros.
+
+    What trains is what has `requires_grad`, and nothing else is said anywhere. The part below the lowest layer with
+    such a parameter is kept in eval mode, so that its output depends on nothing but the utterance; the rest follows
+    `train()` and `eval()`. Of that output, the part below the top `config.num_trainable_layers` can be stored.
+
+    This is what all families share. A family says what its encoder's parts are and how they run: `embed` in any case;
+    `model_class`, `build`, `prepared`, `layers`, `final_norm`, `layer_options`, `set_requires_grad` and
+    `run_by_forward` where it differs from most.
+
+    Args:
+        config: the configuration of the CMKD model, whose encoder is of this family.
+    """
+
+    model_class: type[PreTrainedModel] | type[AutoModel] = AutoModel
+    """The class whose `from_pretrained` loads a pretrained encoder."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.encoder = self.build(config.speech_config)
+        size = len(self.layers) + 1
+        self.layer_weights = nn.Parameter(torch.zeros(size)) if config.use_weighted_layer_sum else None
+        self._lowest = 0
+        self.freeze()
+
+    @classmethod
+    def build(cls, speech_config) -> nn.Module:
+        """A randomly initialised encoder."""
+        return cls.prepared(build_stock(speech_config))
+
+    @classmethod
+    def prepared(cls, encoder: nn.Module) -> nn.Module:
+        """An encoder without what no output depends on, so that whatever has `requires_grad` gets a gradient."""
+        return encoder
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers that can train while those below them do not."""
+        return self.encoder.layers
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """What the last layer's output goes through; None where it is left as it is."""
+        return self.encoder.layer_norm
+
+    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What comes below the layers, for inputs as in `forward`.
+
+        Returns:
+            The input of the first layer (batch, frames, hidden size) and the number of real frames of each row
+            (batch,). No real frame depends on what the padding holds, nor on how much of it there is.
+
+        Raises:
+            ValueError: an utterance is too short to have a frame, or is padded on the left.
+        """
+        raise NotImplementedError
+
+    def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What each layer takes besides its input: of that (batch, frames, hidden size) and the mask of real frames."""
+        return {"attention_mask": create_bidirectional_mask(self.encoder.config, hidden, mask)}
+
+    def set_requires_grad(self):
+        """Sets `requires_grad` of the encoder's parameters as `config.num_trainable_layers` says."""
+        self.encoder.requires_grad_(not self.has_frozen_part)
+        if self.config.num_trainable_layers > 0:
+            for module in self._above(self.num_frozen_layers):
+                module.requires_grad_(True)
+
+    def run_by_forward(self) -> list[nn.Module]:
+        """The modules that this class runs by their `forward` alone, so that FSDP may shard each by itself."""
+        return list(self.layers)
+
+    @property
+    def has_frozen_part(self) -> bool:
+        """Whether `config.num_trainable_layers` leaves a part whose output can be stored."""
+        return self.config.num_trainable_layers != -1
+
+    @property
+    def num_frozen_layers(self) -> int:
+        """How many of the layers belong to the part whose output can be stored."""
+        return len(self.layers) - self.config.num_trainable_layers if self.has_frozen_part else 0
+
+    def freeze(self):
+        """Sets `requires_grad` as `config.num_trainable_layers` says, and the modes that follow from it."""
+        self.set_requires_grad()
+        self._follow_gradient()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self._set_modes()
+        return self
+
+    def _above(self, start: int) -> list[nn.Module]:
+        """The layers from `start` on, and the norm after the last."""
+        return [*self.layers[start:], *([] if self.final_norm is None else [self.final_norm])]
+
+    def _follow_gradient(self):
+        """Finds the lowest layer that trains, as it may have changed since `train` was called.
+
+        It is -1 where something below the layers trains; the number of layers, or more, where none of them does.
+        """
+        lowest = (
+            -1
+            if trains(self.encoder, {self.layers, self.final_norm})
+            else next((index for index, layer in enumerate(self.layers) if trains(layer)), len(self.layers))
+        )
+        if lowest != self._lowest:
+            self._lowest = lowest
+            self._set_modes()
+
+    def _set_modes(self):
+        if self._lowest == -1:
+            self.encoder.train(self.training)
+            return
+        self.encoder.eval()
+        for module in self._above(self._lowest):
+            module.train(self.training)
+
+    def forward(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None):
+        """Runs the whole encoder.
+
+        Args:
+            inputs (`torch.Tensor`): `input_values` (batch, samples) or `input_features` (batch, mel bins, frames).
+            attention_mask (`torch.Tensor`, *optional*): (batch, samples or frames), 1 where real. None: all is real.
+
+        Returns:
+            Hidden states (batch, frames, hidden size) and their mask (batch, frames), True at real frames.
+        """
+        states, mask = self.states(inputs, attention_mask)
+        return self.summed(states), mask
+
+    def states(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None, keep_all: bool = False):
+        """All states of the encoder, for inputs as in `forward`, and their mask.
+
+        Without `keep_all`, and if the model has no weighted layer sum, only the last one.
+        """
+        self._follow_gradient()
+        hidden, mask = self._embedded(inputs, attention_mask)
+        states = self._run_layers([hidden], mask, 0, len(self.layers), keep_all)
+        return self._normalized(states), mask
+
+    def frozen_features(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None):
+        """Runs the part whose output can be stored, for inputs as in `forward`.
+
+        Returns:
+            Features (batch, frames, hidden size), with a weighted layer sum (batch, frames, states, hidden size), and
+            their mask (batch, frames).
+
+        Raises:
+            ValueError: something in that part would train.
+        """
+        self._check_frozen()
+        hidden, mask = self._embedded(inputs, attention_mask)
+        states = self._run_layers([hidden], mask, 0, self.num_frozen_layers)
+        return states[-1] if self.layer_weights is None else torch.stack(states, dim=2), mask
+
+    def states_above(self, features: torch.Tensor, mask: torch.Tensor, keep_all: bool = False):
+        """The states from what `frozen_features` returned; as `states`, of which it has the last ones.
+
+        Raises:
+            ValueError: something in the part that gave the features would train, and does not by these.
+        """
+        self._check_frozen()
+        features = features.to(self.encoder.dtype)
+        states = [features] if self.layer_weights is None else list(features.unbind(2))
+        states = self._run_layers(states, mask, self.num_frozen_layers, len(self.layers), keep_all)
+        return self._normalized(states)
+
+    def summed(self, states: list[torch.Tensor]) -> torch.Tensor:
+        """What the GRU is fed with: the last state, or the weighted sum of all."""
+        if self.layer_weights is None:
+            return states[-1]
+        weights = self.layer_weights.softmax(0)
+        return sum(weight * state for weight, state in zip(weights, states, strict=True))
+
+    def _check_frozen(self):
+        self._follow_gradient()
+        if self._lowest >= self.num_frozen_layers:
+            return
+        above = self._above(self.num_frozen_layers)
+        spared = {id(parameter) for module in above for parameter in module.parameters()}
+        trained = next(
+            name
+            for name, parameter in self.encoder.named_parameters()
+            if parameter.requires_grad and id(parameter) not in spared
+        )
+        raise ValueError(
+            "speech_features are the output of what lies below the trainable layers, with num_trainable_layers="
+            f"{self.config.num_trainable_layers} in the configuration, but {trained} there has requires_grad=True and "
+            f"would not train. Pass {self.config.speech_input_name} instead; or set config.num_trainable_layers and "
+            "call freeze_encoders()."
+        )
+
+    def _embedded(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
+        """The input of the first layer and its mask (batch, frames), True at real frames."""
+        hidden, lengths = self.embed(inputs.to(self.encoder.dtype), attention_mask)
+        return hidden, mask_of(lengths, hidden.shape[1])
+
+    def _normalized(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        return states if self.final_norm is None else [*states[:-1], self.final_norm(states[-1])]
+
+    def _run_layers(
+        self, states: list[torch.Tensor], mask: torch.Tensor, start: int, stop: int, keep_all: bool = False
+    ) -> list[torch.Tensor]:
+        if start == stop:
+            return states
+        options = self.layer_options(states[-1], mask)
+        for layer in self.layers[start:stop]:
+            state = _first(layer(states[-1], **options))
+            states = [*states, state] if keep_all or self.layer_weights is not None else [state]
+        return states
+
+
+class HubertSpeechEncoder(SpeechEncoder):
+    """HuBERT and wav2vec 2.0: convolutions over the waveform, a positional convolution, and transformer layers.
+
+    Their one norm beside the layers comes before the first of them, as in the Base models, or with
+    `do_stable_layer_norm` after the last.
+    """
+
+    @classmethod
+    def prepared(cls, encoder: nn.Module) -> nn.Module:
+        """Without what takes the place of masked frames in pretraining."""
+        if "masked_spec_embed" in dict(encoder.named_parameters(recurse=False)):
+            del encoder.masked_spec_embed
+        return encoder
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.encoder.encoder.layers
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        return self.encoder.encoder.layer_norm if self.encoder.config.do_stable_layer_norm else None
+
+    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
+        if attention_mask is None:
+            attention_mask = torch.ones_like(inputs, dtype=torch.long)
+        layers = self.encoder.feature_extractor.conv_layers
+        lengths = real_lengths(attention_mask, "attention_mask")
+        reach = hop = 1  # samples that a frame hears, and from one frame to the next
+        for kernel, stride in zip(self.encoder.config.conv_kernel, self.encoder.config.conv_stride, strict=True):
+            reach += (kernel - 1) * hop
+            hop *= stride
+        frames = torch.div(lengths - reach, hop, rounding_mode="floor") + 1
+        check_not_empty(frames)
+
+        # All at once, what the first convolution gives would be by far the largest tensor of the model.
+        first = self.first_convolution(inputs, lengths)
+        parts = []
+        for piece in [inputs] if is_traced() else _pieces(inputs, reach, hop):
+            part = first(piece[:, None])
+            for layer in layers[1:]:
+                part = layer(part)
+            parts.append(part.transpose(1, 2))
+        hidden = _first(self.encoder.feature_projection(torch.cat(parts, dim=1)))
+
+        inner = self.encoder.encoder
+        keep = mask_of(frames, hidden.shape[1])[..., None]
+        hidden = hidden.masked_fill(~keep, 0.0)
+        hidden = hidden + self.positions(hidden, keep)
+        return inner.dropout(inner.layer_norm(hidden) if self.final_norm is None else hidden), frames
+
+    def positions(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """What is added to the frames (batch, frames, hidden size), 0 where `keep` (batch, frames, 1) is False."""
+        return self.encoder.encoder.pos_conv_embed(hidden)
+
+    def first_convolution(self, wave: torch.Tensor, lengths: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The first convolutional layer, as a function of any stretch (batch, 1, samples) of the wave.
+
+        Where it has a group norm, of one channel a group, this takes its statistics from the real frames of the whole
+        wave (batch, samples), of which `lengths` (batch,) samples are real.
+        """
+        layer = self.encoder.feature_extractor.conv_layers[0]
+        if self.encoder.config.feat_extract_norm != "group":
+            return layer
+        norm = layer.layer_norm
+        if not isinstance(norm, nn.GroupNorm):
+            raise ValueError(
+                f"The group norm of the encoder's first convolution was replaced by a {type(norm).__name__}: this "
+                "model takes it apart, to leave out the padding. Leave it out of modules_to_save."
+            )
+        conv = layer.conv
+        kernel, stride = self.encoder.config.conv_kernel[0], self.encoder.config.conv_stride[0]
+        real = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+        if is_traced() or type(conv) is not nn.Conv1d:
+            variance, mean = _moments(conv(wave[:, None]).float(), real)
+        else:
+            variance, mean = _moments_in_parts(conv, wave, real.tolist())
+        scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias[:, None] - mean * scale
+
+        def apply(part: torch.Tensor) -> torch.Tensor:
+            return layer.activation(torch.addcmul(shift, conv(part).float(), scale).to(part.dtype))
+
+        return apply
+
+
+class WavLMSpeechEncoder(HubertSpeechEncoder):
+    """WavLM, whose layers attend by relative positions."""
+
+    @classmethod
+    def prepared(cls, encoder: nn.Module) -> nn.Module:
+        for module in encoder.modules():
+            if type(module) is WavLMAttention:
+                module.__class__ = ThroughProjections
+        return super().prepared(encoder)
+
+    def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The relative position bias is layer 0's; the other layers take it over."""
+        bias = self.layers[0].attention.compute_bias(mask.shape[1], mask.shape[1])
+        return {"attention_mask": mask.long(), "position_bias": bias.repeat(mask.shape[0], 1, 1)}
+
+    def run_by_forward(self) -> list[nn.Module]:
+        return [*super().run_by_forward(), self.layers[0].attention.rel_attn_embed]  # in layer 0, and used before that
+
+
+class Data2VecAudioSpeechEncoder(HubertSpeechEncoder):
+    """data2vec-audio: a layer norm in every convolution, several positional ones, and the norm before the layers."""
+
+    @property
+    def final_norm(self) -> None:
+        return None
+
+    def positions(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        for layer in self.encoder.encoder.pos_conv_embed.layers:
+            hidden = layer(hidden.transpose(1, 2)).transpose(1, 2).masked_fill(~keep, 0.0)
+        return hidden
+
+    def first_convolution(self, wave: torch.Tensor, lengths: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self.encoder.feature_extractor.conv_layers[0]
+
+
+class WhisperSpeechEncoder(SpeechEncoder):
+    """The encoder of Whisper, for utterances of any length up to its 30 s, none of which is silence put there."""
+
+    @classmethod
+    def build(cls, speech_config) -> nn.Module:
+        return WhisperEncoder(speech_config)
+
+    def set_requires_grad(self):
+        super().set_requires_grad()
+        self.encoder.embed_positions.requires_grad_(False)  # sinusoids
+
+    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
+        if attention_mask is None:
+            attention_mask = torch.ones_like(inputs[:, 0], dtype=torch.long)
+        if attention_mask.shape[1] > inputs.shape[2]:  # over samples, as the stock feature extractor gives it
+            attention_mask = attention_mask[:, ::WHISPER_HOP][:, : inputs.shape[2]]
+        lengths = real_lengths(attention_mask, "attention_mask")
+        check_not_empty(lengths)
+        longest = inputs.shape[2] if is_traced() else int(lengths.max())
+        limit = self.encoder.config.max_source_positions
+        if not is_traced() and longest > 2 * limit:
+            raise ValueError(
+                f"input_features has {longest} frames: this Whisper encoder takes at most {2 * limit} "
+                f"({limit // 50} s). Cut the audio into shorter utterances."
+            )
+        keep = mask_of(lengths, longest)[:, None]
+        hidden = inputs[:, :, :longest].masked_fill(~keep, 0.0)
+        hidden = nn.functional.gelu(self.encoder.conv1(hidden)).masked_fill(~keep, 0.0)
+        hidden = nn.functional.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
+        lengths = (lengths + 1) // 2
+        hidden = hidden + self.encoder.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
+        return nn.functional.dropout(hidden, self.encoder.dropout, self.encoder.training), lengths
+
+
+def _pieces(wave: torch.Tensor, reach: int, hop: int) -> Iterator[torch.Tensor]:
+    """Stretches of the wave (batch, samples), each the samples that `FRAMES_AT_A_TIME` frames hear."""
+    for start in range(0, (wave.shape[1] - reach) // hop + 1, FRAMES_AT_A_TIME):
+        yield wave[:, start * hop : (start + FRAMES_AT_A_TIME - 1) * hop + reach]
+
+
+def _moments(rows: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance and mean (batch, channels, 1) of rows (batch, channels, frames) over the first `real` frames of each."""
+    keep = mask_of(real, rows.shape[2])[:, None]
+    count = real[:, None, None]
+    mean = rows.masked_fill(~keep, 0.0).sum(-1, keepdim=True) / count
+    return (rows - mean).square().masked_fill(~keep, 0.0).sum(-1, keepdim=True) / count, mean
+
+
+def _moments_in_parts(conv: nn.Conv1d, wave: torch.Tensor, real: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_moments`, of what a convolution returns for a wave (batch, samples), a few channels at a time."""
+    moments = []
+    for start in range(0, conv.out_channels, CHANNELS_AT_A_TIME):
+        some = slice(start, start + CHANNELS_AT_A_TIME)
+        bias = None if conv.bias is None else conv.bias[some]
+        rows = nn.functional.conv1d(wave[:, None], conv.weight[some], bias, conv.stride).float()
+        pairs = [
+            torch.var_mean(row[:, :count], dim=-1, correction=0, keepdim=True)
+            for row, count in zip(rows, real, strict=True)
+        ]
+        moments.append([torch.stack(values) for values in zip(*pairs, strict=True)])
+    variance, mean = (torch.cat(values, dim=1) for values in zip(*moments, strict=True))
+    return variance, mean
+
+
+class ThroughProjections(WavLMAttention):
+    """WavLM's attention, which calls its four projections.
+
+    The stock one hands their weights to one function of torch: what peft or a hook puts in the place of a projection
+    is never called there, and so neither takes effect nor trains.
+    """
+
+    def torch_multi_head_self_attention(self, hidden_states, attention_mask, gated_position_bias):
+        batch, frames, size = hidden_states.shape
+        query, key, value = (
+            projection(hidden_states).view(batch, frames, self.num_heads, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        bias = gated_position_bias.view(batch, self.num_heads, frames, frames)
+        if attention_mask is not None:
+            bias = bias.masked_fill(attention_mask.ne(1)[:, None, None], float("-inf"))
+        dropout = self.dropout if self.training else 0.0
+        states = nn.functional.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout)
+        return self.out_proj(states.transpose(1, 2).reshape(batch, frames, size)), None
+
+
+class ChannelNorm(nn.Module):
+    """Normalises every frame over its channels by the unbiased variance; torch's layer norm takes the biased one."""
+
+    eps = 1e-5
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, frames) -> the same."""
+        variance, mean = torch.var_mean(hidden.float(), dim=1, correction=1, keepdim=True)
+        normalized = (hidden.float() - mean) * torch.rsqrt(variance + self.eps)
+        return (normalized * self.weight[:, None] + self.bias[:, None]).to(hidden.dtype)
+
+
+class CPCLayer(nn.Module):
+    """A convolution of CPC, its norm and ReLU: (batch, channels, frames) -> (batch, channels, fewer frames)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int):
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, padding)
+        self.norm = ChannelNorm(out_channels)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(self.norm(self.conv(hidden)))
+
+    def num_frames(self, lengths: torch.Tensor) -> torch.Tensor:
+        """How many frames come out where `lengths` go in."""
+        kernel, stride, padding = self.conv.kernel_size[0], self.conv.stride[0], self.conv.padding[0]
+        return torch.div(lengths + 2 * padding - kernel, stride, rounding_mode="floor") + 1
+
+
+class CPCModel(PreTrainedModel):
+    """Modified CPC (Rivière et al. 2020, arXiv 2002.02848): five convolutions and a recurrent network over 100 Hz.
+
+    It takes the waveform as it is, not scaled to unit variance. Padding does not reach a real frame: before every
+    convolution it is set to the zeros that the unpadded utterance would see, and the recurrent network runs from left
+    to right.
+    """
+
+    config_class = CPCConfig
+    base_model_prefix = "cpc"
+    main_input_name = "input_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            CPCLayer(1 if index == 0 else config.num_channels, config.num_channels, *shape)
+            for index, shape in enumerate(CPC_CONVOLUTIONS)
+        )
+        recurrent = {"lstm": nn.LSTM, "gru": nn.GRU}[config.recurrent_type]
+        self.recurrent = recurrent(config.num_channels, config.hidden_size, config.num_hidden_layers, batch_first=True)
+        self.post_init()
+
+    def _init_weights(self, module):
+        """torch's own initialisation."""
+        if isinstance(module, nn.Conv1d):
+            bound = (module.in_channels * module.kernel_size[0]) ** -0.5
+        elif isinstance(module, nn.LSTM | nn.GRU):
+            bound = module.hidden_size**-0.5
+        elif isinstance(module, ChannelNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            return
+        else:
+            return
+        for parameter in module.parameters():
+            init.uniform_(parameter, -bound, bound)
+
+    def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
+        """Runs the network.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, samples)`): 16 kHz waveforms, full scale being 1.
+            attention_mask (`torch.Tensor` of shape `(batch, samples)`, *optional*): 1 where real, padding on the right.
+
+        Returns:
+            `last_hidden_state` (batch, frames, hidden size), what comes after an utterance's last real frame being
+            of no meaning.
+
+        Raises:
+            ValueError: an utterance has fewer than 159 samples, which give no frame, or is padded on the left.
+        """
+        return BaseModelOutput(last_hidden_state=self.encode(input_values, attention_mask)[0])
+
+    def encode(self, wave: torch.Tensor, attention_mask: torch.Tensor | None = None):
+        """As `forward`; returns the features (batch, frames, hidden size) and the number of real frames of each row."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(wave, dtype=torch.long)
+        lengths = [real_lengths(attention_mask, "attention_mask")]
+        for layer in self.layers:
+            lengths.append(layer.num_frames(lengths[-1]))
+        check_not_empty(lengths[-1])
+        hidden = wave[:, None]
+        for layer, real in zip(self.layers, lengths[:-1], strict=True):
+            hidden = layer(hidden.masked_fill(~mask_of(real, hidden.shape[2])[:, None], 0.0))
+        return self.recurrent(hidden.transpose(1, 2))[0], lengths[-1]
+
+
+class CPCSpeechEncoder(SpeechEncoder):
+    """Modified CPC, which trains wholly or not at all: its features are its one state."""
+
+    model_class = CPCModel
+
+    @classmethod
+    def build(cls, speech_config) -> nn.Module:
+        return CPCModel(speech_config)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """None: the recurrent layers are one module."""
+        return nn.ModuleList()
+
+    @property
+    def final_norm(self) -> None:
+        return None
+
+    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
+        return self.encoder.encode(inputs, attention_mask)
+
+    def run_by_forward(self) -> list[nn.Module]:
+        return [*self.encoder.layers, self.encoder.recurrent]
+
+
+SPEECH_ENCODERS: dict[str, type[SpeechEncoder]] = {
+    "hubert": HubertSpeechEncoder,
+    "wav2vec2": HubertSpeechEncoder,
+    "wavlm": WavLMSpeechEncoder,
+    "data2vec-audio": Data2VecAudioSpeechEncoder,
+    "whisper": WhisperSpeechEncoder,
+    CPCConfig.model_type: CPCSpeechEncoder,
+}
+"""The families, by the model type that the encoder's configuration names."""
+
+
+def build_speech_encoder(config) -> SpeechEncoder:
+    """The speech encoder, randomly initialised, that the configuration of a CMKD model names."""
+    return SPEECH_ENCODERS[config.speech_config.model_type](config)
+
+
+def load_speech_encoder(name_or_path: str, revision: str | None = None) -> nn.Module:
+    """A pretrained encoder in fp32, as [`SpeechEncoder`] runs it; of an encoder-decoder only the encoder.
+
+    Args:
+        name_or_path: Hub name or folder.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: its weights are incomplete.
+    """
+    fields, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
+    # Of another model type the CMKD configuration says that it is none of a speech encoder.
+    family = SPEECH_ENCODERS.get(fields.get("model_type"), SpeechEncoder)
+    return family.prepared(load_stock(name_or_path, revision, family.model_class))
+
+
+if not __package__:  # as in configuration_cmkd.py
+    AutoModel.register(CPCConfig, CPCModel, exist_ok=True)
+CPCModel.register_for_auto_class("AutoModel")
