@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import HubertConfig, TrainerCallback
 
 from cmkd.features.inputs import UtteranceDataset
-from cmkd.features.store import frozen_features
+from cmkd.features.store import FrozenPart, Storage, frozen_features
 from cmkd.runs.folder import versions, write_json
 from cmkd.training.arguments import CMKDTrainingArguments
 from cmkd.training.collator import collate_utterances
@@ -56,7 +56,8 @@ def epoch(number: int, folder: Path) -> dict[str, float]:
         return torch.randn(1, int(length), SIZE), None
 
     started = time.perf_counter()
-    stored = frozen_features(folder, rows, frames, range(number), model.speech_encoder, run, None, "random")
+    part = FrozenPart(model.speech_encoder, run, None, "random")
+    stored = frozen_features(rows, frames, range(number), part, Storage(folder))
     storing = time.perf_counter() - started
     labels = torch.rand(number, 3, generator=torch.Generator().manual_seed(0))
     memory = Memory()

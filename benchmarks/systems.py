@@ -25,8 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_distill
 from benchmarks.stand_ins import write_encoder, write_iemocap, write_msp_podcast, write_transcripts
+from cmkd.features.store import FrozenPart, Storage
+from cmkd.runs import stage as training_of_a_stage
 from cmkd.runs.folder import versions, write_json
 from cmkd.runs.recipe import Recipe, load_recipe
+from cmkd.stages import STAGES
 from cmkd.training.trainer import CMKDTrainer
 
 ROOT = Path(__file__).parent.parent
@@ -49,21 +52,13 @@ def recipes() -> list[Path]:
 
 def encoders(recipe: Recipe) -> set[str]:
     """The names of those that a recipe's stages load."""
-    found = set()
-    for stage in recipe.stages:
-        if stage in ("text", "teacher"):
-            found.add(recipe.text_encoder)
-        if stage == "teacher":
-            found.add(recipe.teacher_speech_encoder)
-        elif stage != "text":
-            found.add(recipe.student_speech_encoder)
-    return found
+    return set(recipe.model_dump(include={name for stage in recipe.stages for name in STAGES[stage].encoders}).values())
 
 
 def measure(path: str, arguments: list[str], output: Path) -> None:
     """Runs a recipe in this process and writes down what its stages took."""
     stages: dict[str, dict[str, Any]] = {}
-    step, store = CMKDTrainer.training_step, train_distill.frozen_features
+    step, store = CMKDTrainer.training_step, training_of_a_stage.frozen_features
     frozen: dict[str, float] = {}
 
     def measured_step(self: CMKDTrainer, model: torch.nn.Module, *inputs: Any, **options: Any) -> torch.Tensor:
@@ -83,15 +78,15 @@ def measure(path: str, arguments: list[str], output: Path) -> None:
             stage["flops_a_second_of_audio"] = counter.get_total_flops() / (len(inputs[0]["labels"]) * SECONDS)
         return loss
 
-    def measured_store(cache: Path, rows: Any, *rest: Any) -> Any:
+    def measured_store(rows: Any, inputs: Any, keys: Any, part: FrozenPart, storage: Storage) -> Any:
         with FlopCounterMode(display=False) as counter:
-            stored = store(cache, rows, *rest)
+            stored = store(rows, inputs, keys, part, storage)
         if counter.get_total_flops():  # nothing where another stage has stored it
-            frozen[rest[5]] = counter.get_total_flops() / (len(rows) * SECONDS)
+            frozen[part.name] = counter.get_total_flops() / (len(rows) * SECONDS)
         return stored
 
     CMKDTrainer.training_step = measured_step  # type: ignore[method-assign]
-    train_distill.frozen_features = measured_store
+    training_of_a_stage.frozen_features = measured_store
     train_distill.main([path, *arguments])
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
     write_json(output, {"peak_memory_gb": peak, "stages": stages})

@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, HubertConfig
 
 from benchmarks.stand_ins import ENCODERS
-from cmkd.features.store import frozen_features
+from cmkd.features.store import FrozenPart, Storage, frozen_features
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
 from cmkd.runs.folder import versions, write_json
 from cmkd.training.collator import collate_utterances
@@ -155,9 +155,9 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
 
     with tempfile.TemporaryDirectory() as cache:
         rows = Dataset.from_dict({"id": [str(index) for index in ours], "duration": durations[ours].tolist()})
-        inputs = (Path(cache), rows, Subset(waves, ours), ours)
-        part = (student.speech_encoder, student.extract_speech_features, "", "student")
-        student_seconds, stored = seconds(device, lambda: frozen_features(*inputs, *part))
+        inputs = (rows, Subset(waves, ours), ours)
+        part = FrozenPart(student.speech_encoder, student.extract_speech_features, "", "student")
+        student_seconds, stored = seconds(device, lambda: frozen_features(*inputs, part, Storage(Path(cache))))
         bytes_on_disk = sum(file.stat().st_size for file in Path(cache).rglob("*.safetensors"))
         place = {index: row for row, index in enumerate(ours)}
 

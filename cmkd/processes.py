@@ -69,6 +69,12 @@ def wait_for_all(task: str) -> None:
         _watch().wait(task)
 
 
+def print_once(text: Any) -> None:
+    """Prints on the main process of the launch alone, at once."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
 @contextmanager
 def main_process_first(task: str) -> Iterator[None]:
     """Runs what is inside on the main process, and then on the others; see [`wait_for_all`]."""

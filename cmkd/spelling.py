@@ -1,7 +1,7 @@
-"""Suggestions for names that do not exist."""
+"""Names in sentences: suggestions for those that do not exist, and enumerations."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -12,3 +12,12 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Names as a sentence has them.
+
+    >>> enumerated(["A"]), enumerated(["A", "B"]), enumerated(["A", "B", "C"])
+    ('A', 'A and B', 'A, B and C')
+    """
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]])

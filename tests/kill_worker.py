@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import train_distill
-from cmkd.runs.recipe import STAGES
+from cmkd.stages import STAGES
 from cmkd.training.trainer import CMKDTrainer
 
 WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}

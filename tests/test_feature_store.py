@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from cmkd.features import store as feature_store
-from cmkd.features.store import StoredFeatures, audio_keys, cut_into_files, frozen_features
+from cmkd.features.store import FrozenPart, Storage, StoredFeatures, audio_keys, cut_into_files, frozen_features
 
 
 class Part(nn.Module):
@@ -57,8 +57,8 @@ def make_inputs(number: int = 5) -> list[torch.Tensor]:
 def load(folder: Path, part: Part, *, rows=None, inputs=None, run=None, settings="a", **options):
     rows = make_rows(folder) if rows is None else rows
     inputs = make_inputs() if inputs is None else inputs
-    part_and_run = (part, run or part.run, settings, "speech")
-    return frozen_features(folder / "cache", rows, inputs, audio_keys(rows), *part_and_run, **options)
+    frozen, storage = FrozenPart(part, run or part.run, settings, "speech"), Storage(folder / "cache", **options)
+    return frozen_features(rows, inputs, audio_keys(rows), frozen, storage)
 
 
 def check(stored, scale: float = 2.0) -> None:

@@ -13,12 +13,12 @@ from cmkd.reporting.figures import draw_valence_gap
 from cmkd.reporting.paper import LATER, TABLE_1, TABLE_2, TABLE_3
 from cmkd.reporting.table_text import format_latex
 from cmkd.reporting.tables import format_tables, gather_tables, write_tables
-from cmkd.runs import folder as run_folder
 from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.runs.seeds import gather_seeds
 from cmkd.scoring.confidence import paired_test
 from cmkd.scoring.evaluation import Predictions, write_predictions
 from cmkd.scoring.scores import score_systems
+from cmkd.stages import STAGES
 
 DIMENSIONS = ("activation", "valence", "dominance")
 BASE, LARGE, BERT = "facebook/hubert-base-ls960", "facebook/hubert-large-ll60k", "bert-base-uncased"
@@ -480,12 +480,26 @@ def test_every_row_that_can_be_run_has_a_recipe():
 
 
 def test_settings_are_those_that_stages_depend_on():
-    for setting, stages in tables._SETTINGS.items():
-        assert {stage for stage, settings in run_folder._SETTINGS.items() if setting in settings} == set(stages), (
-            setting
-        )
-    for stage, encoders in tables._ENCODERS.items():
-        assert {setting for setting in run_folder._SETTINGS[stage] if setting.endswith("_encoder")} == set(encoders)
+    every, tuned, taught = list(STAGES), ["finetune", "ts", "cts"], ["ts", "cts"]
+    expected = {
+        "num_epochs": every,
+        "learning_rate": every,
+        "plateau_factor": every,
+        "plateau_patience": every,
+        "loss_over": every,
+        "group_by_length": every,
+        "use_weighted_layer_sum": ["audio", "teacher", *tuned],
+        "num_trainable_layers": tuned,
+        "encoder_learning_rate_factor": tuned,
+        "distillation_weight": taught,
+        "embedding_distance": taught,
+        "residual_threshold": ["cts"],
+    }
+    assert list(tables._SETTINGS) == list(expected)
+    for setting, stages in expected.items():
+        assert [name for name, stage in STAGES.items() if setting in stage.settings] == stages, setting
+    for stage in STAGES.values():
+        assert {setting for setting in stage.settings if setting.endswith("_encoder")} == set(stage.all_encoders)
 
 
 def test_another_release_is_said(tmp_path):

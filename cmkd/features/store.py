@@ -20,6 +20,7 @@ import hashlib
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,36 +79,54 @@ class StoredFeatures(Sequence):
         return values[ends[row] : ends[row + 1]].float()
 
 
+@dataclass(frozen=True)
+class FrozenPart:
+    """A part of a network whose weights do not change.
+
+    Attributes:
+        encoder: The speech or text encoder of a CMKD model, whose weights and configuration the output depends on.
+        run: Takes a batch of one and returns its features (1, length, ...) and their mask.
+        settings: Whatever else the output depends on; must print the same whenever it means the same.
+        name (`str`): Says what it is, in the folder's name and beside the progress bar.
+    """
+
+    encoder: Any
+    run: Callable
+    settings: Any
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where and how the output of frozen parts is stored.
+
+    Attributes:
+        cache_dir (`Path`): Holds the folders, one for each part.
+        dtype (`str`, *optional*, defaults to `"float32"`): What is stored; "bfloat16" takes half the space.
+        limit_gb (`float`, *optional*): How large `cache_dir` may grow, in 10^9 bytes, less what other code has stored
+            there; None: there is no limit.
+        workers (`int`, *optional*, defaults to 0): The number of processes that make the inputs while the part runs.
+    """
+
+    cache_dir: Path
+    dtype: StoredDtype = "float32"
+    limit_gb: float | None = None
+    workers: int = 0
+
+
 def frozen_features(
-    cache_dir: Path,
-    rows: Dataset,
-    inputs: Sequence,
-    keys: Sequence,
-    encoder: Any,
-    run: Callable,
-    settings: Any,
-    name: str,
-    dtype: StoredDtype = "float32",
-    limit_gb: float | None = None,
-    workers: int = 0,
+    rows: Dataset, inputs: Sequence, keys: Sequence, part: FrozenPart, storage: Storage
 ) -> StoredFeatures | None:
     """The output of a frozen part for every utterance: what the disk has, and the rest computed now.
 
     All processes of a launch must call this; each computes its share.
 
     Args:
-        cache_dir (`Path`): Holds the folders.
         rows (`Dataset`): A split of a corpus; its ids and durations are used.
         inputs: The part's inputs, as many as there are rows.
         keys: What each utterance's input depends on, as many; must print the same whenever they mean the same.
-        encoder: The speech or text encoder of a CMKD model, whose weights and configuration the output depends on.
-        run: Takes a batch of one and returns its features (1, length, ...) and their mask.
-        settings: Whatever else the output depends on; must print the same whenever it means the same.
-        name (`str`): Says what it is, in the folder's name and beside the progress bar.
-        dtype (`str`, *optional*, defaults to `"float32"`): What is stored; "bfloat16" takes half the space.
-        limit_gb (`float`, *optional*): How large `cache_dir` may grow, in 10^9 bytes, less what other code has stored
-            there.
-        workers (`int`, *optional*, defaults to 0): Processes that make the inputs while the part runs.
+        part (`FrozenPart`): What computes the output.
+        storage (`Storage`): Where and how it is stored.
 
     Returns:
         The features; None where they would not fit into `limit_gb`, estimated from the longest utterance.
@@ -117,16 +136,17 @@ def frozen_features(
         OSError: the disk is full; what was stored until then stays.
         MemoryError: an utterance, which is named, is too long.
     """
-    folder = cache_dir / f"{name}-{_digest(encoder, (settings, dtype))}"
+    folder = storage.cache_dir / f"{part.name}-{_digest(part.encoder, (part.settings, storage.dtype))}"
     starts, digests = cut_into_files(keys)
     paths = [folder / f"{digest}.safetensors" for digest in digests]
     state = PartialState()
 
     def compute(index: int, values: torch.Tensor) -> torch.Tensor:
-        device = next(encoder.parameters()).device
+        device = next(part.encoder.parameters()).device
         try:
             with torch.no_grad():
-                return run(values[None].to(device))[0][0].to(getattr(torch, dtype)).cpu().contiguous()
+                output = part.run(values[None].to(device))[0][0]
+                return output.to(getattr(torch, storage.dtype)).cpu().contiguous()
         except ValueError as error:
             raise ValueError(f"Utterance {rows[index]['id']!r}: {error}") from error
         except RuntimeError as error:
@@ -137,34 +157,39 @@ def frozen_features(
                 "through the frozen layers alone: cut it, or leave it out."
             ) from error
 
-    if limit_gb is not None:
+    if storage.limit_gb is not None:
         fits: list[bool | None] = [None]
         if state.is_main_process:
             longest = int(np.argmax(rows["duration"]))
             size = compute(longest, inputs[longest]).nbytes / rows["duration"][longest] * sum(rows["duration"])
-            fits = [_fits(cache_dir, paths, size, limit_gb)]
-        wait_for_all(f"estimate the size of {name}")
+            fits = [_fits(storage.cache_dir, paths, size, storage.limit_gb)]
+        wait_for_all(f"estimate the size of {part.name}")
         if not broadcast_object_list(fits)[0]:
             return None
-    about = {"part": name, "encoder": encoder.encoder.config._name_or_path, "dtype": dtype, "settings": repr(settings)}
+    about = {
+        "part": part.name,
+        "encoder": part.encoder.encoder.config._name_or_path,
+        "dtype": storage.dtype,
+        "settings": repr(part.settings),
+    }
     held = hold(folder, about)
     mine = range(state.process_index, len(paths), state.num_processes)
     missing = [chunk for chunk in mine if not _is_whole(paths[chunk])]
     order = [index for chunk in missing for index in range(starts[chunk], starts[chunk + 1])]
     options = {
-        "num_workers": min(workers, len(order)),
-        "timeout": READING_TIMEOUT if workers and order else 0,
+        "num_workers": min(storage.workers, len(order)),
+        "timeout": READING_TIMEOUT if storage.workers and order else 0,
         "generator": torch.Generator(),
     }  # not the one that training draws from
     ahead = iter(DataLoader(Subset(inputs, order), batch_size=None, **options))  # type: ignore[arg-type]
-    with tqdm(total=len(order), desc=f"  {name}", unit=" utterances", disable=None) as progress:
+    with tqdm(total=len(order), desc=f"  {part.name}", unit=" utterances", disable=None) as progress:
         for chunk in missing:
             features = []
             for index in range(starts[chunk], starts[chunk + 1]):
                 features.append(compute(index, next(ahead)))
                 progress.update()
             _write(paths[chunk], features)
-    wait_for_all(f"compute its share of {name}")
+    wait_for_all(f"compute its share of {part.name}")
     return StoredFeatures(paths, starts, held)
 
 

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, UndefinedError
 
 from cmkd.scoring.scores import describe_intervals, describe_test, format_p
+from cmkd.stages import BASELINE, STAGES, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ TEMPLATES = Path(__file__).parents[2] / "hub_cards"
 
 GRADIO = "6.31.0"
 """The version in which the pages of the Spaces were tried."""
-
-BASELINE = "finetune"
-"""The stage that a student is compared with: the same network without a teacher."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def _model_card(
     is_teacher: bool,
     licence: str | None,
 ) -> ModelCard:
-    stage = "teacher" if is_teacher else results["student"]["stage"]
+    stage = TEACHER if is_teacher else results["student"]["stage"]
     corpus = results["corpus"]
     if stage not in results["systems"]:
         raise ValueError(f"results.json has no scores of {stage!r}: a card needs them; run the stage {stage}.")
@@ -205,6 +203,8 @@ def _model_card(
         "results": results,
         "config": config,
         "stage": stage,
+        "is_conditional": STAGES[stage].is_conditional,
+        "short_name": STAGES[stage].short_name,
         "system": results["systems"][stage],
         "comparisons": comparisons,
         "about_intervals": describe_intervals(results["confidence"], ("validation", "test")),
@@ -213,7 +213,7 @@ def _model_card(
             results["confidence"]["permutations"],
         ),
         "has_baseline": BASELINE in results["systems"],
-        "has_teacher": "teacher" in results["systems"],
+        "has_teacher": TEACHER in results["systems"],
         "licence": of_data,
         "is_synthetic": corpus["name"] in OPEN_CORPORA,
         "is_english": corpus["name"] in ENGLISH_CORPORA,

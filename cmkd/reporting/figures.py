@@ -17,29 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullLocator, StrMethodFormatter
 
 from cmkd.scoring.evaluation import Predictions
+from cmkd.stages import BASELINE, STAGES, SYSTEM_NAMES, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
-
-SYSTEM_NAMES = {
-    "audio": "audio only, frozen",
-    "text": "text only, frozen",
-    "teacher": "teacher: audio and text",
-    "finetune": "audio only, fine-tuned",
-    "ts": "T/S student",
-    "cts": "cT/S student",
-}
-"""What readers call each stage, in the order in which stages run and tables show them."""
 
 FIGURE_DPI = 110
 
-_COLOURS = {
-    "audio": "#7f7f7f",
-    "text": "#E69F00",
-    "teacher": "#0072B2",
-    "finetune": "#D55E00",
-    "ts": "#009E73",
-    "cts": "#CC79A7",
-}
-_LINE_STYLES = {"audio": ":", "text": ":", "teacher": "--", "finetune": "-", "ts": "-", "cts": "-"}
 _KEPT, _LEFT_OUT = "#56B4E9", "#D55E00"
 
 
@@ -93,7 +75,7 @@ def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, M
                 answer.predictions[:, column],
                 s=14 if few else 6,
                 alpha=0.45 if few else 0.2,
-                color=_COLOURS[system],
+                color=STAGES[system].colour,
                 linewidths=0,
             )
             panel.set(xlim=limits, ylim=limits, aspect="equal")
@@ -154,9 +136,9 @@ def draw_learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
                 continue
             epochs, values = [entry["epoch"] for entry in log], [entry[key] for entry in log]
             best = max(range(len(log)), key=lambda index: log[index]["eval_ccc"])
-            style = {"color": _COLOURS[system], "linestyle": _LINE_STYLES[system]}
+            style = {"color": STAGES[system].colour, "linestyle": STAGES[system].line_style}
             panel.plot(epochs, values, linewidth=1.8, label=SYSTEM_NAMES[system], **style)
-            panel.plot(epochs[best], values[best], marker="o", markersize=6, color=_COLOURS[system])
+            panel.plot(epochs[best], values[best], marker="o", markersize=6, color=STAGES[system].colour)
         panel.set_title(title)
         panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
@@ -182,7 +164,7 @@ def draw_valence(scores: Mapping[str, Mapping[str, float | None]], kept: str | N
     panel = figure.subplots()
     known = [value for splits in scores.values() for value in splits.values() if value is not None]
     panel.set_xlim(min([0.0, *known]) - 0.05, 1.0)
-    baseline, teacher = (scores.get(system, {}).get("test") for system in ("finetune", "teacher"))
+    baseline, teacher = (scores.get(system, {}).get("test") for system in (BASELINE, TEACHER))
     if baseline is not None and teacher is not None and teacher > baseline:
         panel.axvspan(baseline, teacher, color="#f0e442", alpha=0.35, linewidth=0, label="the gap on test")
     dot: dict[str, Any] = {"marker": "o", "markersize": 7, "linestyle": ""}
@@ -201,9 +183,9 @@ def draw_valence(scores: Mapping[str, Mapping[str, float | None]], kept: str | N
             continue
         validation, test = (scores[system].get(split) for split in ("validation", "test"))
         if validation is not None:
-            panel.plot(validation, row, color=_COLOURS[system], **ring)
+            panel.plot(validation, row, color=STAGES[system].colour, **ring)
         if test is not None:
-            panel.plot(test, row, color=_COLOURS[system], **dot)
+            panel.plot(test, row, color=STAGES[system].colour, **dot)
         panel.text(1.01, row, format_number(test), transform=beside, va="center")
     panel.plot([], [], color="#4d4d4d", label="test", **dot)
     panel.plot([], [], color="#4d4d4d", label="validation", **ring)
@@ -233,7 +215,7 @@ def draw_seeds(systems: Mapping[str, Mapping[str, Any]]) -> Figure:
         if value is None:
             continue
         each = [one["valence"] for one in scores["each"]]
-        colour = _COLOURS[stage]
+        colour = STAGES[stage].colour
         if interval is not None:
             panel.plot(interval, [row, row], color=colour, linewidth=2.2, alpha=0.4, solid_capstyle="butt")
         panel.plot(each, [row] * len(each), color=colour, marker="o", markersize=6, alpha=0.7, linestyle="")
@@ -282,11 +264,11 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
     for panel, (title, systems) in zip(axes, panels.items(), strict=True):
         beside = panel.get_yaxis_transform()
         panel.text(1.01, -0.85, "ours", transform=beside, va="center")
-        audio, teacher = (systems[stage]["ccc"] for stage in ("audio", "teacher"))
+        audio, teacher = (systems[stage]["ccc"] for stage in ("audio", TEACHER))
         if audio is not None and teacher is not None and teacher > audio:
             panel.axvspan(audio, teacher, color="#f0e442", alpha=0.35, linewidth=0)
         for row, (stage, system) in enumerate(systems.items()):
-            colour = _COLOURS[stage]
+            colour = STAGES[stage].colour
             if system["published"] is not None:
                 panel.plot(system["published"], row, color=colour, **ring)
             if system["ccc"] is None:

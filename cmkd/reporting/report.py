@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 
 from cmkd.atomic import written_whole
 from cmkd.reporting.figures import (
-    SYSTEM_NAMES,
     draw_learning_curves,
     draw_predictions,
     draw_residuals,
@@ -27,7 +26,9 @@ from cmkd.reporting.figures import (
     format_number,
 )
 from cmkd.scoring.evaluation import Predictions, read_predictions
-from cmkd.scoring.scores import describe_intervals, describe_test, format_p
+from cmkd.scoring.scores import NOTHING_COMPARED, describe_intervals, describe_test, format_p
+from cmkd.spelling import enumerated
+from cmkd.stages import BASELINE, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SPLITS = {"validation": "val", "test": "test"}
@@ -58,7 +59,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
     _require_fields(folder / "results.json", results, _FIELDS)
     predictions = {
         system: read_predictions(folder / "predictions" / f"{system}_test.parquet")
-        for system in ("teacher", "finetune", "ts", "cts")
+        for system in (TEACHER, BASELINE, *STUDENTS)
         if "test" in results["systems"].get(system, {})
     }
     logs = {
@@ -113,14 +114,12 @@ def valence_gap_closed(results: Mapping[str, Any], student: str) -> float | None
 
     Args:
         results: the content of `results.json`.
-        student: `"ts"` or `"cts"`.
+        student: one of `cmkd.stages.STUDENTS`.
 
     Returns:
         The share; None if one of the three has no score, or if there is no gap: the teacher is not above the baseline.
     """
-    teacher, baseline, distilled = (
-        _score(results, name, "test", "valence") for name in ("teacher", "finetune", student)
-    )
+    teacher, baseline, distilled = (_score(results, name, "test", "valence") for name in (TEACHER, BASELINE, student))
     if teacher is None or baseline is None or distilled is None or teacher <= baseline:
         return None
     return (distilled - baseline) / (teacher - baseline)
@@ -191,7 +190,7 @@ def _systems_section(results: Mapping[str, Any], figures: Path) -> str:
 
 def _gap_section(results: Mapping[str, Any]) -> str:
     heading = "## How much of the valence gap is closed (test)"
-    teacher, baseline = (_score(results, system, "test", "valence") for system in ("teacher", "finetune"))
+    teacher, baseline = (_score(results, system, "test", "valence") for system in (TEACHER, BASELINE))
     if teacher is None or baseline is None:
         return f"{heading}\n\nNot known: it takes both the teacher and the fine-tuned baseline, scored on test."
     if teacher > baseline:
@@ -206,7 +205,7 @@ def _gap_section(results: Mapping[str, Any]) -> str:
             f"without a teacher ({baseline:.3f})."
         )
     rows = []
-    for system in ("ts", "cts"):
+    for system in STUDENTS:
         valence, closed = _score(results, system, "test", "valence"), valence_gap_closed(results, system)
         if valence is None:
             cells = [_absent(results, system)] * 3
@@ -222,7 +221,7 @@ def _gap_section(results: Mapping[str, Any]) -> str:
 def _comparisons_section(results: Mapping[str, Any]) -> str:
     heading = "## Is the difference more than chance?"
     if not results["comparisons"]:
-        return f"{heading}\n\nNot known: it takes two of fine-tuned, T/S and cT/S."
+        return f"{heading}\n\n{NOTHING_COMPARED}"
     rows = [
         [
             f"{SYSTEM_NAMES[entry['system']]} less {SYSTEM_NAMES[entry['baseline']]}, {entry['split']}",
@@ -246,9 +245,9 @@ def _difference(entry: Mapping[str, Any], dimension: str) -> str:
 
 def _teacher_section(results: Mapping[str, Any]) -> str:
     heading = "## How well the teacher fits its own training split"
-    if "train" not in results["systems"].get("teacher", {}):
+    if "train" not in results["systems"].get(TEACHER, {}):
         return f"{heading}\n\nNot run."
-    scores = results["systems"]["teacher"]["train"]
+    scores = results["systems"][TEACHER]["train"]
     rows = [
         [name, *(format_number(scores[metric][dimension]) for dimension in EMOTION_DIMENSIONS)]
         for metric, name in (("ccc", "CCC"), ("pearson", "Pearson"))
@@ -311,9 +310,10 @@ def _learning_section(logs: Mapping[str, list[dict[str, float]]], figures: Path)
     heading = "## Learning curves"
     if not logs:
         return f"{heading}\n\nNot run."
+    students = enumerated([STAGES[name].short_name for name in STUDENTS])
     caption = (
         "Dots mark the epoch with the best mean validation CCC. "
-        "The training loss of T/S and cT/S includes the distillation term."
+        f"The training loss of {students} includes the distillation term."
     )
     return f"{heading}\n\n{_save(draw_learning_curves(logs), figures / 'learning_curves.png', caption)}"
 

@@ -23,45 +23,25 @@ import numpy as np
 
 from cmkd.atomic import written_whole
 from cmkd.corpora.schema import SPLITS
-from cmkd.reporting.figures import SYSTEM_NAMES, draw_valence_gap, figure_style
+from cmkd.reporting.figures import draw_valence_gap, figure_style
 from cmkd.reporting.paper import LATER, LATER_RELEASE, TABLE_1, TABLE_2, TABLES, PublishedRow, PublishedTable
 from cmkd.reporting.table_text import ResultsTable, Scores, TableRow, format_latex, format_markdown
 from cmkd.runs.folder import write_json
-from cmkd.runs.recipe import STAGES, Recipe
+from cmkd.runs.recipe import Recipe
 from cmkd.runs.seeds import read_answers
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import compare, describe_confidence, describe_intervals, describe_test
+from cmkd.stages import ENCODERS, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-_ENCODERS = {
-    "audio": ("student_speech_encoder",),
-    "text": ("text_encoder",),
-    "teacher": ("teacher_speech_encoder", "text_encoder"),
-    "finetune": ("student_speech_encoder",),
-    "ts": ("student_speech_encoder", "teacher_speech_encoder", "text_encoder"),
-    "cts": ("student_speech_encoder", "teacher_speech_encoder", "text_encoder"),
-}
-_FINE_TUNED, _STUDENTS, _WITHOUT_WORDS = ("finetune", "ts", "cts"), ("ts", "cts"), {"audio", "finetune"}
-_SETTINGS = {
-    "num_epochs": STAGES,
-    "learning_rate": STAGES,
-    "plateau_factor": STAGES,
-    "plateau_patience": STAGES,
-    "loss_over": STAGES,
-    "group_by_length": STAGES,
-    "use_weighted_layer_sum": ("audio", "teacher", *_FINE_TUNED),
-    "num_trainable_layers": _FINE_TUNED,
-    "encoder_learning_rate_factor": _FINE_TUNED,
-    "distillation_weight": _STUDENTS,
-    "embedding_distance": _STUDENTS,
-    "residual_threshold": ("cts",),
-}
-"""The settings whose defaults a run is compared with, and the stages they matter to."""
+_SHOWN_APART = {"corpus", "seed", "cache_dtype", *ENCODERS}
+_SETTINGS = tuple(
+    dict.fromkeys(setting for stage in STAGES.values() for setting in stage.settings if setting not in _SHOWN_APART)
+)
+"""The settings whose defaults a run is compared with."""
 
 _SETTINGS_NOTE = "By run, the settings that are not the defaults, which are the paper's where it gives one:"
-_FURTHER_BASE = {"finetune": "audio", "ts": "finetune", "cts": "ts"}
 _METRICS = {"ccc": "CCC", "pearson": "Pearson"}
-_GAP_NAMES = {"audio": "audio only", "ts": "T/S", "cts": "cT/S", "teacher": "teacher"}
 _FIGURE_CAPTION = (
     "Valence CCC with its interval, and the published figures as rings. Of a cross-validation the dot and the interval "
     "are of the pooled CCC; the upright stroke is the mean over the folds, which the table compares with the ring. Of "
@@ -111,7 +91,7 @@ class _Run:
         return read_predictions(self.folder / "predictions" / f"{stage}_{split}.parquet")
 
     def encoders(self, stage: str) -> list[str]:
-        return [self.recipe[setting] for setting in _ENCODERS[stage]]
+        return [self.recipe[setting] for setting in STAGES[stage].all_encoders]
 
 
 def gather_tables(runs: Sequence[Path]) -> list[ResultsTable]:
@@ -190,7 +170,7 @@ def _read_run(folder: Path) -> _Run:
     _require(path, results["confidence"], ("permutations",), "confidence")  # before that, intervals were another's
     _require(path, results["corpus"], ("name", "version", "utterances", "notes"), "corpus")
     for stage, splits in results["systems"].items():
-        _require(path, results["recipe"], _ENCODERS[stage], "recipe")
+        _require(path, results["recipe"], STAGES[stage].all_encoders, "recipe")
         for split, scores in splits.items():
             wanted = ("ccc", "pearson", "interval", *(("std", "each") if "seeds" in results else ()))
             _require(path, scores, wanted, f"systems.{stage}.{split}")
@@ -243,7 +223,7 @@ def _rows_elsewhere(runs: Sequence[_Run]) -> list[PublishedTable]:
     fit = table(TABLE_1, (elsewhere(row, f"teacher, {_METRICS[row.metric]}") for row in TABLE_1.rows))
     chosen = (row for row in TABLE_2.rows if row.number in (6, 8, 9, 10, 11, 12))
     systems = table(TABLE_2, (elsewhere(row, SYSTEM_NAMES[str(row.stage)]) for row in chosen))
-    return [fit, systems] if any("teacher" in run.stages("train") for run in runs) else [systems]
+    return [fit, systems] if any(TEACHER in run.stages("train") for run in runs) else [systems]
 
 
 @dataclass(frozen=True)
@@ -316,7 +296,8 @@ def _slots(table: PublishedTable, runs: Sequence[_Run]) -> list[_Slot]:
         _Slot(str(row.number), row, owners.get(place), None if row.builds_on is None else str(row.builds_on))
         for place, row in enumerate(table.rows)
     ]
-    further.sort(key=lambda found: (STAGES.index(found[1]), found[0].encoders(found[1]), found[0].name))
+    order = list(STAGES)
+    further.sort(key=lambda found: (order.index(found[1]), found[0].encoders(found[1]), found[0].name))
     slots += [
         _Slot(f"+{index}", PublishedRow(None, SYSTEM_NAMES[stage], None, stage), run)
         for index, (run, stage) in enumerate(further, start=1)
@@ -333,12 +314,13 @@ def _is_row(run: _Run, stage: str, row: PublishedRow) -> bool:
 
 def _further_base(slot: _Slot, slots: Sequence[_Slot]) -> str | None:
     """The row of the stage before with the same speech encoder, if there is exactly one."""
+    base = STAGES[str(slot.row.stage)].builds_on
     found = [
         other.number
         for other in slots
         if slot.run
         and other.run
-        and other.row.stage == _FURTHER_BASE.get(str(slot.row.stage))
+        and other.row.stage == base
         and other.run.recipe["student_speech_encoder"] == slot.run.recipe["student_speech_encoder"]
     ]
     return found[0] if len(found) == 1 else None
@@ -419,10 +401,10 @@ def _less(scores: Scores, others: Scores) -> dict[str, float | None]:
 def _encoder_names(run: _Run, stage: str) -> str:
     """Without the owner on the Hub, or the folder they lie in."""
     speech, *others = (Path(encoder).name for encoder in run.encoders(stage))
-    if stage in _FINE_TUNED:
+    if STAGES[stage].trains_encoder:
         layers = run.recipe["num_trainable_layers"]
         speech += ", all layers" if layers == -1 else f", top {layers} layers"
-    return f"{speech}; teacher {' + '.join(others)}" if stage in _STUDENTS else " + ".join([speech, *others])
+    return f"{speech}; teacher {' + '.join(others)}" if stage in STUDENTS else " + ".join([speech, *others])
 
 
 def _notes(
@@ -483,8 +465,8 @@ def _notes_on_teachers(slots: Sequence[_Slot]) -> list[str]:
     notes = []
     taught = [(slot, slot.run.results["teacher"]) for slot in slots if slot.run and "teacher" in slot.run.results]
     for teacher, fingerprint in taught:
-        if teacher.row.stage == "teacher":
-            others = [slot.number for slot, of_slot in taught if slot.row.stage in _STUDENTS and of_slot != fingerprint]
+        if teacher.row.stage == TEACHER:
+            others = [slot.number for slot, of_slot in taught if slot.row.stage in STUDENTS and of_slot != fingerprint]
             notes += [
                 f"Row {number} learnt from another teacher than that of row {teacher.number}." for number in others
             ]
@@ -492,11 +474,11 @@ def _notes_on_teachers(slots: Sequence[_Slot]) -> list[str]:
 
 
 def _describe_run(run: _Run, slots: Sequence[_Slot]) -> dict[str, Any]:
-    stages = [str(slot.row.stage) for slot in slots]
+    stages = [STAGES[str(slot.row.stage)] for slot in slots]
     settings = {}
-    for setting, where in _SETTINGS.items():
+    for setting in _SETTINGS:
         value, default = run.recipe.get(setting, "not recorded"), Recipe.model_fields[setting].default
-        if value != default and any(stage in where for stage in stages):
+        if value != default and any(setting in stage.settings for stage in stages):
             settings[setting] = [value, default]
     batches = run.recipe["gradient_accumulation_steps"] * run.results["cost"]["processes"]
     step, default = run.recipe["batch_size"] * batches, Recipe.model_fields["batch_size"].default
@@ -512,7 +494,9 @@ def _describe_run(run: _Run, slots: Sequence[_Slot]) -> dict[str, Any]:
         "folds": run.results["folds"]["number"] if "folds" in run.results else None,
         "settings": settings,
         "transcripts": [
-            note for note in corpus["notes"] if note.startswith("transcripts: ") and not {*stages} <= _WITHOUT_WORDS
+            note
+            for note in corpus["notes"]
+            if note.startswith("transcripts: ") and any("text_encoder" in stage.all_encoders for stage in stages)
         ],
     }
 
@@ -522,7 +506,7 @@ def _gap_systems(table: ResultsTable) -> dict[str, dict[str, Any]]:
     for stage, index in table.gap.items():
         row = table.rows[index]
         systems[stage] = {
-            "name": f"{_GAP_NAMES[stage]} (row {row.number})",
+            "name": f"{STAGES[stage].short_name} (row {row.number})",
             "published": row.published["valence"] if row.published else None,
             "ccc": row.score["valence"] if row.score else None,
             "interval": row.interval["valence"] if row.interval else None,

@@ -26,10 +26,10 @@ import torch
 from accelerate import PartialState
 
 from cmkd.corpora.iemocap import NUM_FOLDS
-from cmkd.scoring.evaluation import Predictions, read_predictions, write_predictions
 from cmkd.processes import join_launch, wait_for_all
-from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.runs.folder import check_kind, write_json
+from cmkd.runs.recipe import Recipe, load_recipe
+from cmkd.scoring.evaluation import Predictions, read_predictions, write_predictions
 from cmkd.scoring.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 

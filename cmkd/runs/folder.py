@@ -18,7 +18,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -30,46 +30,17 @@ import torch
 from accelerate import PartialState
 
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
-from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
 from cmkd.corpora.schema import SPLITS
-from cmkd.runs.cost import total_cost
-from cmkd.scoring.evaluation import read_predictions
 from cmkd.identity import precision
 from cmkd.quality import fit_residuals, quality_weights, residual_std
-from cmkd.runs.recipe import STAGES, Recipe
+from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
+from cmkd.runs.cost import total_cost
+from cmkd.runs.recipe import Recipe
+from cmkd.scoring.evaluation import evaluate_predictions, read_predictions
 from cmkd.scoring.scores import score_systems
+from cmkd.spelling import enumerated
+from cmkd.stages import STAGES, STUDENTS, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
-
-_STEP = {"group_by_length", "loss_over"}  # and the number of utterances, see _stage_settings
-_SCHEDULE = {"num_epochs", "learning_rate", "plateau_factor", "plateau_patience"}
-_TRAINING = {"corpus", "seed", "cache_dtype"} | _STEP | _SCHEDULE
-_AUDIO = _TRAINING | {"student_speech_encoder", "use_weighted_layer_sum"}
-_TEXT = _TRAINING | {"text_encoder"}
-_TEACHER = _TEXT | {"teacher_speech_encoder", "use_weighted_layer_sum"}
-_FINETUNE = _AUDIO | {"num_trainable_layers", "encoder_learning_rate_factor"}
-_TS = _FINETUNE | _TEACHER | {"distillation_weight", "embedding_distance"}
-_SETTINGS = {
-    "audio": _AUDIO,
-    "text": _TEXT,
-    "teacher": _TEACHER,
-    "finetune": _FINETUNE,
-    "ts": _TS,
-    "cts": _TS | {"residual_threshold"},
-}
-"""The settings that change what a stage learns."""
-
-_LOADED = {
-    "audio": ("student_speech_encoder",),
-    "text": ("text_encoder",),
-    "teacher": ("teacher_speech_encoder", "text_encoder"),
-    "finetune": ("student_speech_encoder",),
-    "ts": ("student_speech_encoder",),
-    "cts": ("student_speech_encoder",),
-}
-"""The encoders that a stage loads. What the students take from the teacher is known by its embeddings."""
-
-_OF_THE_TEACHERS_RUN = {"teacher_speech_encoder", "text_encoder"}
-"""The settings in which, beside the corpus, a student must agree with the run that it takes its teacher from."""
 
 _OF_THIS_MACHINE = {"output_dir", "teacher_run", "models_dir", "cache_dir", "hub_model_id", "hub_private"}
 
@@ -84,6 +55,26 @@ def write_json(path: Path, content: Any) -> None:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, str]) -> set[str]:
+    """The stages of a run that are not to be repeated.
+
+    Args:
+        recipe, corpus_version, commits: as for [`stage_is_complete`].
+
+    Raises:
+        ValueError: one was made, or begun, with other settings.
+    """
+    run, repeated = Path(recipe.output_dir), recipe.stages if recipe.overwrite else []
+    complete = {
+        stage
+        for stage in STAGES
+        if stage not in repeated and stage_is_complete(run, stage, recipe, corpus_version, commits)
+    }
+    if TEACHER in set(recipe.stages) - complete:
+        complete -= set(STUDENTS)  # they start anew with their teacher
+    return complete
+
+
 def stage_is_complete(
     run: Path, stage: str, recipe: Recipe, corpus_version: str, commits: Mapping[str, str] | None = None
 ) -> bool:
@@ -96,7 +87,7 @@ def stage_is_complete(
         stage: its name.
         recipe: what is asked for now.
         corpus_version: of the corpus that there is now.
-        commits: of the encoders that this launch loads, by the names of `cmkd.runs.recipe.ENCODERS`.
+        commits: of the encoders that this launch loads, by the names of `cmkd.stages.ENCODERS`.
 
     Raises:
         ValueError: it was made, or begun, with other settings, or its stage.json cannot be read.
@@ -110,7 +101,7 @@ def stage_is_complete(
     once["precision"] = wanted["precision"] if state["complete"] else "fp32"
     then = once | state["settings"]
     lines = [_differences(then, dict.fromkeys(state["settings"]) | wanted)]
-    lines.append(_encoder_differences(state.get("encoders", {}), recipe, commits or {}, _LOADED[stage]))
+    lines.append(_encoder_differences(state.get("encoders", {}), recipe, commits or {}, STAGES[stage].encoders))
     differences = "\n".join(filter(None, lines))
     if differences:
         raise ValueError(
@@ -128,15 +119,16 @@ def check_teacher_run(recipe: Recipe, corpus_version: str) -> None:
         ValueError: it has other encoders or learnt from another corpus.
     """
     folder = recipe.teacher_folder
-    if not _is_complete(folder, "teacher"):
+    if not _is_complete(folder, TEACHER):
         raise FileNotFoundError(
             f"The students learn from the teacher of {str(folder)!r} (teacher_run), but there is no complete one: "
             f"{_how_to_get_teacher(recipe)}"
         )
-    wanted = recipe.model_dump(mode="json", include=_OF_THE_TEACHERS_RUN) | {"corpus_version": corpus_version}
-    state = _read_json(folder / "teacher" / "stage.json")
+    encoders = STAGES[TEACHER].encoders
+    wanted = recipe.model_dump(mode="json", include=set(encoders)) | {"corpus_version": corpus_version}
+    state = _read_json(folder / TEACHER / "stage.json")
     lines = [_differences(state["settings"], wanted)]
-    lines.append(_encoder_differences(state.get("encoders", {}), recipe, {}, _LOADED["teacher"]))
+    lines.append(_encoder_differences(state.get("encoders", {}), recipe, {}, encoders))
     differences = "\n".join(filter(None, lines))
     if differences:
         raise ValueError(
@@ -152,7 +144,7 @@ def _how_to_get_teacher(recipe: Recipe) -> str:
     seeds = sorted(path.parent.name for path in folder.glob("seed_*/teacher"))
     if seeds:
         return f"that run has several seeds; name one of them, {', '.join(seeds)}, or give this recipe the same seeds."
-    if is_seed and _is_complete(output, "teacher"):
+    if is_seed and _is_complete(output, TEACHER):
         return (
             f"{str(output)!r} has one of a single seed, but with seeds each student learns from the teacher of its own "
             "seed. Give that recipe the same seeds, with another output_dir."
@@ -204,7 +196,7 @@ def begin_stage(
     (run / "results.json").unlink(missing_ok=True)
     if recipe.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    for student in ("ts", "cts") if stage == "teacher" else ():
+    for student in STUDENTS if stage == TEACHER else ():
         shutil.rmtree(run / student, ignore_errors=True)
     marker = folder / "stage.json"
     before = _read_json(marker) if marker.is_file() else {}
@@ -250,25 +242,37 @@ def remove_checkpoints(run: Path, stage: str) -> None:
 def write_embeddings(run: Path, ids: list[str], embeddings: np.ndarray) -> None:
     """Stores the teacher's embeddings (n, size) of the training split with the utterances' ids."""
     columns = {"id": pa.array(ids), "embedding": pa.array(list(embeddings.astype(np.float32)))}
-    _write_parquet(run / "teacher" / "train_embeddings.parquet", columns)
+    _write_parquet(run / TEACHER / "train_embeddings.parquet", columns)
 
 
-def write_conditioning(run: Path, teacher_run: Path, threshold: float) -> None:
+def judge_teacher(recipe: Recipe, complete: Collection[str]) -> None:
     """Judges the teacher on every training utterance (Eq. 8), and stores what the students take from it.
 
+    Nothing is done where no student remains to be trained and this run has no teacher of its own.
+
+    Args:
+        recipe: of the run.
+        complete: the stages that are not to be repeated.
+
     Raises:
-        FileNotFoundError: the teacher has not run.
+        FileNotFoundError: a student is to be trained, and the teacher has not run.
     """
-    if not _is_complete(teacher_run, "teacher"):
+    run, teacher_run = Path(recipe.output_dir), recipe.teacher_folder
+    untrained = set(recipe.stages) & set(STUDENTS) - set(complete)
+    if not untrained and (recipe.teacher_run is not None or not _is_complete(run, TEACHER)):
+        return
+    if not _is_complete(teacher_run, TEACHER):
         raise FileNotFoundError(
-            f"The stages ts and cts need the teacher, which is not in {teacher_run}: add the stage teacher."
+            f"The stages {enumerated(STUDENTS)} need the teacher, which is not in {teacher_run}: add the stage teacher."
         )
-    found = read_predictions(teacher_run / "predictions" / "teacher_train.parquet")
+    if untrained:
+        (run / "results.json").unlink(missing_ok=True)  # it tells of what is judged and trained anew now
+    found = read_predictions(teacher_run / "predictions" / f"{TEACHER}_train.parquet")
     residuals = fit_residuals(torch.from_numpy(found.predictions), torch.from_numpy(found.labels))
-    embeddings = pq.read_table(teacher_run / "teacher" / "train_embeddings.parquet")
+    embeddings = pq.read_table(teacher_run / TEACHER / "train_embeddings.parquet")
     columns = {"id": embeddings["id"], "embedding": embeddings["embedding"]}
     columns |= {f"residual_{name}": residuals[:, index].numpy() for index, name in enumerate(EMOTION_DIMENSIONS)}
-    columns["weight"] = quality_weights(residuals, threshold).numpy()
+    columns["weight"] = quality_weights(residuals, recipe.residual_threshold).numpy()
     _write_parquet(run / "conditioning" / "train.parquet", columns)
 
 
@@ -289,9 +293,19 @@ def read_conditioning(run: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray
     return embeddings[order], table["weight"].to_numpy()[order]
 
 
-def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Gathers results.json from the predictions of the complete stages, and puts the kept student into `student/`."""
-    complete: list[str] = [stage for stage in STAGES if _is_complete(run, stage)]
+def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: dict[str, str] | None) -> dict[str, Any]:
+    """Gathers results.json from the predictions of the complete stages.
+
+    Args:
+        run: its folder.
+        corpus: the entry about the corpus.
+        recipe: of the run.
+        student: what [`keep_student`] returned.
+
+    Returns:
+        The content of results.json.
+    """
+    complete = [stage for stage in STAGES if _is_complete(run, stage)]
     predictions = {
         split: {
             system: read_predictions(run / "predictions" / f"{system}_{split}.parquet")
@@ -308,31 +322,47 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
     results["cost"] = _cost(stages)
     results["precision"] = {stage: state["settings"].get("precision") for stage, state in stages.items()}
     results["encoders"] = _encoders_of(run, recipe, stages)
-    if "teacher" in systems:
-        write_conditioning(run, run, recipe.residual_threshold)
+    if TEACHER in systems:
         results["teacher"] = _fingerprint(run)
-    for student in systems.keys() & {"ts", "cts"}:
-        if "teacher_embeddings" in stages[student]["settings"]:
-            results["teacher"] = stages[student]["settings"]["teacher_embeddings"]
+    for name in systems.keys() & set(STUDENTS):
+        if "teacher_embeddings" in stages[name]["settings"]:
+            results["teacher"] = stages[name]["settings"]["teacher_embeddings"]
     if (run / "conditioning" / "train.parquet").is_file():
         results["conditioning"] = _conditioning(run, recipe.residual_threshold)
-    stage, reason = choose_student(systems, recipe.kept_student)
-    if stage is not None:
-        results["student"] = {"stage": stage, "reason": reason}
-        _keep_student(run, stage)
+    if student is not None:
+        results["student"] = student
     write_json(run / "results.json", results)
     return results
 
 
-def choose_student(systems: Mapping[Any, Any], kept: str) -> tuple[str | None, str]:
-    """The stage to keep and why; (None, ...) while there is none to choose. Looks at validation, never at test."""
-    if kept != "better":
-        return (kept if kept in systems else None), "named by the recipe"
-    scores = {stage: mean_ccc(systems[stage]["validation"]) for stage in ("ts", "cts") if stage in systems}
-    if not scores:
-        return None, "no student has been trained"
-    listed = ", ".join(f"{'T/S' if stage == 'ts' else 'cT/S'} {score:.3f}" for stage, score in scores.items())
-    return max(scores, key=scores.__getitem__), f"better mean CCC on validation ({listed})"
+def keep_student(run: Path, kept: str) -> dict[str, str] | None:
+    """Puts the student to keep into `student/`.
+
+    Args:
+        run: its folder.
+        kept: its stage, or "better" for the one with the better mean CCC on validation. Test is never looked at.
+
+    Returns:
+        Its `stage` and the `reason` why it is kept; None while it, or any, has not been trained.
+    """
+    trained = [stage for stage in STUDENTS if _is_complete(run, stage)]
+    if not trained or kept not in ("better", *trained):
+        return None
+    stage, reason = kept, "named by the recipe"
+    if kept == "better":
+        answers = {name: read_predictions(run / "predictions" / f"{name}_validation.parquet") for name in trained}
+        scores = {
+            name: mean_ccc(evaluate_predictions(answer.predictions, answer.labels)) for name, answer in answers.items()
+        }
+        listed = ", ".join(f"{STAGES[name].short_name} {score:.3f}" for name, score in scores.items())
+        stage, reason = max(scores, key=scores.__getitem__), f"better mean CCC on validation ({listed})"
+    unfinished = unfinished_path(run / "student")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    left_out = ("stage.json", "training_log.json", "checkpoint-*", f"{SET_ASIDE}*", "*.parquet")
+    shutil.copytree(run / stage, unfinished, ignore=shutil.ignore_patterns(*left_out))
+    shutil.rmtree(run / "student", ignore_errors=True)
+    put_in_place(unfinished, run / "student")
+    return {"stage": stage, "reason": reason}
 
 
 def versions() -> dict[str, str]:
@@ -347,13 +377,13 @@ def versions() -> dict[str, str]:
 
 
 def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str, Any]:
-    settings = recipe.model_dump(mode="json", include=_SETTINGS[stage]) | {"corpus_version": corpus_version}
+    settings = recipe.model_dump(mode="json", include=set(STAGES[stage].settings)) | {"corpus_version": corpus_version}
     settings["precision"] = precision(PartialState().device)
     batches = recipe.gradient_accumulation_steps * PartialState().num_processes
     settings["utterances_a_step"] = recipe.batch_size * batches
     if recipe.loss_over == "batch":
         settings["batch_size"] = recipe.batch_size
-    if stage in ("ts", "cts") and recipe.teacher_run is not None:
+    if STAGES[stage].needs_teacher and recipe.teacher_run is not None:
         settings["teacher_embeddings"] = _fingerprint(recipe.teacher_folder)
     return settings
 
@@ -367,7 +397,7 @@ def _encoders(stage: str, recipe: Recipe, commits: Mapping[str, str]) -> dict[st
             "revision": settings[f"{encoder}_revision"],
             "commit": commits.get(encoder),
         }
-        for encoder in _LOADED[stage]
+        for encoder in STAGES[stage].encoders
     }
 
 
@@ -407,8 +437,8 @@ def _cost(stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
 def _encoders_of(run: Path, recipe: Recipe, stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     """Name, revision and commit of every encoder, those of a teacher that was trained in another run too."""
     found: dict[str, Any] = {}
-    if recipe.teacher_run is not None and _is_complete(recipe.teacher_folder, "teacher"):
-        found |= _read_json(recipe.teacher_folder / "teacher" / "stage.json").get("encoders", {})
+    if recipe.teacher_run is not None and _is_complete(recipe.teacher_folder, TEACHER):
+        found |= _read_json(recipe.teacher_folder / TEACHER / "stage.json").get("encoders", {})
     for state in stages.values():
         found |= state.get("encoders", {})
     return found
@@ -416,7 +446,7 @@ def _encoders_of(run: Path, recipe: Recipe, stages: Mapping[Any, Mapping[str, An
 
 def _fingerprint(teacher_run: Path) -> str:
     """Tells one training of a teacher from another."""
-    embeddings = teacher_run / "teacher" / "train_embeddings.parquet"
+    embeddings = teacher_run / TEACHER / "train_embeddings.parquet"
     return hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16] if embeddings.is_file() else "not there"
 
 
@@ -462,15 +492,3 @@ def _conditioning(run: Path, threshold: float) -> dict[str, Any]:
         "residual_threshold": threshold,
         "residual_std": dict(zip(EMOTION_DIMENSIONS, spread, strict=True)),
     }
-
-
-def _keep_student(run: Path, stage: str) -> None:
-    unfinished = unfinished_path(run / "student")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(
-        run / stage,
-        unfinished,
-        ignore=shutil.ignore_patterns("stage.json", "training_log.json", "checkpoint-*", f"{SET_ASIDE}*", "*.parquet"),
-    )
-    shutil.rmtree(run / "student", ignore_errors=True)
-    put_in_place(unfinished, run / "student")

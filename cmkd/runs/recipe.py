@@ -3,21 +3,22 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
 
 from cmkd.features.store import StoredDtype
 from cmkd.losses import Distance
-from cmkd.spelling import did_you_mean
+from cmkd.spelling import did_you_mean, enumerated
+from cmkd.stages import STAGES, STUDENTS, TEACHER
 
-Stage = Literal["audio", "text", "teacher", "finetune", "ts", "cts"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-"""The stages, in the order in which they run and are shown."""
-
-ENCODERS = ("student_speech_encoder", "teacher_speech_encoder", "text_encoder")
-"""The settings that name an encoder; each has a revision, such as `text_encoder_revision`."""
+if TYPE_CHECKING:  # a type checker takes no Literal that is made from a table
+    StageName: TypeAlias = str
+    KeptStudent: TypeAlias = str
+else:
+    StageName = Literal[tuple(STAGES)]
+    KeptStudent = Literal[("better", *STUDENTS)]
 
 
 class Recipe(BaseModel):
@@ -36,7 +37,9 @@ class Recipe(BaseModel):
 
     corpus: dict[str, Any] = Field(description="`name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`.")
     output_dir: str = Field(description="Folder of the run; if a file does not say, runs/<its folder>/<its name>.")
-    stages: list[Stage] = Field(default=list(STAGES), description="Which stages to run; always in the order of STAGES.")
+    stages: list[StageName] = Field(
+        default=list(STAGES), description="Which stages to run; always in the order of STAGES."
+    )
     overwrite: bool = Field(default=False, description="Repeat stages that are already complete.")
     seed: int = Field(default=0, ge=0, description="Of initial weights, dropout and the order of the batches.")
     seeds: list[NonNegativeInt] | None = Field(
@@ -60,7 +63,8 @@ class Recipe(BaseModel):
     models_dir: str | None = Field(default=None, description="Folder that holds encoders under their Hub names.")
     teacher_run: str | None = Field(
         default=None,
-        description="Run whose teacher the stages ts and cts learn from, relative to output_dir; None: this run's own.",
+        description=f"Run whose teacher the stages {enumerated(STUDENTS)} learn from, relative to output_dir; "
+        "None: this run's own.",
     )
     num_trainable_layers: int = Field(default=6, ge=-1, description="Top layers of the student's encoder; -1 all.")
     use_weighted_layer_sum: bool = Field(default=False, description="Learn which layers to listen to.")
@@ -88,7 +92,7 @@ class Recipe(BaseModel):
     distillation_weight: float = Field(default=30.0, ge=0, description="lambda of Eq. 7.")
     embedding_distance: Distance = Field(default="norm", description="How L_STU is taken; see cmkd.embedding_distance.")
     residual_threshold: float = Field(default=2.0, gt=0, description="In standard deviations; over it, left out.")
-    kept_student: Literal["better", "ts", "cts"] = Field(
+    kept_student: KeptStudent = Field(
         default="better", description="Which stage `student/` is; `better` by mean CCC on validation."
     )
 
@@ -99,7 +103,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _has_one_teacher(self) -> "Recipe":
-        if self.teacher_run is not None and "teacher" in self.stages:
+        if self.teacher_run is not None and TEACHER in self.stages:
             raise ValueError(
                 f"teacher_run is {self.teacher_run!r}, trained elsewhere, but stages has a teacher of this run too: "
                 "take out one of the two."
@@ -129,6 +133,11 @@ class Recipe(BaseModel):
         return self.model_copy(update=settings)
 
     @property
+    def trainings(self) -> "list[Recipe]":
+        """The recipe of each training: itself, or one for each of its `seeds`."""
+        return [self] if self.seeds is None else [self.of_seed(seed) for seed in self.seeds]
+
+    @property
     def teacher_folder(self) -> Path:
         """The run that has the teacher."""
         return Path(os.path.normpath(Path(self.output_dir, self.teacher_run or "")))
@@ -149,7 +158,8 @@ class Recipe(BaseModel):
         """This recipe with the commits of encoders on the Hub as their revisions, so that all stages load the same.
 
         Args:
-            commits: by the names of `ENCODERS`, as far as they are known, as `cmkd.identity.read_encoder` gives them.
+            commits: by the names of `cmkd.stages.ENCODERS`, as far as they are known, as
+                `cmkd.identity.read_encoder` gives them.
         """
         named = self.model_dump(include=set(commits))
         on_the_hub = [encoder for encoder, name in named.items() if not Path(self.locate(name)).is_dir()]

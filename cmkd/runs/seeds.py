@@ -25,13 +25,21 @@ from typing import Any
 import numpy as np
 
 from cmkd.atomic import written_whole
-from cmkd.scoring.confidence import ccc_interval
 from cmkd.corpora.schema import SPLITS
-from cmkd.scoring.evaluation import Predictions, read_predictions
-from cmkd.reporting.figures import SYSTEM_NAMES, draw_seeds, figure_style, format_number
-from cmkd.runs.recipe import STAGES
+from cmkd.reporting.figures import draw_seeds, figure_style, format_number
 from cmkd.runs.folder import mean_ccc, write_json
-from cmkd.scoring.scores import compare, describe_confidence, describe_intervals, describe_test, format_p, pairs_to_compare
+from cmkd.scoring.confidence import ccc_interval
+from cmkd.scoring.evaluation import Predictions, read_predictions
+from cmkd.scoring.scores import (
+    NOTHING_COMPARED,
+    compare,
+    describe_confidence,
+    describe_intervals,
+    describe_test,
+    format_p,
+    pairs_to_compare,
+)
+from cmkd.stages import BASELINE, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SHOWN_SPLITS = ("validation", "test")
@@ -229,7 +237,7 @@ def _systems_table(results: Mapping[str, Any], split: str) -> str:
 def _gap(results: Mapping[str, Any]) -> list[str]:
     """How much of the gap between fine-tuned and teacher each student closes, of the means."""
     valence = {stage: splits["test"]["ccc"]["valence"] for stage, splits in results["systems"].items()}
-    teacher, baseline = valence.get("teacher"), valence.get("finetune")
+    teacher, baseline = valence.get(TEACHER), valence.get(BASELINE)
     if teacher is None or baseline is None:
         return []
     heading = "## How much of the valence gap is closed (test, means over the seeds)"
@@ -237,7 +245,7 @@ def _gap(results: Mapping[str, Any]) -> list[str]:
         return [f"{heading}\n\nThere is no gap: the teacher is not above the fine-tuned audio-only system."]
     closed = [
         f"the {SYSTEM_NAMES[stage]} closes {(valence[stage] - baseline) / (teacher - baseline):.0%}"
-        for stage in ("ts", "cts")
+        for stage in STUDENTS
         if valence.get(stage) is not None
     ]
     return [f"{heading}\n\nThe gap between teacher and fine-tuned is {teacher - baseline:.3f}; {'; '.join(closed)}."]
@@ -247,7 +255,7 @@ def _comparisons(results: Mapping[str, Any]) -> str:
     heading = "## Is the difference more than chance?"
     entries = results["comparisons"]
     if not entries:
-        return f"{heading}\n\nNot known: it takes two of fine-tuned, T/S and cT/S."
+        return f"{heading}\n\n{NOTHING_COMPARED}"
     rows = [["difference in CCC", *EMOTION_DIMENSIONS]]
     for entry in entries:
         cells = [_difference(entry, name) for name in EMOTION_DIMENSIONS]

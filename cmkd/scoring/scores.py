@@ -9,9 +9,12 @@ import numpy as np
 
 from cmkd.scoring.confidence import LEVEL, PERMUTATIONS, SEED, ccc_interval, paired_test
 from cmkd.scoring.evaluation import Predictions, evaluate_predictions
+from cmkd.spelling import enumerated
+from cmkd.stages import COMPARISONS, STAGES
 
-COMPARISONS = (("ts", "finetune"), ("cts", "finetune"), ("cts", "ts"))
-"""What is compared: each system with the one to beat."""
+_COMPARED = [name for name in STAGES if any(name in pair for pair in COMPARISONS)]
+NOTHING_COMPARED = f"Not known: it takes two of {enumerated([STAGES[name].short_name for name in _COMPARED])}."
+"""What a report says in the place of comparisons of which there are none."""
 
 _COMPARED_SPLITS = ("validation", "test")
 _GENDERS = ("female", "male")

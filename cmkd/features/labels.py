@@ -1,0 +1,23 @@
+"""The labels of a corpus as networks learn them."""
+
+import numpy as np
+from datasets import Dataset
+
+from configuration_cmkd import EMOTION_DIMENSIONS
+
+
+def unit_interval_labels(rows: Dataset) -> np.ndarray:
+    """Labels (n, 3) of a split on the unit interval, NaN where not rated."""
+    minimum, maximum = rows["label_scale"][0]
+    values = np.stack([np.array(rows[name], dtype=np.float32) for name in EMOTION_DIMENSIONS], axis=1)
+    return (values - minimum) / (maximum - minimum)
+
+
+def rated_dimensions(labels: np.ndarray) -> list[str]:
+    """The dimensions in which somebody rated something, of labels (n, 3).
+
+    >>> rated_dimensions(np.array([[0.5, np.nan, np.nan], [np.nan, np.nan, 0.25]]))
+    ['activation', 'dominance']
+    """
+    is_rated = ~np.isnan(labels).all(axis=0)
+    return [name for name, of_it in zip(EMOTION_DIMENSIONS, is_rated, strict=True) if of_it]

@@ -1,0 +1,117 @@
+"""What is checked before anything trains."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict
+
+from cmkd.corpora.schema import SPLITS, StreamedCorpus
+from cmkd.features.labels import rated_dimensions, unit_interval_labels
+from cmkd.identity import read_encoder
+from cmkd.processes import print_once
+from cmkd.runs.folder import check_teacher_run
+from cmkd.runs.recipe import Recipe
+from cmkd.stages import ENCODERS, STAGES, STUDENTS
+from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
+
+LENGTH_CORRELATION = 0.3  # between a label and the duration, above which there is a warning
+
+
+def check_devices() -> None:
+    """Checks that there is a process for each GPU.
+
+    Raises:
+        ValueError: there are several GPUs, and only one process.
+    """
+    if torch.cuda.device_count() > 1 and PartialState().num_processes == 1:
+        raise ValueError("Several GPUs: use accelerate launch train_distill.py ..., or CUDA_VISIBLE_DEVICES=0 for one.")
+
+
+def check_encoders(recipe: Recipe) -> dict[str, str]:
+    """Reads the configurations of all encoders, so that a wrong name or layer count is found before anything trains.
+
+    Returns:
+        The commits of those that the stages load, by the names of `cmkd.stages.ENCODERS`.
+
+    Raises:
+        ValueError: an encoder does not fit.
+        OSError: there is no such encoder.
+    """
+    settings, commits = recipe.model_dump(), {}
+
+    def read(name: str) -> Any:
+        encoder, revision = settings[name], settings[f"{name}_revision"]
+        at = "" if revision is None else f" at {name}_revision={revision!r}"
+        try:
+            config, commits[name] = read_encoder(recipe.locate(encoder), revision)
+        except (OSError, ValueError) as error:
+            raise type(error)(f"{name}={encoder!r}{at} cannot be loaded: {error}") from error
+        return config
+
+    stages = [STAGES[name] for name in recipe.stages]
+    configs = {encoder: read(encoder) for encoder in ENCODERS if any(encoder in stage.encoders for stage in stages)}
+    for stage in stages:
+        if stage.speech_encoder is not None and stage.text_encoder is not None:
+            CMKDTeacherConfig(speech_config=configs[stage.speech_encoder])
+        elif stage.speech_encoder is not None:
+            layers = recipe.num_trainable_layers if stage.trains_encoder else 0
+            CMKDStudentConfig(speech_config=configs[stage.speech_encoder], num_trainable_layers=layers)
+    return commits
+
+
+def check_labels(corpus: DatasetDict | StreamedCorpus) -> None:
+    """Checks that there is something to learn and to choose by.
+
+    A dimension that nobody rated in any split is left out of everything.
+
+    Raises:
+        ValueError: the corpus is a stream, a split is missing, no dimension is rated, or one has fewer than two
+            different ratings in a split.
+    """
+    if isinstance(corpus, StreamedCorpus):
+        raise ValueError("corpus.streaming is True, but training hears every utterance many times: leave it out.")
+    missing = [split for split in SPLITS if split not in corpus]
+    if missing:
+        raise ValueError(f"The corpus has no split {' and no '.join(missing)}: training needs {', '.join(SPLITS)}.")
+    labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
+    rated = rated_dimensions(np.concatenate(list(labels.values())))
+    for split in SPLITS:
+        for name, column in zip(EMOTION_DIMENSIONS, labels[split].T, strict=True):
+            ratings = np.unique(column[~np.isnan(column)])
+            if name in rated and len(ratings) < 2:
+                raise ValueError(
+                    f"{name} has {len(ratings)} different ratings in the split {split}: every dimension that is rated "
+                    "needs at least 2 in every split."
+                )
+    unrated = [name for name in EMOTION_DIMENSIONS if name not in rated]
+    if unrated:
+        print_once(f"Not rated in this corpus, and not learnt: {', '.join(unrated)}")
+
+
+def warn_of_length(rows: Dataset) -> None:
+    """Says where labels go with length, so that steps of like length have less of their spread."""
+    durations = np.array(rows["duration"])
+    for name, column in zip(EMOTION_DIMENSIONS, unit_interval_labels(rows).T, strict=True):
+        rated = ~np.isnan(column)
+        if not rated.any() or np.ptp(durations[rated]) == 0:
+            continue
+        correlation = np.corrcoef(durations[rated], column[rated])[0, 1]
+        if abs(correlation) > LENGTH_CORRELATION:
+            print_once(
+                f"WARNING: {name} goes with the length of the utterance (correlation {correlation:.2f}), so steps of "
+                "like length have less of its spread, which may cost CCC: compare with --group_by_length false"
+            )
+
+
+def check_teachers(recipe: Recipe, corpus_version: str) -> None:
+    """Checks that students which learn from another run's teacher find it there, each training its own.
+
+    Raises:
+        FileNotFoundError: it is not there, or not complete.
+        ValueError: it has other encoders or learnt from another corpus.
+    """
+    if recipe.teacher_run is not None and set(STUDENTS) & set(recipe.stages):
+        for training in recipe.trainings:
+            check_teacher_run(training, corpus_version)

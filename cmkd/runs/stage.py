@@ -1,0 +1,145 @@
+"""What a stage is trained with: its model, its inputs, the arguments of its training, and the log of it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoFeatureExtractor, AutoTokenizer
+
+from cmkd.features.inputs import SpeechInputs, TextInputs, UtteranceDataset
+from cmkd.features.labels import rated_dimensions
+from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
+from cmkd.runs.folder import read_conditioning
+from cmkd.runs.recipe import Recipe
+from cmkd.stages import Stage
+from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
+from configuration_cmkd import EMOTION_DIMENSIONS
+from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
+
+
+def build_model(stage: Stage, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]):
+    """The model of a stage with pretrained encoders, its feature extractor and tokenizer; None where it has none.
+
+    Args:
+        stage: which.
+        recipe: of the run.
+        train_labels: (n, 3) on the unit interval, NaN where not rated.
+        label_scale: the least and the greatest rating of the corpus.
+    """
+    rated = rated_dimensions(train_labels)
+    is_rated = [name in rated for name in EMOTION_DIMENSIONS]
+    labels = np.where(is_rated, train_labels, 0.0)
+    config: dict[str, Any] = {
+        "label_scale": label_scale,
+        "label_mean": np.nanmean(labels, axis=0).tolist(),
+        "label_std": np.where(is_rated, np.nanstd(labels, axis=0), 1.0).tolist(),
+        "rated_dimensions": rated,
+        "use_weighted_layer_sum": recipe.use_weighted_layer_sum,
+    }
+    settings = recipe.model_dump()
+
+    def encoder(setting: str | None) -> tuple[Any, str | None]:
+        """Where it is, and its revision."""
+        return (None, None) if setting is None else (recipe.locate(settings[setting]), settings[f"{setting}_revision"])
+
+    speech, speech_revision = encoder(stage.speech_encoder)
+    text, text_revision = encoder(stage.text_encoder)
+    if text is None:
+        layers = recipe.num_trainable_layers if stage.trains_encoder else 0
+        model = CMKDStudentModel.from_pretrained_encoder(
+            speech, revision=speech_revision, num_trainable_layers=layers, **config
+        )
+    else:
+        revisions = {"speech_revision": speech_revision, "text_revision": text_revision}
+        model = CMKDTeacherModel.from_pretrained_encoders(speech, text, **revisions, **config)
+    # The recipe's names go into the checkpoint, not the folders where the encoders were found.
+    if stage.speech_encoder is not None:
+        model.config.speech_config.name_or_path = settings[stage.speech_encoder]
+    if stage.text_encoder is not None:
+        model.config.text_config.name_or_path = settings[stage.text_encoder]
+    return (
+        model,
+        speech and AutoFeatureExtractor.from_pretrained(speech, revision=speech_revision, return_attention_mask=True),
+        text and AutoTokenizer.from_pretrained(text, revision=text_revision),
+    )
+
+
+def input_columns(model, rows: Dataset, feature_extractor, tokenizer, recipe: Recipe) -> dict[str, Any]:
+    """What the model is fed with: the stored output of its frozen parts, or their inputs where nothing is stored."""
+    columns: dict[str, Any] = {}
+    cache = Path(recipe.cache_dir or Path(recipe.output_dir) / "cache")
+    if feature_extractor is not None:
+        inputs, encoder = SpeechInputs(rows, feature_extractor), model.speech_encoder
+        features = None
+        if encoder.has_frozen_part:
+            settings = (encoder.num_frozen_layers, model.config.use_weighted_layer_sum, feature_extractor.to_dict())
+            part = FrozenPart(encoder, model.extract_speech_features, settings, "speech")
+            storage = Storage(cache, recipe.cache_dtype, recipe.cache_limit_gb, reading_processes(recipe))
+            features = frozen_features(rows, inputs, audio_keys(rows), part, storage)
+        columns |= {model.config.speech_input_name: inputs} if features is None else {"speech_features": features}
+    if tokenizer is not None:
+        tokens = TextInputs(rows, tokenizer)
+        part = FrozenPart(model.text_encoder, model.extract_text_features, None, "text")
+        columns["text_features"] = frozen_features(rows, tokens, tokens.ids, part, Storage(cache, recipe.cache_dtype))
+    return columns
+
+
+def training_columns(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset) -> UtteranceDataset:
+    """What is trained on: the inputs and labels, the ids, and for a student what it takes from the teacher.
+
+    Args:
+        stage: which.
+        run: its folder, in which the teacher has been judged if the stage needs one.
+        inputs: the columns of the training split.
+        rows: the training split.
+    """
+    columns = inputs.columns | {"id": list(rows["id"])}
+    if stage.needs_teacher:
+        embeddings, weights = read_conditioning(run, columns["id"])
+        columns["teacher_embeddings"] = embeddings
+        columns["quality_weights"] = weights if stage.is_conditional else np.ones_like(weights)
+    return UtteranceDataset(columns)
+
+
+def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
+    """The arguments of the trainer, which writes its checkpoints into `folder`."""
+    return CMKDTrainingArguments(
+        output_dir=str(folder),
+        seed=recipe.seed,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        loss_over=recipe.loss_over,
+        num_train_epochs=recipe.num_epochs,
+        learning_rate=recipe.learning_rate,
+        encoder_learning_rate_factor=recipe.encoder_learning_rate_factor,
+        lr_scheduler_kwargs=plateau_schedule(recipe.plateau_factor, recipe.plateau_patience),
+        distillation_weight=recipe.distillation_weight,
+        embedding_distance=recipe.embedding_distance,
+        dataloader_num_workers=reading_processes(recipe),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=not sys.stderr.isatty(),
+        use_cpu=not torch.accelerator.is_available(),
+    )
+
+
+def reading_processes(recipe: Recipe) -> int:
+    """How many processes read and decode while the network runs; on a CPU they would only take its cores."""
+    if recipe.dataloader_workers is None:
+        return min(4, os.cpu_count() or 1) if torch.accelerator.is_available() else 0
+    return recipe.dataloader_workers
+
+
+def training_log(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """One entry per epoch from Trainer's history, which has one for training and one for validation."""
+    epochs: dict[float, dict[str, float]] = {}
+    for entry in history:
+        if "loss" in entry or "eval_ccc" in entry:
+            row = epochs.setdefault(entry["epoch"], {"epoch": entry["epoch"]})
+            row |= {"train_loss": entry["loss"], "learning_rate": entry["learning_rate"]} if "loss" in entry else {}
+            row |= {key: value for key, value in entry.items() if key == "eval_loss" or key.startswith("eval_ccc")}
+    return list(epochs.values())
