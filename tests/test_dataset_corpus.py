@@ -15,7 +15,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 from local_hub import LocalHub
 
 from cmkd.corpora import load_corpus
-from cmkd.corpora.checks import CorpusError
+from cmkd.corpora.report import CorpusError
 from cmkd.corpora.schema import FEATURES, Corpus, StreamedCorpus
 from cmkd.features.audio import read_audio
 

@@ -13,8 +13,9 @@ import soundfile
 from local_hub import LocalHub
 
 from cmkd.corpora.building import build_corpus
-from cmkd.corpora.checks import CorpusError, CorpusReport, Rating, SourceRow
+from cmkd.corpora.checks import Rating, SourceRow
 from cmkd.corpora.known_sizes import KnownSize
+from cmkd.corpora.report import CorpusError, CorpusReport
 from cmkd.corpora.schema import ANNOTATOR_FEATURES, FEATURES, Corpus, StreamedCorpus
 from cmkd.features.audio import AudioError, digest_audio
 from cmkd.hub.corpus import corpus_card
@@ -65,7 +66,7 @@ def source_rows():
 
 
 def build(folder, rows=None, on_error="raise", terms="", **settings):
-    report = CorpusReport(name="toys", version="1.0", label_scale=(1, 7), config={"data_dir": str(folder)}, terms=terms)
+    report = CorpusReport(name="toys", release="1.0", label_scale=(1, 7), config={"data_dir": str(folder)}, terms=terms)
     return build_corpus(source_rows() if rows is None else rows, report, on_error, folder, **settings)
 
 

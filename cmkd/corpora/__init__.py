@@ -90,7 +90,7 @@ def load_corpus(
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error is {on_error!r}, but must be one of {_listed(ON_ERROR)}.")
     build = importlib.import_module(CORPORA[name]).build
-    from cmkd.corpora.checks import CorpusError, write_problems
+    from cmkd.corpora.report import CorpusError, write_problems
 
     settings = {
         parameter.name: parameter.default is parameter.empty

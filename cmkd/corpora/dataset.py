@@ -39,9 +39,10 @@ import pyarrow
 import pyarrow.compute
 
 from cmkd.corpora.building import build_corpus, measured_row
-from cmkd.corpora.checks import CorpusProblem, CorpusReport, SourceRow, check_rows
+from cmkd.corpora.checks import SourceRow, check_rows
 from cmkd.corpora.columns import Reading, flat, flat_names, read_columns
 from cmkd.corpora.manifest import checked_scale
+from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import FEATURES, Corpus, StreamedCorpus, normalise_split, rows_by_split, stored_features
 from cmkd.corpora.transcripts import Preference, join_transcripts
 from cmkd.spelling import did_you_mean
@@ -100,7 +101,7 @@ def build(
     first = next(iter(parts.values()))
     report = CorpusReport(
         name="dataset",
-        version=revision or ("disk" if Path(path).exists() else "main"),
+        release=revision or ("disk" if Path(path).exists() else "main"),
         label_scale=(0.0, 1.0),  # until it is known
         config={"path": path, "splits": splits and dict(splits), "columns": columns and dict(columns)}
         | {name: str(value) for name, value in arguments.items() if value is not None},
@@ -119,7 +120,7 @@ def build(
         return build_corpus(source_rows, report, on_error, audio_dir, num_proc=num_proc)
     rows = check_rows(source_rows, report, on_error, audio_dir, read_sound=False)
     report.notes.append("streamed: the sound of a row is read and checked when the row comes")
-    report.version += "-streamed"
+    report.is_streamed = True
     streams = {split: _stream(rows, report, on_error) for split, rows in rows_by_split(rows).items()}
     return StreamedCorpus(streams, report)
 

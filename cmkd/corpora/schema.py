@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
     from huggingface_hub import CommitInfo
 
-    from cmkd.corpora.checks import CorpusReport
+    from cmkd.corpora.report import CorpusReport
 
 FEATURES = Features(
     {

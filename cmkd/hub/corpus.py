@@ -29,7 +29,7 @@ from cmkd.hub.cards import dataset_card_text
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from cmkd.corpora.checks import CorpusReport
+    from cmkd.corpora.report import CorpusReport
     from cmkd.corpora.schema import Corpus
 
 WORDS_OF_A_SENTENCE = 4
