@@ -27,9 +27,10 @@ def read_json(path: Path, advice: str) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, indented by two spaces, that appears whole or not at all; missing folders are made.
+    """Writes a JSON file, indented by two spaces, in UTF-8, that appears whole or not at all; missing folders are made.
 
-    What is not ASCII is escaped, so that any text can be written, that which is not valid Unicode included.
+    Text that is not valid Unicode, a lone surrogate, is escaped: it is read as it was.
     """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))

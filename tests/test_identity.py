@@ -15,7 +15,7 @@ from test_train_distill import recipe  # noqa: F401
 from tiny_run import make_run
 
 import train_distill
-from cmkd.hub.push import stage_run
+from cmkd.hub.staging import stage_run
 from cmkd.identity import folder_digest, precision, read_encoder
 from cmkd.runs.folder import begin_stage, check_teacher_run, complete_stage, stage_is_complete, write_json
 from cmkd.runs.recipe import Recipe, load_recipe

@@ -330,14 +330,14 @@ PUSH = """
 import json, sys
 sys.path[:0] = [{tests!r}, {checkout!r}]
 from pathlib import Path
-import datasets
+import cmkd, datasets
 from test_licensed_corpora import TERMS, as_text, build
 folder = Path({folder!r})
 corpus = build(folder, terms=TERMS, annotators=True)
 
 def attempt(**settings):
     try:
-        corpus.push_to_hub(**settings)
+        cmkd.push_corpus(corpus, **settings)
     except (PermissionError, ValueError) as error:
         return f"{{type(error).__name__}}: {{error}}"
 

@@ -14,7 +14,7 @@ import yaml
 from test_train_distill import make_corpus, make_encoders
 
 import train_distill
-from cmkd.hub.push import stage_run
+from cmkd.hub.staging import stage_run
 from cmkd.reporting.tables import gather_tables
 from cmkd.runs.folder import check_kind
 from cmkd.runs.seeds import format_seeds, gather_seeds

@@ -68,7 +68,7 @@ def load_corpus(
             corpora, manifests and data sets have `num_proc`, the processes that write the cache, and `streaming`.
 
     Returns:
-        `Corpus`: A `DatasetDict` with the attribute `report`, a `CorpusReport`; `push_to_hub` is private by default.
+        `Corpus`: A `DatasetDict` with the attribute `report`, a `CorpusReport`; `cmkd.push_corpus` puts it on the Hub.
         `StreamedCorpus`: With `streaming=True`, an `IterableDatasetDict` with that attribute; see there what its report
         cannot know.
 

@@ -18,7 +18,7 @@ corpus:
 - **Splits** are those of the data set; `splits={"train": "train[:90%]", "validation": "train[90%:]"}` makes others. A
   data set of one split that has a column `split` is divided by that column.
 - **Ids** that the data set does not have are made of split and position: `train-17`.
-- **The scale** of a data set that `Corpus.push_to_hub` made is known; for all others `label_scale` is needed.
+- **The scale** of a data set that `cmkd.push_corpus` made is known; for all others `label_scale` is needed.
 
 The rows are checked as those of every corpus, and kept with their sound in the cache of this package, so that they are
 on the disk twice. With `streaming` all rows are read once without their sound, which is checked as it comes.
@@ -75,7 +75,7 @@ def build(
         on_error (`str`): See `load_corpus`.
         path (`str`): Name on the Hub, folder, or kind of file, as for `load_dataset`; or a folder of `save_to_disk`.
         label_scale (`tuple[float, float]`, *optional*): Minimum and maximum of the scale of the labels; by default that
-            in the column `label_scale`, which data sets of `Corpus.push_to_hub` have.
+            in the column `label_scale`, which data sets that `cmkd.push_corpus` made have.
         columns (`dict[str, str]`, *optional*): The data set's names of columns, by those of a manifest.
         splits (`dict[str, str]`, *optional*): Splits of the data set, or slices of them, by the names that they get; by
             default all of them under their own names.
