@@ -29,8 +29,10 @@ from cmkd.features.inputs import SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.features.store import audio_keys, frozen_features
 from cmkd.hub.push import check_push, push_run
 from cmkd.identity import read_encoder
+from cmkd.json_files import write_json
 from cmkd.processes import join_launch, main_process_first, silent_processes, wait_for_all
 from cmkd.reporting.report import format_systems, write_report
+from cmkd.reporting.seeds_report import format_seeds, write_seeds_report
 from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.cost import SessionCost
 from cmkd.runs.folder import (
@@ -44,11 +46,10 @@ from cmkd.runs.folder import (
     stage_is_complete,
     write_conditioning,
     write_embeddings,
-    write_json,
     write_results,
 )
 from cmkd.runs.recipe import STAGES, Recipe, Stage, load_recipe
-from cmkd.runs.seeds import format_seeds, gather_seeds, write_seeds_report
+from cmkd.runs.seeds import gather_seeds
 from cmkd.scoring.evaluation import write_predictions
 from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
 from cmkd.training.collator import collate_utterances

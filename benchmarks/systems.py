@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_distill
 from benchmarks.stand_ins import write_encoder, write_iemocap, write_msp_podcast, write_transcripts
-from cmkd.runs.folder import versions, write_json
+from cmkd.json_files import write_json
+from cmkd.runs.folder import versions
 from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.training.trainer import CMKDTrainer
 

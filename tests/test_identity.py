@@ -241,7 +241,7 @@ def test_students_want_the_revision_of_their_teachers_encoders(tmp_path):
 
 def test_a_damaged_stage_json_is_named(tmp_path):
     make_stage(tmp_path, True).write_text('{"stage": "au')
-    with pytest.raises(ValueError, match=r"audio/stage.json cannot be read \(.*\): it is damaged"):
+    with pytest.raises(ValueError, match=r"audio/stage.json is not valid JSON \(.*\): it is damaged"):
         stage_is_complete(tmp_path, "audio", settings(tmp_path), "1.0")
 
 

@@ -15,7 +15,6 @@ a folder for each, see cmkd/runs/seeds.py.
 """
 
 import hashlib
-import json
 import platform
 import shutil
 from collections.abc import Iterable, Mapping
@@ -35,6 +34,7 @@ from cmkd.corpora.schema import SPLITS
 from cmkd.runs.cost import total_cost
 from cmkd.scoring.evaluation import read_predictions
 from cmkd.identity import precision
+from cmkd.json_files import read_json, write_json
 from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.runs.recipe import STAGES, Recipe
 from cmkd.scoring.scores import score_systems
@@ -76,12 +76,6 @@ _OF_THIS_MACHINE = {"output_dir", "teacher_run", "models_dir", "cache_dir", "hub
 
 Kind = Literal["single", "folds", "seeds"]
 _KINDS = {"single": "a single run", "folds": "a cross-validation", "seeds": "a run of several seeds"}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON that appears whole or not at all."""
-    with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def stage_is_complete(
@@ -432,13 +426,9 @@ def _is_complete(run: Path, stage: str) -> bool:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}): it is damaged, or not a file of a run. Move it away; what it describes "
-            "is then made anew."
-        ) from error
+    return read_json(
+        path, "it is damaged, or not a file of a run. Move it away; what it describes is then made anew."
+    )
 
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
