@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,25 @@ def test_nothing_is_left_behind_by_a_build_that_fails(folder, cache):
     assert list(cache.rglob("*.arrow")) == list(cache.rglob("report.json")) == []
     write(folder / "4.wav", 4)
     assert len(build(folder)["train"]) == 5
+
+
+def test_the_version_is_made_of_fields(folder):
+    report = build(folder).report
+    assert (report.release, report.transcripts, report.is_streamed) == ("1.0", "", False)
+    assert re.fullmatch("[0-9a-f]{12}", report.digest) and report.version == f"1.0-{report.digest}"
+    streamed = build(folder, streaming=True).report
+    assert (streamed.release, streamed.digest, streamed.is_streamed) == ("1.0", "", True)
+
+
+def test_a_report_is_read_as_it_was_saved(folder, tmp_path):
+    rows = source_rows()
+    rows[0].transcript = "\udc80 is no text"
+    report = build(folder, rows, on_error="skip").report
+    report.save(tmp_path / "report.json")
+    assert CorpusReport.load(tmp_path / "report.json") == report
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(ValueError, match=r"report\.json is not valid JSON .*: delete the folder that it lies in"):
+        CorpusReport.load(tmp_path / "report.json")
 
 
 def test_several_processes_write_the_same_rows(folder, tmp_path, monkeypatch):
@@ -427,6 +447,15 @@ def test_a_sentence_allows_it_and_stands_on_the_card(pushed):
     assert not hub.repositories["datasets", "user/allowed"].private
     card = hub.files("datasets", "user/allowed")["README.md"].decode()
     assert "**Public, since** whoever pushed it says: The Institute of Toys wrote so." in card
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_method_of_datasets_that_pushes_without_a_look_at_the_licence_is_not_inherited(folder, streaming):
+    """The Hub would be asked for the repository first, and is not: offline that is another error."""
+    corpus = build(folder, terms=TERMS, streaming=streaming)
+    for settings in ({}, {"private": True}, {"config_name": "toys", "num_proc": 2}):
+        with pytest.raises(NotImplementedError, match=r"cmkd\.push_corpus\(corpus, repo_id\)"):
+            corpus.push_to_hub("user/toys", **settings)
 
 
 def test_the_card_of_a_corpus_without_terms_names_no_licence(folder):
