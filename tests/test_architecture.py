@@ -27,11 +27,13 @@ LEVELS: Sequence[Sequence[str]] = (
         "cmkd.losses",
         "cmkd.quality",
         "cmkd.metrics",
+        "cmkd.formats",
         "cmkd.json_files",
         "cmkd.atomic",
         "cmkd.spelling",
         "cmkd.processes",
         "cmkd.identity",
+        "cmkd.places",
     ),
     ("configuration_cmkd", "audio_cmkd"),
 )
@@ -49,7 +51,8 @@ DOOR = "cmkd"
 def modules_of(root: Path) -> dict[str, Path]:
     """Every module of the package and beside it, by its dotted name; a package has the name of its folder."""
     found = {}
-    for path in [*sorted(root.glob("*.py")), *sorted((root / "cmkd").rglob("*.py"))]:
+    beside = [path for path in sorted(root.glob("*.py")) if path.name != "setup.py"]  # which is run, never imported
+    for path in [*beside, *sorted((root / "cmkd").rglob("*.py"))]:
         parts = path.relative_to(root).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
