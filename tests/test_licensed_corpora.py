@@ -19,7 +19,7 @@ from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.report import CorpusError, CorpusReport
 from cmkd.corpora.schema import ANNOTATOR_FEATURES, FEATURES, Corpus, StreamedCorpus
 from cmkd.features.audio import AudioError, digest_audio
-from cmkd.hub.corpus import corpus_card
+from cmkd.hub.corpus import corpus_card, tag_of
 
 TERMS = "The Institute of Toys allows nobody to pass it on."
 
@@ -456,6 +456,16 @@ def test_the_method_of_datasets_that_pushes_without_a_look_at_the_licence_is_not
     for settings in ({}, {"private": True}, {"config_name": "toys", "num_proc": 2}):
         with pytest.raises(NotImplementedError, match=r"cmkd\.push_corpus\(corpus, repo_id\)"):
             corpus.push_to_hub("user/toys", **settings)
+
+
+def test_the_tag_is_made_of_what_the_corpus_is():
+    settings = {"name": "toys", "label_scale": (1, 7), "config": {}}
+    assert (
+        tag_of(CorpusReport(release="1.0", digest="0123456789ab", transcripts="cd", **settings)) == "cmkd-0123456789ab"
+    )
+    assert tag_of(CorpusReport(release="78b0bd36f61e", **settings)) == "cmkd-78b0bd36f61e"
+    heard = CorpusReport(release="78b0bd36f61e", transcripts="0123456789ab", **settings)
+    assert tag_of(heard) == "cmkd-78b0bd36f61e-transcripts-0123456789ab"
 
 
 def test_the_card_of_a_corpus_without_terms_names_no_licence(folder):

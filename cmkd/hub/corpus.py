@@ -74,8 +74,11 @@ def push(
 
 
 def tag_of(report: CorpusReport) -> str:
-    """The tag of a corpus on the Hub, the same for the same rows and sound."""
-    return f"cmkd-{report.digest}"
+    """The tag of a corpus on the Hub, the same for the same rows and sound.
+
+    A corpus that CMKD speaks has no digest of its sound: what it is spoken from names its release.
+    """
+    return f"cmkd-{report.digest or report.version.replace('+', '-')}"
 
 
 def preview(corpus: Corpus, repo_id: str, private: bool, public_permission: str | None) -> str:
