@@ -367,7 +367,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
                 f"the maximum of label_scale, {self.config.label_scale}. config.to_unit_interval(ratings) converts."
             )
         for index, name in enumerate(EMOTION_DIMENSIONS):
-            if not _is_traced() and name not in self.config.rated_dimensions and not labels[:, index].isnan().all():
+            if not is_traced() and name not in self.config.rated_dimensions and not labels[:, index].isnan().all():
                 raise ValueError(
                     f"labels rate {name}, which is not among config.rated_dimensions, {self.config.rated_dimensions}: "
                     "this model has learnt nothing there and answers NaN. To train it there too, set "

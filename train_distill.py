@@ -26,8 +26,10 @@ from cmkd.corpora.schema import SPLITS
 from cmkd.features.inputs import UtteranceDataset
 from cmkd.features.labels import unit_interval_labels
 from cmkd.hub.push import check_push, push_run
+from cmkd.json_files import write_json
 from cmkd.processes import join_launch, main_process_first, print_once, silent_processes, wait_for_all
 from cmkd.reporting.report import format_systems, write_report
+from cmkd.reporting.seeds_report import format_seeds, write_seeds_report
 from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.cost import SessionCost
 from cmkd.runs.folder import (
@@ -40,12 +42,11 @@ from cmkd.runs.folder import (
     record_session,
     remove_checkpoints,
     write_embeddings,
-    write_json,
     write_results,
 )
 from cmkd.runs.preflight import check_devices, check_encoders, check_labels, check_teachers, warn_of_length
 from cmkd.runs.recipe import Recipe, load_recipe
-from cmkd.runs.seeds import format_seeds, gather_seeds, write_seeds_report
+from cmkd.runs.seeds import gather_seeds
 from cmkd.runs.stage import build_model, input_columns, training_arguments, training_columns, training_log
 from cmkd.scoring.evaluation import write_predictions
 from cmkd.stages import STAGES, STUDENTS, TEACHER

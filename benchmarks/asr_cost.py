@@ -24,7 +24,8 @@ from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from cmkd.corpora import load_corpus
 from cmkd.corpora.transcripts import read_transcripts
-from cmkd.runs.folder import versions, write_json
+from cmkd.json_files import write_json
+from cmkd.runs.folder import versions
 from cmkd.transcription.transcribe import transcribe
 
 ROOT = Path(__file__).resolve().parents[1]

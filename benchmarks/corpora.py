@@ -21,7 +21,8 @@ from typing import Any
 
 from benchmarks.stand_ins import write_msp_podcast
 from cmkd.corpora.msp_podcast import KNOWN_SIZES, PAPER_RELEASE
-from cmkd.runs.folder import versions, write_json
+from cmkd.json_files import write_json
+from cmkd.runs.folder import versions
 
 SAMPLING_RATE = 16000
 

@@ -26,7 +26,7 @@ from scipy.sparse.linalg import lsqr
 from cmkd import concordance_cc, load_corpus
 from cmkd.corpora.schema import SPLITS
 from cmkd.corpora.spoken_emobank import WORD
-from cmkd.runs.folder import write_json
+from cmkd.json_files import write_json
 from cmkd.runs.recipe import parse_arguments
 from cmkd.scoring.evaluation import read_predictions
 

@@ -24,7 +24,7 @@ import soundfile
 import torch
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 
-from cmkd.runs.folder import write_json
+from cmkd.json_files import write_json
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from cmkd.runs.folder import write_json
+from cmkd.json_files import write_json
 from cmkd.scoring import confidence
 from configuration_cmkd import EMOTION_DIMENSIONS
 

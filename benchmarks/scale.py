@@ -22,7 +22,8 @@ from transformers import HubertConfig, TrainerCallback
 
 from cmkd.features.inputs import UtteranceDataset
 from cmkd.features.store import FrozenPart, Storage, frozen_features
-from cmkd.runs.folder import versions, write_json
+from cmkd.json_files import write_json
+from cmkd.runs.folder import versions
 from cmkd.training.arguments import CMKDTrainingArguments
 from cmkd.training.collator import collate_utterances
 from cmkd.training.trainer import CMKDTrainer

@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_distill
 from benchmarks.stand_ins import write_encoder, write_iemocap, write_msp_podcast, write_transcripts
 from cmkd.features.store import FrozenPart, Storage
+from cmkd.json_files import write_json
 from cmkd.runs import stage as training_of_a_stage
-from cmkd.runs.folder import versions, write_json
+from cmkd.runs.folder import versions
 from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.stages import STAGES
 from cmkd.training.trainer import CMKDTrainer

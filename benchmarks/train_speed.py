@@ -35,8 +35,9 @@ from transformers import BertConfig, HubertConfig
 
 from benchmarks.stand_ins import ENCODERS
 from cmkd.features.store import FrozenPart, Storage, frozen_features
+from cmkd.json_files import write_json
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
-from cmkd.runs.folder import versions, write_json
+from cmkd.runs.folder import versions
 from cmkd.training.collator import collate_utterances
 from cmkd.training.sampler import StepSampler
 from configuration_cmkd import CMKDStudentConfig, CMKDTeacherConfig

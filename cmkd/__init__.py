@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cmkd.corpora import load_corpus as load_corpus
     from cmkd.features.audio import read_audio as read_audio
+    from cmkd.hub.push import push_corpus as push_corpus
     from cmkd.losses import ccc_loss as ccc_loss
     from cmkd.losses import concordance_cc as concordance_cc
     from cmkd.losses import embedding_distance as embedding_distance
@@ -27,6 +28,7 @@ _MODULES = {
     "read_audio": "cmkd.features.audio",
     "paired_test": "cmkd.scoring.confidence",
     "load_corpus": "cmkd.corpora",
+    "push_corpus": "cmkd.hub.push",
     "evaluate_predictions": "cmkd.scoring.evaluation",
     "ccc_loss": "cmkd.losses",
     "concordance_cc": "cmkd.losses",

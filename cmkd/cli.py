@@ -158,7 +158,8 @@ def push(
     with _errors("push"):
         import tempfile
 
-        from cmkd.hub.push import push_run, stage_run
+        from cmkd.hub.push import push_run
+        from cmkd.hub.staging import stage_run
 
         if not dry_run:
             print(

@@ -15,7 +15,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 from local_hub import LocalHub
 
 from cmkd.corpora import load_corpus
-from cmkd.corpora.checks import CorpusError
+from cmkd.corpora.report import CorpusError
 from cmkd.corpora.schema import FEATURES, Corpus, StreamedCorpus
 from cmkd.features.audio import read_audio
 
@@ -297,11 +297,11 @@ def test_a_data_set_of_the_hub(tmp_path):
         )
         push = (
             "import datasets, huggingface_hub\n"
-            "from cmkd.corpora import load_corpus\n"
+            "from cmkd import load_corpus, push_corpus\n"
             f"datasets.load_from_disk({str(tmp_path / 'saved')!r}).push_to_hub('user/speech')\n"
             "huggingface_hub.HfApi().create_tag('user/speech', tag='v1', repo_type='dataset')\n"
-            f"load_corpus('manifest', {str(tmp_path)!r}, label_scale=(1, 5)).push_to_hub('user/pushed')\n"
-            f"load_corpus('manifest', {str(tmp_path / 'hour')!r}, label_scale=(1, 5)).push_to_hub('user/cut')\n"
+            f"push_corpus(load_corpus('manifest', {str(tmp_path)!r}, label_scale=(1, 5)), 'user/pushed')\n"
+            f"push_corpus(load_corpus('manifest', {str(tmp_path / 'hour')!r}, label_scale=(1, 5)), 'user/cut')\n"
         )
         for code in (push, FROM_HUB):
             done = subprocess.run(

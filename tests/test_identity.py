@@ -15,7 +15,7 @@ from test_train_distill import recipe  # noqa: F401
 from tiny_run import make_run
 
 import train_distill
-from cmkd.hub.push import stage_run
+from cmkd.hub.staging import stage_run
 from cmkd.identity import folder_digest, precision, read_encoder
 from cmkd.runs.folder import begin_stage, check_teacher_run, complete_stage, stage_is_complete, write_json
 from cmkd.runs.recipe import Recipe, load_recipe
@@ -241,7 +241,7 @@ def test_students_want_the_revision_of_their_teachers_encoders(tmp_path):
 
 def test_a_damaged_stage_json_is_named(tmp_path):
     make_stage(tmp_path, True).write_text('{"stage": "au')
-    with pytest.raises(ValueError, match=r"audio/stage.json cannot be read \(.*\): it is damaged"):
+    with pytest.raises(ValueError, match=r"audio/stage.json is not valid JSON \(.*\): it is damaged"):
         stage_is_complete(tmp_path, "audio", settings(tmp_path), "1.0")
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmkd.corpora import iemocap, load_corpus
-from cmkd.corpora.checks import CorpusError
 from cmkd.corpora.iemocap import SPEAKERS, parse_labels, parse_transcriptions, speaker_splits, without_tags
+from cmkd.corpora.report import CorpusError
 from cmkd.corpora.schema import FEATURES
 
 HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"

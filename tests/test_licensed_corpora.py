@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,12 @@ import soundfile
 from local_hub import LocalHub
 
 from cmkd.corpora.building import build_corpus
-from cmkd.corpora.checks import CorpusError, CorpusReport, Rating, SourceRow
+from cmkd.corpora.checks import Rating, SourceRow
 from cmkd.corpora.known_sizes import KnownSize
+from cmkd.corpora.report import CorpusError, CorpusReport
 from cmkd.corpora.schema import ANNOTATOR_FEATURES, FEATURES, Corpus, StreamedCorpus
 from cmkd.features.audio import AudioError, digest_audio
-from cmkd.hub.corpus import corpus_card
+from cmkd.hub.corpus import corpus_card, tag_of
 
 TERMS = "The Institute of Toys allows nobody to pass it on."
 
@@ -65,7 +67,7 @@ def source_rows():
 
 
 def build(folder, rows=None, on_error="raise", terms="", **settings):
-    report = CorpusReport(name="toys", version="1.0", label_scale=(1, 7), config={"data_dir": str(folder)}, terms=terms)
+    report = CorpusReport(name="toys", release="1.0", label_scale=(1, 7), config={"data_dir": str(folder)}, terms=terms)
     return build_corpus(source_rows() if rows is None else rows, report, on_error, folder, **settings)
 
 
@@ -150,6 +152,25 @@ def test_nothing_is_left_behind_by_a_build_that_fails(folder, cache):
     assert list(cache.rglob("*.arrow")) == list(cache.rglob("report.json")) == []
     write(folder / "4.wav", 4)
     assert len(build(folder)["train"]) == 5
+
+
+def test_the_version_is_made_of_fields(folder):
+    report = build(folder).report
+    assert (report.release, report.transcripts, report.is_streamed) == ("1.0", "", False)
+    assert re.fullmatch("[0-9a-f]{12}", report.digest) and report.version == f"1.0-{report.digest}"
+    streamed = build(folder, streaming=True).report
+    assert (streamed.release, streamed.digest, streamed.is_streamed) == ("1.0", "", True)
+
+
+def test_a_report_is_read_as_it_was_saved(folder, tmp_path):
+    rows = source_rows()
+    rows[0].transcript = "\udc80 is no text"
+    report = build(folder, rows, on_error="skip").report
+    report.save(tmp_path / "report.json")
+    assert CorpusReport.load(tmp_path / "report.json") == report
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(ValueError, match=r"report\.json is not valid JSON .*: delete the folder that it lies in"):
+        CorpusReport.load(tmp_path / "report.json")
 
 
 def test_several_processes_write_the_same_rows(folder, tmp_path, monkeypatch):
@@ -329,14 +350,14 @@ PUSH = """
 import json, sys
 sys.path[:0] = [{tests!r}, {checkout!r}]
 from pathlib import Path
-import datasets
+import cmkd, datasets
 from test_licensed_corpora import TERMS, as_text, build
 folder = Path({folder!r})
 corpus = build(folder, terms=TERMS, annotators=True)
 
 def attempt(**settings):
     try:
-        corpus.push_to_hub(**settings)
+        cmkd.push_corpus(corpus, **settings)
     except (PermissionError, ValueError) as error:
         return f"{{type(error).__name__}}: {{error}}"
 
@@ -426,6 +447,25 @@ def test_a_sentence_allows_it_and_stands_on_the_card(pushed):
     assert not hub.repositories["datasets", "user/allowed"].private
     card = hub.files("datasets", "user/allowed")["README.md"].decode()
     assert "**Public, since** whoever pushed it says: The Institute of Toys wrote so." in card
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_method_of_datasets_that_pushes_without_a_look_at_the_licence_is_not_inherited(folder, streaming):
+    """The Hub would be asked for the repository first, and is not: offline that is another error."""
+    corpus = build(folder, terms=TERMS, streaming=streaming)
+    for settings in ({}, {"private": True}, {"config_name": "toys", "num_proc": 2}):
+        with pytest.raises(NotImplementedError, match=r"cmkd\.push_corpus\(corpus, repo_id\)"):
+            corpus.push_to_hub("user/toys", **settings)
+
+
+def test_the_tag_is_made_of_what_the_corpus_is():
+    settings = {"name": "toys", "label_scale": (1, 7), "config": {}}
+    assert (
+        tag_of(CorpusReport(release="1.0", digest="0123456789ab", transcripts="cd", **settings)) == "cmkd-0123456789ab"
+    )
+    assert tag_of(CorpusReport(release="78b0bd36f61e", **settings)) == "cmkd-78b0bd36f61e"
+    heard = CorpusReport(release="78b0bd36f61e", transcripts="0123456789ab", **settings)
+    assert tag_of(heard) == "cmkd-78b0bd36f61e-transcripts-0123456789ab"
 
 
 def test_the_card_of_a_corpus_without_terms_names_no_licence(folder):

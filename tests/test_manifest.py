@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cmkd.corpora import load_corpus
-from cmkd.corpora.checks import CorpusError
+from cmkd.corpora.report import CorpusError
 from cmkd.corpora.schema import FEATURES
 from cmkd.features.audio import read_audio
 
@@ -465,6 +465,9 @@ def test_report(folder):
     assert report.to_dict() == {
         "name": "manifest",
         "version": report.version,
+        "release": report.release,
+        "transcripts": "",
+        "digest": report.digest,
         "label_scale": [1.0, 7.0],
         "utterances": {"train": 2, "test": 1},
         "hours": {"train": pytest.approx(1.9 / 3600), "test": pytest.approx(0.6 / 3600)},

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cmkd.corpora import load_corpus
-from cmkd.corpora.checks import CorpusError, CorpusReport
 from cmkd.corpora.msp_labels import read_consensus, read_ratings
+from cmkd.corpora.report import CorpusError, CorpusReport
 from cmkd.corpora.transcripts import SCHEMA
 
 HEADER = "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set"
@@ -463,7 +463,7 @@ CELLS = st.sampled_from(["", "a.wav", "4", "nan", "Train", "Test3", "x/y", 'a"b'
 
 
 def empty_report():
-    return CorpusReport(name="msp-podcast", version="1", label_scale=(1, 7), config={})
+    return CorpusReport(name="msp-podcast", release="1", label_scale=(1, 7), config={})
 
 
 def says_where(error, name):

@@ -16,8 +16,8 @@ from datasets import Dataset
 from test_manifest import clash, load, refused
 
 from cmkd.corpora import load_corpus, manifest
-from cmkd.corpora.checks import CorpusError
 from cmkd.corpora.columns import COLUMNS
+from cmkd.corpora.report import CorpusError
 from cmkd.corpora.transcripts import SCHEMA
 from cmkd.corpora.values import as_text
 from cmkd.features.audio import read_audio

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from cmkd.cli import app
 from cmkd.corpora import load_corpus
 from cmkd.hub.cards import TEMPLATES
-from cmkd.hub.push import published_results, stage_run, without_paths
+from cmkd.hub.staging import published_results, stage_run, without_paths
 from cmkd.metrics import CONCORDANCE_CC
 
 CODE = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "speech_encoder_cmkd.py"}
@@ -164,11 +164,11 @@ def test_dry_run_lists_the_files_and_prints_the_card(run):
 
 PUSHES = """
 import json, sys, time
-import cmkd.hub.push
+import cmkd.hub.attempts
 from typer.testing import CliRunner
 from cmkd.cli import app
 
-cmkd.hub.push.TIMEOUT = 1.0
+cmkd.hub.attempts.TIMEOUT = 1.0
 time.sleep = lambda seconds: None  # between attempts
 answers = {}
 for name, arguments in json.loads(sys.argv[1]).items():

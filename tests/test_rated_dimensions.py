@@ -14,7 +14,7 @@ from test_train_distill import SIZES, ccc, make_corpus, make_encoders
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 import train_distill
-from cmkd.hub.push import stage_run
+from cmkd.hub.staging import stage_run
 from cmkd.losses import ccc_loss, concordance_cc
 from cmkd.quality import fit_residuals, quality_weights
 from cmkd.scoring.evaluation import evaluate_predictions

@@ -14,10 +14,11 @@ import yaml
 from test_train_distill import make_corpus, make_encoders
 
 import train_distill
-from cmkd.hub.push import stage_run
+from cmkd.hub.staging import stage_run
+from cmkd.reporting.seeds_report import format_seeds
 from cmkd.reporting.tables import gather_tables
 from cmkd.runs.folder import check_kind
-from cmkd.runs.seeds import format_seeds, gather_seeds
+from cmkd.runs.seeds import gather_seeds
 from cmkd.scoring.confidence import ccc_interval, paired_test
 from cmkd.scoring.evaluation import read_predictions
 from configuration_cmkd import EMOTION_DIMENSIONS

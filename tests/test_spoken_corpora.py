@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from cmkd.corpora import acted_speech, load_corpus, spoken_demo, spoken_emobank
 from cmkd.corpora.acted_speech import SPLIT_VOICES, ActedUtterance, Prosody, act, rating, speak_utterances
-from cmkd.corpora.checks import CorpusError, CorpusReport
+from cmkd.corpora.report import CorpusError, CorpusReport
 from cmkd.corpora.speech_synthesis import HELD_OUT_VOICES, SAMPLING_RATE, VOICES
 from demo_models.make_text_encoder import make_model, make_tokenizer
 

@@ -54,6 +54,7 @@ def write_run(folder, stages, corpus="msp-podcast", version=f"1.6-{DIGEST}", see
         "corpus": {
             "name": corpus,
             "version": version,
+            "release": version.partition("+")[0].removesuffix(f"-{DIGEST}"),
             "utterances": {"train": 34_280, "validation": 5_958, "test": 10_124},
             "notes": ["transcripts: 50,362 by openai/whisper-small.en (1a2b) from words.parquet", f"in {folder}"],
         },
@@ -668,6 +669,7 @@ def test_unusable_runs_are_named(tmp_path):
             r"lacks confidence\.permutations: it is of another",
         ),
         (lambda results: results["corpus"].pop("version"), r"lacks corpus\.version"),
+        (lambda results: results["corpus"].pop("release"), r"lacks corpus\.release"),
         (lambda results: results["systems"]["cts"]["test"].pop("interval"), r"lacks systems\.cts\.test\.interval"),
         (lambda results: results["recipe"].pop("text_encoder"), r"lacks recipe\.text_encoder"),
         (lambda results: results.update(folds={"number": 5, "mean": {}, "std": {}}), r"lacks folds\.mean\.cts"),

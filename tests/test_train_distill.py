@@ -30,7 +30,7 @@ from transformers import (
 )
 
 import train_distill
-from cmkd.hub.push import stage_run
+from cmkd.hub.staging import stage_run
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")

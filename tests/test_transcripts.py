@@ -14,7 +14,8 @@ from tokenizers.models import WordLevel
 from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerFast
 
 from cmkd.corpora import load_corpus
-from cmkd.corpora.checks import CorpusReport, SourceRow
+from cmkd.corpora.checks import SourceRow
+from cmkd.corpora.report import CorpusReport
 from cmkd.corpora.transcripts import SCHEMA, join_transcripts, read_transcripts
 from cmkd.features.inputs import TextInputs
 from cmkd.losses import ccc_loss
@@ -36,7 +37,7 @@ def write_sidecar(path: Path, texts: dict[str, str], **columns) -> Path:
 
 def rows_and_report() -> tuple[list[SourceRow], CorpusReport]:
     rows = [SourceRow(row=f"t:{i}", id=i, audio=f"{i}.wav", split="train", transcript=own) for i, own in OWN.items()]
-    return rows, CorpusReport(name="corpus", version="1", label_scale=(1, 7), config={})
+    return rows, CorpusReport(name="corpus", release="1", label_scale=(1, 7), config={})
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def load_corpus(
             corpora, manifests and data sets have `num_proc`, the processes that write the cache, and `streaming`.
 
     Returns:
-        `Corpus`: A `DatasetDict` with the attribute `report`, a `CorpusReport`; `push_to_hub` is private by default.
+        `Corpus`: A `DatasetDict` with the attribute `report`, a `CorpusReport`; `cmkd.push_corpus` puts it on the Hub.
         `StreamedCorpus`: With `streaming=True`, an `IterableDatasetDict` with that attribute; see there what its report
         cannot know.
 
@@ -90,7 +90,7 @@ def load_corpus(
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error is {on_error!r}, but must be one of {_listed(ON_ERROR)}.")
     build = importlib.import_module(CORPORA[name]).build
-    from cmkd.corpora.checks import CorpusError, write_problems
+    from cmkd.corpora.report import CorpusError, write_problems
 
     settings = {
         parameter.name: parameter.default is parameter.empty

@@ -51,7 +51,7 @@ from cmkd.corpora.speech_synthesis import HELD_OUT_VOICES, SAMPLING_RATE, VOICES
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
-    from cmkd.corpora.checks import CorpusReport
+    from cmkd.corpora.report import CorpusReport
     from cmkd.corpora.schema import Corpus
 
 SPLIT_VOICES: dict[str, tuple[Voice, ...]] = {
@@ -176,7 +176,7 @@ def spoken_corpus(splits: Mapping[str, Sequence[ActedUtterance]], report: Corpus
 
     Args:
         splits (`dict[str, list[ActedUtterance]]`): The utterances by split; a split without any is left out.
-        report (`CorpusReport`): Gets the key as version, and the counts.
+        report (`CorpusReport`): Gets the key as release, and the counts.
         num_proc (`int`): The number of processes that speak. It has no influence on what is spoken.
 
     Raises:
@@ -190,9 +190,9 @@ def spoken_corpus(splits: Mapping[str, Sequence[ActedUtterance]], report: Corpus
     if num_proc < 1:
         raise ValueError(f"num_proc is {num_proc}, but must be at least 1.")
     splits = {split: utterances for split, utterances in splits.items() if utterances}
-    report.version = _key(splits, report.label_scale)
+    report.release = _key(splits, report.label_scale)
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "cmkd"
-    folder = cache / f"{report.name}-{report.version}"
+    folder = cache / f"{report.name}-{report.release}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f".{report.name}-") as unfinished:
@@ -205,8 +205,8 @@ def spoken_corpus(splits: Mapping[str, Sequence[ActedUtterance]], report: Corpus
                 if not folder.exists():
                     raise
     corpus = Corpus({split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits}, report)
-    columns = ["split", "speaker", "duration", *EMOTION_DIMENSIONS]
-    report.count(row for dataset in corpus.values() for row in dataset.select_columns(columns))
+    columns = ["speaker", "duration", *EMOTION_DIMENSIONS]
+    report.count({split: list(rows.select_columns(columns)) for split, rows in corpus.items()})
     return corpus
 
 

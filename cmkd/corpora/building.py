@@ -6,7 +6,7 @@ What a corpus module does to use it:
 def build(data_dir, on_error, *, annotators=False, num_proc=None, streaming=False) -> Corpus | StreamedCorpus:
     report = CorpusReport(
         name="my-corpus",       # as in `CORPORA`
-        version="1.0",          # of the release; build_corpus adds a digest of what was built
+        release="1.0",          # the version of the report has a digest of what was built, too
         label_scale=(1, 7),
         config={"data_dir": str(Path(data_dir).absolute()), "annotators": annotators},   # every setting but those below
         terms="...",            # the licence that forbids to pass it on: makes public pushes an error
@@ -45,8 +45,10 @@ import pyarrow
 
 import audio_cmkd
 from cmkd.corpora import checks, known_sizes, schema, statistics, values
-from cmkd.corpora.checks import CorpusError, CorpusProblem, CorpusReport, SourceRow, check_rows
+from cmkd.corpora import report as reports
+from cmkd.corpora.checks import SourceRow, check_rows
 from cmkd.corpora.known_sizes import KnownSize
+from cmkd.corpora.report import CorpusError, CorpusProblem, CorpusReport
 from cmkd.corpora.schema import (
     Corpus,
     StreamedCorpus,
@@ -169,9 +171,8 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
             self._report.warnings += self._known_size.mismatches(self._report)
         if dl_manager.is_streaming:
             self._report.notes.append("streamed: the sound of a row is read and checked when the row comes")
-            self._report.version += "-streamed"
+            self._report.is_streamed = True
         else:
-            self._report.version += f"-{self._report.digest}"
             self._report.save(Path(self._output_dir) / _REPORT)  # a folder that becomes `cache_dir` when all is done
         return [
             datasets.SplitGenerator(split, {"portions": _portions(rows), "read_sound": dl_manager.is_streaming})
@@ -222,7 +223,7 @@ def _key(
 ) -> str:
     """A digest of all that the built corpus and its report depend on."""
     key = hashlib.sha256(repr((report, on_error, str(audio_folder), annotators, known_size)).encode())
-    for module in (audio_cmkd, audio, checks, known_sizes, schema, statistics, stretch, values):
+    for module in (audio_cmkd, audio, checks, known_sizes, reports, schema, statistics, stretch, values):
         key.update(Path(str(module.__file__)).read_bytes())
     key.update(Path(__file__).read_bytes())
     folders = values.Folders()

@@ -1,10 +1,10 @@
-"""The checks that every corpus passes through, and the report of what they found.
+"""The checks that every corpus passes through; `cmkd.corpora.report` says what they found.
 
 A builder reads its files into `SourceRow`s, values as they stand there, and hands them to `check_rows`, or to
 `cmkd.corpora.building.build_corpus`, which does so and keeps the result on the disk:
 
 ```py
-report = CorpusReport(name="my-corpus", version="1.0", label_scale=(1, 7), config={})
+report = CorpusReport(name="my-corpus", release="1.0", label_scale=(1, 7), config={})
 rows = check_rows(read_my_corpus(data_dir), report, on_error, audio_folder=data_dir)
 return Corpus.from_rows(rows, report)
 ```
@@ -22,10 +22,8 @@ splits, or where they are the same stretch. Within a split stretches may overlap
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
-import io
 import json
 import math
 import os
@@ -36,50 +34,20 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
-from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import datasets
 from datasets.utils import tqdm
 
-from cmkd.atomic import written_whole
+from cmkd.corpora.report import CorpusError, CorpusProblem, CorpusReport, counted, quantity, shortened
 from cmkd.corpora.schema import SPLITS, normalise_split, rows_by_split
-from cmkd.corpora.statistics import added, drawn_histogram, duration_histogram, label_statistics
 from cmkd.corpora.values import Folders, as_name, as_number, as_text
 from cmkd.features.audio import AudioError, digest_audio
 from cmkd.features.stretch import Stretch, Taken, files_cut_up, stretch_of
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-ADVICE = {
-    "audio in two splits": "keep the file, or all stretches of it that overlap, in one split only",
-    "channels cancel out": "choose one by the column channel, or record the file anew",
-    "audio used twice": "keep one row for each file, or for each stretch of it by the columns start and end",
-    "duplicate id": "give every row an id of its own",
-    "empty audio": "restore the file, or remove the row",
-    "missing file": "correct the path (folders are separated by '/'), or pass the data_dir= where it starts",
-    "missing value": "fill in the field, or remove the row",
-    "no such channel": "correct the channel, which is counted from 0, or leave the field empty for the mean of all",
-    "non-finite audio": "make the file anew",
-    "not a number": "write it like 3.5, and leave the field empty where there is none",
-    "not a channel": "write its number, counted from 0, or leave the field empty for the mean of all",
-    "not a stretch": "write start and end in seconds from the beginning of the file, or leave them empty for all of it",
-    "not a split name": "use letters, digits and '_' only, for example train, validation, test",
-    "not text": "write the value as a string of valid Unicode",
-    "outside the folder": "pass a data_dir= that contains all audio files",
-    "outside the scale": "correct the label, or the scale of the corpus",
-    "same sound in two splits": "keep one of the two files",
-    "speaker in two splits": "keep a speaker in one split; leave the field empty where the speaker is unknown",
-    "two files of this name": "keep one of them in the audio folder",
-    "stretch outside the audio": "correct start and end, which are in seconds from the beginning of the file",
-    "truncated audio": "restore the file, or remove the row",
-    "unrated": "rate one dimension at least, or remove the row",
-    "unreadable audio": "convert the file to wav or flac",
-}
-"""What to do about a row, by the reason for which it is refused."""
-
-SHOWN_PROBLEMS = 20
 PROGRESS_BAR_FROM = 1000  # files
 
 _MOST_CHANNELS = 2**10
@@ -155,189 +123,6 @@ class SourceRow:
     channel: Any = None
 
 
-@dataclass(frozen=True)
-class CorpusProblem:
-    """One reason why a row, or the whole corpus, cannot be used.
-
-    Attributes:
-        row (`str`): Where it stands, for example "manifest.csv:12"; "" if the whole corpus is meant.
-        reason (`str`): The rule that it breaks, in words that are the same for all rows, such as "outside the scale".
-        detail (`str`, *optional*): The particulars of this case.
-        id (`str`, *optional*): Of the utterance, if it is known.
-        field (`str`, *optional*): The column.
-        value (`str`, *optional*): What stands there.
-    """
-
-    row: str
-    reason: str
-    detail: str = ""
-    id: str = ""
-    field: str = ""
-    value: str = ""
-
-    def __str__(self) -> str:
-        row = self.row + (f" (id {_shortened(self.id)})" if self.id else "")
-        field = f"{self.field} {_shortened(self.value)}" if self.field else ""
-        place = ", ".join(part for part in (row, field) if part)
-        return ": ".join(part for part in (place, self.reason, self.detail) if part)
-
-
-@dataclass
-class CorpusReport:
-    """What a corpus holds, what is wrong with it and what was left out.
-
-    Attributes:
-        name (`str`): The name of the corpus, as in `load_corpus`.
-        version (`str`): Of its data or their table, so that a change can be told.
-        label_scale (`tuple[float, float]`): Minimum and maximum of its labels.
-        config (`dict`): The settings that it was built with.
-        problems (`list[CorpusProblem]`): Every case found.
-        warnings (`list[str]`): What a reader must know, since results may not be what they seem.
-        notes (`list[str]`): What a reader should know, but costs no row.
-        skipped (`dict[str, int]`): Rows left out by the first reason found for each, so that the sum is their number.
-        utterances (`dict[str, int]`): Number by split.
-        hours (`dict[str, float | None]`): Of audio by split, None if not measured.
-        speakers (`dict[str, int]`): Number of known speakers by split.
-        labels (`dict`): By split what `cmkd.corpora.statistics.label_statistics` returns.
-        durations (`dict`): By split what `cmkd.corpora.statistics.duration_histogram` returns.
-        digest (`str`): Of all rows and their sound, whatever folder they lie in; "" if the sound was not read.
-        terms (`str`): The licence that forbids to pass the corpus on, "" if there is none.
-        label_limits (`tuple[float, float]`, *optional*): How far the checks let labels go where that is beyond the
-            scale, for a corpus that publishes such.
-    """
-
-    name: str
-    version: str
-    label_scale: tuple[float, float]
-    config: dict[str, Any]
-    problems: list[CorpusProblem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
-    utterances: dict[str, int] = field(default_factory=dict)
-    hours: dict[str, float | None] = field(default_factory=dict)
-    speakers: dict[str, int] = field(default_factory=dict)
-    labels: dict[str, dict[str, dict[str, float | int | None]]] = field(default_factory=dict)
-    durations: dict[str, dict[str, int]] = field(default_factory=dict)
-    digest: str = ""
-    terms: str = ""
-    label_limits: tuple[float, float] | None = None
-
-    def count(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Sets all numbers from rows with the columns split, speaker, duration (NaN: not measured) and the labels."""
-        by_split = rows_by_split(rows)
-        self.utterances = {split: len(rows) for split, rows in by_split.items()}
-        self.speakers = {split: len({row["speaker"] for row in rows} - {""}) for split, rows in by_split.items()}
-        self.labels = {split: label_statistics(rows) for split, rows in by_split.items()}
-        self.hours, self.durations = {}, {}
-        for split, rows in by_split.items():
-            durations = [row["duration"] for row in rows]
-            measured = not any(math.isnan(duration) for duration in durations)
-            self.hours[split] = math.fsum(durations) / 3600 if measured else None
-            self.durations[split] = duration_histogram(durations) if measured else {}
-
-    def refuse(self, problem: CorpusProblem, fix: str) -> NoReturn:
-        """Raises a `CorpusError` for a problem of the whole corpus, which leaving rows out cannot solve."""
-        self.problems.insert(0, problem)
-        raise CorpusError(self, fix)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The object "corpus" of `results.json`."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "label_scale": list(self.label_scale),
-            "utterances": self.utterances,
-            "hours": self.hours,
-            "speakers": self.speakers,
-            "labels": self.labels,
-            "durations": self.durations,
-            "skipped": self.skipped,
-            "warnings": self.warnings,
-            "notes": self.notes,
-            "terms": self.terms,
-        }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything as JSON, whole or not at all: `to_dict()` and all other attributes."""
-        content = self.to_dict() | asdict(self)
-        with written_whole(Path(path)) as file:
-            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CorpusReport:
-        """Reads what `save` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        for limits in ("label_scale", "label_limits"):
-            content[limits] = content[limits] and tuple(content[limits])
-        content["problems"] = [CorpusProblem(**problem) for problem in content["problems"]]
-        return cls(**content)
-
-    def __str__(self) -> str:
-        """The card of the corpus, for the terminal."""
-        minimum, maximum = self.label_scale
-        lines = [f"{self.name} {self.version}, labels from {minimum:g} to {maximum:g} (mean ± standard deviation)"]
-        lines += [f"WARNING: {warning}" for warning in self.warnings]
-        lines += [_table_line("", "utterances", "hours", "speakers", *EMOTION_DIMENSIONS)]
-        for split, utterances in self.utterances.items():
-            hours = self.hours[split]
-            means = [_mean_and_std(self.labels[split][dimension]) for dimension in EMOTION_DIMENSIONS]
-            length = "?" if hours is None else f"{hours:.2f}"
-            lines += [_table_line(split, f"{utterances:,}", length, f"{self.speakers[split]:,}", *means)]
-        lines += drawn_histogram(added(self.durations.values()))
-        if self.skipped:
-            lines += [f"left out: {_number(sum(self.skipped.values()), 'row')}: {_counted(self.skipped)}"]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-
-class CorpusError(ValueError):
-    """A corpus that would corrupt results; the message lists the first cases.
-
-    Attributes:
-        report (`CorpusReport`): With all cases in `problems`.
-        fix (`str`): What to do about it.
-        problems_file (`Path` or None): The file that lists all cases, which `load_corpus` writes.
-    """
-
-    def __init__(self, report: CorpusReport, fix: str):
-        super().__init__(report, fix)
-        self.report = report
-        self.fix = fix
-        self.problems_file: Path | None = None
-
-    def __str__(self) -> str:
-        problems = self.report.problems
-        reasons = Counter(problem.reason for problem in problems)
-        lines = [f"the corpus {self.report.name!r} has {_number(len(problems), 'problem')}: {_counted(reasons)}"]
-        lines += [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-        if len(problems) > SHOWN_PROBLEMS:
-            lines += [f"  ... and {len(problems) - SHOWN_PROBLEMS:,} more"]
-        if self.problems_file is not None:
-            lines += [f"all of them, as a table: {self.problems_file}"]
-        elif len(problems) > SHOWN_PROBLEMS:
-            lines += ["all of them: `.report.problems` of this error"]
-        lines += [f"{reason}: {ADVICE[reason]}." for reason in reasons if reason in ADVICE]
-        return "\n".join([*lines, self.fix])
-
-
-def write_problems(report: CorpusReport) -> Path:
-    """Writes all problems of a corpus to a CSV file, whole or not at all, in UTF-8, and returns where that is.
-
-    It lies in the folder `cmkd/problems` of `HF_DATASETS_CACHE`; its name has a digest of the problems, so that the
-    same problems have the same file. Columns: row, reason, detail, id, field, value, as in `CorpusProblem`.
-    """
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, [field.name for field in fields(CorpusProblem)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(asdict, report.problems))
-    content = table.getvalue().encode("utf-8", "backslashreplace")  # lone surrogates are problems, too
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "cmkd" / "problems"
-    path = (folder / f"{report.name}-{hashlib.sha256(content).hexdigest()[:12]}.csv").absolute()
-    with written_whole(path) as file:
-        file.write_bytes(content)
-    return path
-
-
 def check_rows(
     source_rows: Iterable[SourceRow],
     report: CorpusReport,
@@ -387,7 +172,7 @@ def check_rows(
     skipped.update(candidate.problems[0].reason for candidate in candidates if candidate.problems)
     report.skipped = dict(skipped.most_common())
     report.notes += [*_notes_on_names(kept), *_notes(kept)]
-    report.count(rows)
+    report.count(rows_by_split(rows))
     report.digest = _digest(rows, [candidate.sound for candidate in kept]) if read_sound else ""
     lost = dict.fromkeys(c.split for c in candidates if c.split and c.split not in report.utterances)
     if lost or not rows:
@@ -684,7 +469,7 @@ def _place(candidate: _Candidate) -> str:
 
 
 def _shown_audio(candidate: _Candidate) -> str:
-    return _shortened(candidate.raw.audio) if isinstance(candidate.raw.audio, str) else "audio"
+    return shortened(candidate.raw.audio) if isinstance(candidate.raw.audio, str) else "audio"
 
 
 def _notes_on_names(kept: list[_Candidate]) -> list[str]:
@@ -695,16 +480,16 @@ def _notes_on_names(kept: list[_Candidate]) -> list[str]:
         numbers = [(raw, candidate) for raw, candidate in found if isinstance(raw, float) and not math.isnan(raw)]
         if numbers:
             raw, candidate = numbers[0]
-            where = f"{_number(len(numbers), 'utterance')}, first {raw} as {_shortened(as_text(raw))}"
+            where = f"{quantity(len(numbers), 'utterance')}, first {raw} as {shortened(as_text(raw))}"
             notes += [f"{column} is a floating point number, read as a whole one: {where} ({candidate.raw.row})"]
         if column != "transcript":
             others = [c for raw, c in found if isinstance(raw, str) and not unicodedata.is_normalized("NFC", raw)]
             if others:
-                where = f"{_number(len(others), 'utterance')}, first {_shortened(getattr(others[0], column))}"
+                where = f"{quantity(len(others), 'utterance')}, first {shortened(getattr(others[0], column))}"
                 notes += [f"{column} is in another Unicode normal form than NFC and read in NFC: {where}"]
     respelled = [c for c in kept if isinstance(c.audio, str) and _respelled(c)]
     if respelled:
-        first = f"first {_shortened(str(respelled[0].audio))} ({respelled[0].raw.row})"
+        first = f"first {shortened(str(respelled[0].audio))} ({respelled[0].raw.row})"
         notes += [f"audio found under a name in another Unicode normal form: {len(respelled):,}, {first}"]
     return notes
 
@@ -725,43 +510,23 @@ def _notes(kept: list[_Candidate]) -> list[str]:
             notes += [f"the split {split!r} keeps its name; did you mean {alike[0]!r}?"]
     unknown = sum(not candidate.speaker for candidate in kept)
     if unknown:
-        notes += [f"{_number(unknown, 'utterance')} of unknown speakers: whether these cross splits cannot be checked"]
+        notes += [f"{quantity(unknown, 'utterance')} of unknown speakers: whether these cross splits cannot be checked"]
     twice = [(candidate, first) for candidate, first in _clashing(kept, lambda c: c.sound) if candidate is not first]
     if twice:
         candidate, first = twice[0]
-        example = f"{_shortened(candidate.id)} ({candidate.raw.row}) like {_shortened(first.id)} ({first.raw.row})"
+        example = f"{shortened(candidate.id)} ({candidate.raw.row}) like {shortened(first.id)} ({first.raw.row})"
         notes += [
-            f"{_number(len(twice), 'utterance')} with the sound of another one of the same split, first {example}"
+            f"{quantity(len(twice), 'utterance')} with the sound of another one of the same split, first {example}"
         ]
     cut_up = files_cut_up((candidate.stretch, candidate.split) for candidate in kept if candidate.file)
     if cut_up:
-        where = f"{len(cut_up):,}, the first {_shortened(str(cut_up[0]))}"
+        where = f"{len(cut_up):,}, the first {shortened(str(cut_up[0]))}"
         notes += [f"files of which different parts are in different splits: {where}"]
     bad_ratings = [problem for candidate in kept for problem in candidate.rating_problems]
     if bad_ratings:
-        reasons = _counted(Counter(problem.reason for problem in bad_ratings))
-        number = _number(len(bad_ratings), "rating of single annotators", "ratings of single annotators")
+        reasons = counted(Counter(problem.reason for problem in bad_ratings))
+        number = quantity(len(bad_ratings), "rating of single annotators", "ratings of single annotators")
         notes += [f"{number} left out: {reasons}, first {bad_ratings[0]}"]
     genders = Counter(candidate.gender for candidate in kept if candidate.gender.casefold() not in _GENDERS)
-    notes += [f"gender {gender!r} of {_number(n, 'utterance')} is taken as unknown" for gender, n in genders.items()]
+    notes += [f"gender {gender!r} of {quantity(n, 'utterance')} is taken as unknown" for gender, n in genders.items()]
     return notes
-
-
-def _table_line(split: str, utterances: str, hours: str, speakers: str, *labels: str) -> str:
-    return " ".join([f"{split:12} {utterances:>10} {hours:>8} {speakers:>8}", *(f"{label:>13}" for label in labels)])
-
-
-def _mean_and_std(statistics: dict[str, float | int | None]) -> str:
-    return f"{statistics['mean']:.2f} ± {statistics['std']:.2f}" if statistics["rated"] else "not rated"
-
-
-def _counted(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{reason} ({number:,})" for reason, number in Counter(reasons).most_common())
-
-
-def _number(number: int, noun: str, plural: str | None = None) -> str:
-    return f"{number:,} " + (noun if number == 1 else plural or f"{noun}s")
-
-
-def _shortened(value: str) -> str:
-    return repr(value) if len(value) <= 100 else f"{value[:100]!r}..."

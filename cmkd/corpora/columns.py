@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow
 
-from cmkd.corpora.checks import CorpusProblem, CorpusReport
+from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.values import as_number
 from cmkd.spelling import did_you_mean
 from configuration_cmkd import EMOTION_DIMENSIONS

@@ -18,7 +18,7 @@ corpus:
 - **Splits** are those of the data set; `splits={"train": "train[:90%]", "validation": "train[90%:]"}` makes others. A
   data set of one split that has a column `split` is divided by that column.
 - **Ids** that the data set does not have are made of split and position: `train-17`.
-- **The scale** of a data set that `Corpus.push_to_hub` made is known; for all others `label_scale` is needed.
+- **The scale** of a data set that `cmkd.push_corpus` made is known; for all others `label_scale` is needed.
 
 The rows are checked as those of every corpus, and kept with their sound in the cache of this package, so that they are
 on the disk twice. With `streaming` all rows are read once without their sound, which is checked as it comes.
@@ -39,9 +39,10 @@ import pyarrow
 import pyarrow.compute
 
 from cmkd.corpora.building import build_corpus, measured_row
-from cmkd.corpora.checks import CorpusProblem, CorpusReport, SourceRow, check_rows
+from cmkd.corpora.checks import SourceRow, check_rows
 from cmkd.corpora.columns import Reading, flat, flat_names, read_columns
 from cmkd.corpora.manifest import checked_scale
+from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import FEATURES, Corpus, StreamedCorpus, normalise_split, rows_by_split, stored_features
 from cmkd.corpora.transcripts import Preference, join_transcripts
 from cmkd.spelling import did_you_mean
@@ -74,7 +75,7 @@ def build(
         on_error (`str`): See `load_corpus`.
         path (`str`): Name on the Hub, folder, or kind of file, as for `load_dataset`; or a folder of `save_to_disk`.
         label_scale (`tuple[float, float]`, *optional*): Minimum and maximum of the scale of the labels; by default that
-            in the column `label_scale`, which data sets of `Corpus.push_to_hub` have.
+            in the column `label_scale`, which data sets that `cmkd.push_corpus` made have.
         columns (`dict[str, str | None]`, *optional*): The data set's names of columns, by those of a manifest; None
             where it has no such column, whatever its names look like.
         splits (`dict[str, str]`, *optional*): Splits of the data set, or slices of them, by the names that they get; by
@@ -101,7 +102,7 @@ def build(
     first = next(iter(parts.values()))
     report = CorpusReport(
         name="dataset",
-        version=revision or ("disk" if Path(path).exists() else "main"),
+        release=revision or ("disk" if Path(path).exists() else "main"),
         label_scale=(0.0, 1.0),  # until it is known
         config={"path": path, "splits": splits and dict(splits), "columns": columns and dict(columns)}
         | {name: str(value) for name, value in arguments.items() if value is not None},
@@ -120,7 +121,7 @@ def build(
         return build_corpus(source_rows, report, on_error, audio_dir, num_proc=num_proc)
     rows = check_rows(source_rows, report, on_error, audio_dir, read_sound=False)
     report.notes.append("streamed: the sound of a row is read and checked when the row comes")
-    report.version += "-streamed"
+    report.is_streamed = True
     streams = {split: _stream(rows, report, on_error) for split, rows in rows_by_split(rows).items()}
     return StreamedCorpus(streams, report)
 

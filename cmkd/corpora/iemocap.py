@@ -47,9 +47,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from cmkd.corpora.building import build_corpus
-from cmkd.corpora.checks import CorpusProblem, CorpusReport, Rating, SourceRow
+from cmkd.corpora.checks import Rating, SourceRow
 from cmkd.corpora.folders import archive, unzipped
 from cmkd.corpora.known_sizes import KnownSize
+from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import SPLITS, Corpus, StreamedCorpus
 from cmkd.corpora.transcripts import Preference, join_transcripts
 from cmkd.spelling import did_you_mean
@@ -214,7 +215,7 @@ def build(
     release = read_release(folder)
     report = CorpusReport(
         name="iemocap",
-        version=release.version,
+        release=release.version,
         label_scale=LABEL_SCALE,
         config={
             "data_dir": str(folder.absolute()),

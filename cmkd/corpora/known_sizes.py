@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cmkd.corpora.checks import CorpusReport
+    from cmkd.corpora.report import CorpusReport
 
 HOURS_TOLERANCE = 0.05  # relative: published hours are rounded
 

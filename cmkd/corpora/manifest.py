@@ -46,8 +46,9 @@ import pyarrow
 import pyarrow.parquet
 
 from cmkd.corpora.building import build_corpus
-from cmkd.corpora.checks import CorpusProblem, CorpusReport, SourceRow
+from cmkd.corpora.checks import SourceRow
 from cmkd.corpora.columns import Reading, default_id, flat, flat_names, read_columns
+from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import Corpus, StreamedCorpus
 from cmkd.corpora.transcripts import Preference, join_transcripts
 
@@ -105,7 +106,7 @@ def build(
     content = path.read_bytes()
     report = CorpusReport(
         name="manifest",
-        version=hashlib.sha256(content).hexdigest()[:12],
+        release=hashlib.sha256(content).hexdigest()[:12],
         label_scale=scale,
         config={"manifest": str(path), "data_dir": str(folder), "label_scale": list(scale)},
     )

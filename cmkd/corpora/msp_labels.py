@@ -29,8 +29,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cmkd.corpora.checks import CorpusProblem, CorpusReport, Rating
+from cmkd.corpora.checks import Rating
 from cmkd.corpora.manifest import READERS
+from cmkd.corpora.report import CorpusProblem, CorpusReport
 
 CONSENSUS_FIELDS = ("EmoAct", "EmoVal", "EmoDom", "Split_Set")
 OPTIONAL_FIELDS = ("SpkrID", "Gender")

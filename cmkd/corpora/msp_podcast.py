@@ -38,10 +38,11 @@ from pathlib import Path
 from typing import Any
 
 from cmkd.corpora.building import build_corpus
-from cmkd.corpora.checks import CorpusProblem, CorpusReport, Rating, SourceRow
+from cmkd.corpora.checks import Rating, SourceRow
 from cmkd.corpora.folders import archive, unzipped
 from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.msp_labels import Label, read_consensus, read_ratings
+from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import SPLITS, Corpus, StreamedCorpus, normalise_split
 from cmkd.corpora.transcripts import Preference, join_transcripts
 from cmkd.spelling import did_you_mean
@@ -108,7 +109,7 @@ def build(
     layout = find_layout(data_dir)
     report = CorpusReport(
         name="msp-podcast",
-        version="",
+        release="",  # _recognise sets it
         label_scale=LABEL_SCALE,
         config={
             "data_dir": str(layout.folder),
@@ -118,7 +119,7 @@ def build(
         terms=TERMS,
     )
     rows = _read_release(layout, release, annotators, on_error, report)
-    known_size = KNOWN_SIZES.get(report.version)  # before the transcripts become part of the version
+    known_size = KNOWN_SIZES.get(report.release)
     rows = join_transcripts(rows, transcripts, prefer_transcripts, report)
     return build_corpus(
         rows,
@@ -220,7 +221,7 @@ def _subfolder(folder: Path, *names: str) -> Path | None:
 
 
 def _recognise(release: str | None, layout: Layout, split_names: set[str], report: CorpusReport) -> None:
-    """Sets the version and says what it was taken from, and warns if the labels look like those of other releases."""
+    """Sets the release and says what it was taken from, and warns if the labels look like those of other releases."""
     spelling = "concensus" if "concensus" in layout.labels.name.lower() else "consensus"
     signs = [(f"the spelling {spelling!r}", _UP_TO_1_9 if spelling == "concensus" else _FROM_1_10)]
     for name, range_of_releases in (("Validation", _UP_TO_1_9), ("Development", _FROM_1_10), ("Test3", _FROM_1_11)):
@@ -228,21 +229,21 @@ def _recognise(release: str | None, layout: Layout, split_names: set[str], repor
             signs.append((f"the split {name!r}", range_of_releases))
     named = _FOLDER_NAME.search(layout.folder.name)
     if release is not None:
-        report.version, source = release, "the setting release"
+        report.release, source = release, "the setting release"
     elif named:
-        report.version, source = named["release"], f"the name of the folder, {layout.folder.name}"
+        report.release, source = named["release"], f"the name of the folder, {layout.folder.name}"
     else:
         ranges = {range_of_releases for _, range_of_releases in signs}
-        report.version = max(ranges - {_UP_TO_1_9}, default=_UP_TO_1_9)
+        report.release = max(ranges - {_UP_TO_1_9}, default=_UP_TO_1_9)
         source = " and ".join(sign for sign, _ in signs)
     parts = [path.relative_to(layout.folder).as_posix() for path in (layout.labels, layout.audio)]
-    report.notes.append(f"release {report.version}, going by {source}; labels in {parts[0]}, audio in {parts[1]}")
+    report.notes.append(f"release {report.release}, going by {source}; labels in {parts[0]}, audio in {parts[1]}")
     if release is not None and named and named["release"] != release:
         report.warnings.append(f"release is {release!r}, but the folder is called {layout.folder.name}")
     for sign, range_of_releases in signs:
-        if not _is_in(report.version, range_of_releases):
+        if not _is_in(report.release, range_of_releases):
             report.warnings.append(
-                f"{sign} belongs to releases {range_of_releases}, but the release is {report.version}"
+                f"{sign} belongs to releases {range_of_releases}, but the release is {report.release}"
             )
 
 
@@ -312,7 +313,7 @@ def _source_rows(
     report.skipped = dict(left_out)
     without = sorted(set(sounds) - labelled)
     if without:
-        reason = " (Test3's labels are withheld)" if _is_in(report.version, _FROM_1_11) else ""
+        reason = " (Test3's labels are withheld)" if _is_in(report.release, _FROM_1_11) else ""
         report.notes.append(f"wav files without labels{reason}: {len(without):,}, the first {without[0]!r}")
     return rows
 

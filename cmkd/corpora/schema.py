@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from datasets import Audio, Dataset, DatasetDict, Features, IterableDatasetDict, List, Value
 
@@ -11,9 +11,8 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
-    from huggingface_hub import CommitInfo
 
-    from cmkd.corpora.checks import CorpusReport
+    from cmkd.corpora.report import CorpusReport
 
 FEATURES = Features(
     {
@@ -112,7 +111,8 @@ class Corpus(DatasetDict):
     """The splits of a corpus, each a `Dataset` with the columns of `FEATURES`, and the report of the checks.
 
     A corpus with `annotators=True` has the columns of `ANNOTATOR_FEATURES` too. Methods inherited from `DatasetDict`
-    (`map`, `filter`, ...) return a plain `DatasetDict`, without the report.
+    (`map`, `filter`, ...) return a plain `DatasetDict`, without the report and without what guards a licensed corpus.
+    `cmkd.push_corpus` puts a corpus on the Hub.
 
     Args:
         splits (`dict[str, Dataset]`): The data by split name.
@@ -135,53 +135,15 @@ class Corpus(DatasetDict):
         }
         return cls(splits, report)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        config_name: str = "default",
-        *,
-        private: bool = True,
-        public_permission: str | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        max_shard_size: int | str | None = None,
-        num_proc: int | None = None,
-    ) -> CommitInfo:
-        """Pushes all splits, with the sound and a card, to a data set of the Hub: see `cmkd.hub.corpus`.
-
-        Args:
-            repo_id (`str`): "user/name" or "organisation/name".
-            config_name (`str`, *optional*, defaults to `"default"`): Tells several corpora in one data set apart.
-            private (`bool`, *optional*, defaults to `True`): Whether only you, or the organisation, can see a data set
-                that has to be made; one that is there already stays as private or public as it is.
-            public_permission (`str`, *optional*): Needed to make a corpus public whose licence forbids to pass it on: a
-                sentence that says why you may nevertheless. It stands on the card.
-            token (`str`, *optional*): By default the stored one.
-            revision (`str`, *optional*): A branch; by default the main one.
-            commit_message (`str`, *optional*): Of the commit with the data.
-            max_shard_size (`int` or `str`, *optional*): Of a file on the Hub; as much is in memory at a time. By
-                default 500 MB.
-            num_proc (`int`, *optional*): Processes that prepare the files.
+    def push_to_hub(self, *args: Any, **settings: Any) -> NoReturn:
+        """Refuses: what is inherited from `DatasetDict` would push a licensed corpus, in public too, without its terms.
 
         Raises:
-            PermissionError: The data set would be public, or is already, the corpus is licensed, and there is no
-                `public_permission`.
-            ValueError: `public_permission` is no sentence.
+            NotImplementedError: Always; `cmkd.push_corpus` is what pushes a corpus.
         """
-        from cmkd.hub.corpus import push
-
-        return push(
-            self,
-            repo_id,
-            private,
-            public_permission,
-            token,
-            revision,
-            config_name=config_name,
-            commit_message=commit_message,
-            max_shard_size=max_shard_size,
-            num_proc=num_proc,
+        raise NotImplementedError(
+            "a Corpus does not push itself, since its licence has to be looked at first: call "
+            "cmkd.push_corpus(corpus, repo_id), which takes the same settings."
         )
 
 
@@ -201,3 +163,14 @@ class StreamedCorpus(IterableDatasetDict):
     def __init__(self, splits: dict[str, IterableDataset], report: CorpusReport):
         super().__init__(splits)
         self.report = report
+
+    def push_to_hub(self, *args: Any, **settings: Any) -> NoReturn:
+        """Refuses, as that of a `Corpus` does.
+
+        Raises:
+            NotImplementedError: Always; `cmkd.push_corpus` pushes a corpus that is loaded without streaming.
+        """
+        raise NotImplementedError(
+            "a StreamedCorpus cannot be pushed: its sound is not checked yet. Load it without streaming, and call "
+            "cmkd.push_corpus(corpus, repo_id)."
+        )

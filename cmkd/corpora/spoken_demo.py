@@ -32,7 +32,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from cmkd.corpora.acted_speech import ActedUtterance, perform, rating, spoken_corpus
-from cmkd.corpora.checks import CorpusReport
+from cmkd.corpora.report import CorpusReport
 from cmkd.corpora.schema import Corpus
 
 LABEL_SCALE = (1.0, 7.0)
@@ -167,7 +167,7 @@ def build(
             )
     report = CorpusReport(
         name="spoken-demo",
-        version="",  # spoken_corpus makes it
+        release="",  # spoken_corpus makes it
         label_scale=LABEL_SCALE,
         config={
             **sizes,

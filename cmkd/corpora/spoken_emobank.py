@@ -37,8 +37,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmkd.corpora.acted_speech import SPLIT_VOICES, ActedUtterance, perform, spoken_corpus
-from cmkd.corpora.checks import CorpusError, CorpusProblem, CorpusReport
 from cmkd.corpora.manifest import READERS
+from cmkd.corpora.report import CorpusError, CorpusProblem, CorpusReport
 from cmkd.corpora.schema import Corpus, normalise_split
 from cmkd.corpora.transcripts import Preference, replace_transcripts
 
@@ -110,7 +110,7 @@ def build(
     content = path.read_bytes()
     report = CorpusReport(
         name="spoken-emobank",
-        version="",  # spoken_corpus makes it
+        release="",  # spoken_corpus makes it
         label_scale=LABEL_SCALE,
         config={
             "emobank_sha256": hashlib.sha256(content).hexdigest(),

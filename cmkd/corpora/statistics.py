@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -15,7 +15,7 @@ DURATION_EDGES = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 30, 60)
 _LONGEST_BAR = 40  # characters
 
 
-def label_statistics(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int | None]]:
+def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:
     """Number of rated utterances, mean and standard deviation (divisor n) of each dimension.
 
     Args:

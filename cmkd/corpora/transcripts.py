@@ -29,7 +29,8 @@ import pyarrow.parquet
 from cmkd.corpora.values import as_name
 
 if TYPE_CHECKING:
-    from cmkd.corpora.checks import CorpusReport, SourceRow
+    from cmkd.corpora.checks import SourceRow
+    from cmkd.corpora.report import CorpusReport
     from cmkd.corpora.schema import Corpus
 
 SCHEMA = pyarrow.schema(
@@ -172,7 +173,7 @@ def _joined(
             texts.append(own)
             origins["none" if _is_empty(own) else "manual"] += 1
     digest = hashlib.sha256(repr((prefer, sorted(heard.items()))).encode()).hexdigest()[:12]
-    report.version += f"+transcripts-{digest}"
+    report.transcripts = digest
     report.config |= {"transcripts": str(sidecar), "prefer_transcripts": prefer}
     models = sorted(set(zip(table["model"].to_pylist(), table["revision"].to_pylist(), strict=True)))
     name, lacking = Path(sidecar).name, len(ids) - sum(identifier in heard for identifier in ids)

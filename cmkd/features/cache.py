@@ -13,7 +13,6 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import time
@@ -26,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-from cmkd.atomic import written_whole
+from cmkd.json_files import read_json, write_json
 
 CODE = (
     "modeling_cmkd",
@@ -152,8 +151,8 @@ def hold(folder: Path, about: Mapping[str, Any]) -> Hold | None:
         known = {"code": code_version(), "transformers": version("transformers")}
         known["made"] = datetime.now().astimezone().isoformat(timespec="seconds")
         # On a full disk the features, which come next, will not go in either, and that is said with advice.
-        with suppress(OSError), written_whole(folder / _ABOUT) as unfinished:
-            unfinished.write_text(json.dumps({**about, **known}, indent=2) + "\n", encoding="utf-8")
+        with suppress(OSError):
+            write_json(folder / _ABOUT, {**about, **known})
     return lock
 
 
@@ -257,7 +256,7 @@ def _look_at(path: Path) -> StoredFolder:
     uses = [file for file in files if file.name == _LOCK] or stored or [path]
     about: dict[str, Any] = {}
     with suppress(FileNotFoundError, ValueError):  # none, or damaged: what is not known is not of this code
-        about = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+        about = read_json(path / _ABOUT, "it says what the features beside it are.")
     return StoredFolder(
         path,
         about,

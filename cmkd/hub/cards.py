@@ -20,7 +20,7 @@ from cmkd.stages import BASELINE, STAGES, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
-    from cmkd.corpora.checks import CorpusReport
+    from cmkd.corpora.report import CorpusReport
 
 TEMPLATES = Path(__file__).parents[2] / "hub_cards"
 """Beside the package, in a checkout as where it is installed."""

@@ -29,7 +29,7 @@ from cmkd.hub.cards import dataset_card_text
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from cmkd.corpora.checks import CorpusReport
+    from cmkd.corpora.report import CorpusReport
     from cmkd.corpora.schema import Corpus
 
 WORDS_OF_A_SENTENCE = 4
@@ -74,8 +74,11 @@ def push(
 
 
 def tag_of(report: CorpusReport) -> str:
-    """The tag of a corpus on the Hub, the same for the same rows and sound."""
-    return f"cmkd-{report.digest}"
+    """The tag of a corpus on the Hub, the same for the same rows and sound.
+
+    A corpus that CMKD speaks has no digest of its sound: what it is spoken from names its release.
+    """
+    return f"cmkd-{report.digest or report.version.replace('+', '-')}"
 
 
 def preview(corpus: Corpus, repo_id: str, private: bool, public_permission: str | None) -> str:

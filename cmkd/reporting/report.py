@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from cmkd.atomic import written_whole
+from cmkd.json_files import read_json
 from cmkd.reporting.figures import (
     draw_learning_curves,
     draw_predictions,
@@ -33,6 +33,7 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SPLITS = {"validation": "val", "test": "test"}
 _INITIALS = [dimension[0].upper() for dimension in EMOTION_DIMENSIONS]
+_REPEAT = "repeat the stage that writes it."
 _FIELDS = ("corpus", "seed", "versions", "systems", "comparisons", "confidence")
 
 
@@ -55,7 +56,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
         ValueError: if one of them cannot be read or lacks a field; the message names both.
     """
     folder = Path(output_dir)
-    results = _read_json(folder / "results.json")
+    results = read_json(folder / "results.json", _REPEAT)
     _require_fields(folder / "results.json", results, _FIELDS)
     predictions = {
         system: read_predictions(folder / "predictions" / f"{system}_test.parquet")
@@ -372,15 +373,6 @@ def _save(figure: Figure, path: Path, caption: str) -> str:
     return f"![{path.stem.replace('_', ' ')}]({path.parent.name}/{path.name})\n\n{caption}"
 
 
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: repeat the stage that writes it")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): repeat the stage that writes it") from error
-
-
 def _require_fields(path: Path, entry: Mapping[str, Any], fields: Iterable[str]) -> None:
     missing = [field for field in fields if field not in entry]
     if missing:
@@ -389,7 +381,7 @@ def _require_fields(path: Path, entry: Mapping[str, Any], fields: Iterable[str])
 
 def _read_log(path: Path) -> list[dict[str, float]]:
     """The training log of a stage, an entry an epoch; `eval_ccc_valence` and the like are absent if nobody rated it."""
-    log = _read_json(path)
+    log = read_json(path, _REPEAT)
     if not log:
         raise ValueError(f"{path} holds no epoch: repeat the stage, which writes it")
     for entry in log:

@@ -11,8 +11,6 @@ deviation; interval and test are of the mean, see `cmkd.runs.seeds`.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,10 +21,10 @@ import numpy as np
 
 from cmkd.atomic import written_whole
 from cmkd.corpora.schema import SPLITS
+from cmkd.json_files import read_json, write_json
 from cmkd.reporting.figures import draw_valence_gap, figure_style
 from cmkd.reporting.paper import LATER, LATER_RELEASE, TABLE_1, TABLE_2, TABLES, PublishedRow, PublishedTable
 from cmkd.reporting.table_text import ResultsTable, Scores, TableRow, format_latex, format_markdown
-from cmkd.runs.folder import write_json
 from cmkd.runs.recipe import Recipe
 from cmkd.runs.seeds import read_answers
 from cmkd.scoring.evaluation import Predictions, read_predictions
@@ -65,8 +63,8 @@ class _Run:
 
     @property
     def release(self) -> str:
-        """The version of the corpus less what its transcripts and the checks of this copy add to it."""
-        return re.sub(r"(\+transcripts-\w+)?(-[0-9a-f]{12}|-streamed)?$", "", self.results["corpus"]["version"])
+        """Of the corpus, whatever its transcripts are and the checks of this copy found."""
+        return self.results["corpus"]["release"]
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -160,15 +158,12 @@ def _read_run(folder: Path) -> _Run:
     path = folder / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no results.json: name the folder of a run that is complete.")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {_RUN_AGAIN}") from error
+    results = read_json(path, _RUN_AGAIN)
     _require(path, results, ("corpus", "versions", "systems", "recipe", "cost", "confidence"))
     if "seeds" not in results:
         _require(path, results, ("seed",))
     _require(path, results["confidence"], ("permutations",), "confidence")  # before that, intervals were another's
-    _require(path, results["corpus"], ("name", "version", "utterances", "notes"), "corpus")
+    _require(path, results["corpus"], ("name", "version", "release", "utterances", "notes"), "corpus")
     for stage, splits in results["systems"].items():
         _require(path, results["recipe"], STAGES[stage].all_encoders, "recipe")
         for split, scores in splits.items():

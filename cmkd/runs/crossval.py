@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import runpy
 import signal
@@ -26,8 +25,9 @@ import torch
 from accelerate import PartialState
 
 from cmkd.corpora.iemocap import NUM_FOLDS
+from cmkd.json_files import read_json, write_json
 from cmkd.processes import join_launch, wait_for_all
-from cmkd.runs.folder import check_kind, write_json
+from cmkd.runs.folder import check_kind
 from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.scoring.evaluation import Predictions, read_predictions, write_predictions
 from cmkd.scoring.scores import score_systems
@@ -161,7 +161,7 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
         ValueError: an utterance is tested in two folds, or an encoder is not the same commit in all.
     """
     folders = [output_dir / f"fold_{fold}" for fold in range(1, number + 1)]
-    runs = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
+    runs = [read_json(folder / "results.json", "this fold has not been run.") for folder in folders]
     _check_encoders(runs)
     stages = [stage for stage in runs[0]["systems"] if all(stage in run["systems"] for run in runs)]
     pooled = {}

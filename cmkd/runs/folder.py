@@ -15,7 +15,6 @@ a folder for each, see cmkd/runs/seeds.py.
 """
 
 import hashlib
-import json
 import platform
 import shutil
 from collections.abc import Collection, Iterable, Mapping
@@ -32,6 +31,7 @@ from accelerate import PartialState
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
 from cmkd.corpora.schema import SPLITS
 from cmkd.identity import precision
+from cmkd.json_files import read_json, write_json
 from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
 from cmkd.runs.cost import total_cost
@@ -47,12 +47,6 @@ _OF_THIS_MACHINE = {"output_dir", "teacher_run", "models_dir", "cache_dir", "hub
 
 Kind = Literal["single", "folds", "seeds"]
 _KINDS = {"single": "a single run", "folds": "a cross-validation", "seeds": "a run of several seeds"}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON that appears whole or not at all."""
-    with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, str]) -> set[str]:
@@ -462,13 +456,7 @@ def _is_complete(run: Path, stage: str) -> bool:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}): it is damaged, or not a file of a run. Move it away; what it describes "
-            "is then made anew."
-        ) from error
+    return read_json(path, "it is damaged, or not a file of a run. Move it away; what it describes is then made anew.")
 
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
+from cmkd.scoring.evaluation import ccc_of_moments
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 LEVEL = 0.95
@@ -222,11 +223,11 @@ def _influence(totals: np.ndarray) -> np.ndarray:
     """What CCC grows by, to first order, with each of the sums (..., 6); the sums themselves times it come to 0."""
     number, y, _, p, _, _ = np.moveaxis(totals, -1, 0)
     y_mean, p_mean = y / number, p / number
-    y_variance, p_variance, covariance = _moments(totals)
+    y_variance, p_variance, _ = _moments(totals)
     spread = y_variance + p_variance + (p_mean - y_mean) ** 2
     is_constant = _is_constant(totals)
     spread = np.where(is_constant, 1.0, spread)
-    ccc = 2 * covariance / spread
+    ccc = _ccc(totals)
     rest = 2 * (1 - ccc)
     slopes = np.stack([rest * y_mean * p_mean, -rest * p_mean, -ccc, -rest * y_mean, -ccc, 2 + 0 * ccc], axis=-1)
     return np.where(is_constant[..., None], 0.0, slopes / (number * spread)[..., None])
@@ -242,7 +243,8 @@ def _ccc(totals: np.ndarray) -> np.ndarray:
     y_variance, p_variance, covariance = _moments(totals)
     bias = (totals[..., 3] - totals[..., 1]) / totals[..., 0]
     is_constant = _is_constant(totals)
-    return np.where(is_constant, 0.0, 2 * covariance / np.where(is_constant, 1.0, y_variance + p_variance + bias**2))
+    ccc = ccc_of_moments(covariance, np.where(is_constant, 1.0, y_variance), p_variance, bias)
+    return np.where(is_constant, 0.0, ccc)
 
 
 def _fisher_z(ccc: np.ndarray) -> np.ndarray:

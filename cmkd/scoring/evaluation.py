@@ -85,9 +85,22 @@ def _agreement(prediction: np.ndarray, label: np.ndarray) -> tuple[float | None,
         return 0.0, None, mae
     covariance = np.mean((prediction - prediction.mean()) * (label - label.mean()))
     bias = prediction.mean() - label.mean()
-    ccc = 2 * covariance / (prediction.var() + label.var() + bias**2)
+    ccc = ccc_of_moments(covariance, prediction.var(), label.var(), bias)
     pearson = covariance / (prediction.std() * label.std())
     return float(ccc), float(pearson), mae
+
+
+def ccc_of_moments(covariance: Any, variance: Any, other_variance: Any, bias: Any) -> Any:
+    """Lin's CCC from moments with one divisor, numbers or arrays of one shape; `bias` is the difference of the means.
+
+    The one place where the package writes CCC in numpy. Three others have it for a reason: `cmkd.losses` in torch, for
+    training; `modeling_cmkd.py`, which travels to the Hub; and the metric `concordance_cc`, of which `evaluate.load`
+    copies one file. What to say where either is constant is for the caller.
+
+    >>> ccc_of_moments(covariance=0.5, variance=1.0, other_variance=1.0, bias=0.0)
+    0.5
+    """
+    return 2 * covariance / (variance + other_variance + bias**2)
 
 
 def _require_none(bad: np.ndarray, values: np.ndarray, rule: str) -> None:

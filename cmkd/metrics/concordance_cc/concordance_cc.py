@@ -1,4 +1,7 @@
-"""Concordance correlation coefficient, a column each, for the `evaluate` library."""
+"""Concordance correlation coefficient, a column each, for the `evaluate` library.
+
+`evaluate.load` copies this file alone, so it imports nothing of CMKD and has a formula of its own.
+"""
 
 import datasets
 import evaluate

@@ -1,0 +1,274 @@
+"""What of a run goes to the Hub, put into a folder: files that are named here and no others, without what is private.
+
+Of a run only files that are named in `ALLOWED` or `TOKENIZER_FILES` go, beside the card, results.json and recipe.yaml,
+which are made here. Paths of this machine are taken out of the JSON files; then every file is searched for such paths
+and for tokens, and any that is left stops the push. Nothing here uses the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from transformers.dynamic_module_utils import get_relative_imports
+
+from cmkd.hub.cards import OPEN_CORPORA, model_card
+from cmkd.json_files import read_json, write_json
+from configuration_cmkd import hub_name
+
+ALLOWED = (
+    "audio_cmkd.py",
+    "config.json",
+    "configuration_cmkd.py",
+    "modeling_cmkd.py",
+    "pipeline_cmkd.py",
+    "preprocessor_config.json",
+    "speech_encoder_cmkd.py",
+)
+"""Files of a checkpoint, beside its weights, that go to the Hub."""
+
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Those of a teacher."""
+
+MADE_HERE = ("README.md", "recipe.yaml", "results.json")
+
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+
+_RECIPE_HEADER = """\
+# The settings of the run. To repeat it, say where your copy of the corpus is and where the run is to go:
+#   python train_distill.py recipe.yaml --corpus.data_dir ... --output_dir ...
+"""
+_NEEDED = ("config.json", "configuration_cmkd.py", "modeling_cmkd.py")
+_SCRUBBED = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{16,}")
+_PATH = re.compile(r"(?<![\w./:~<-])(?:~?/(?:[\w.+@-]+/)+[\w.+@-]*|[A-Za-z]:\\[^\s\"']+)")
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a push would put on the Hub, in a folder.
+
+    Attributes:
+        folder: with these files and no other.
+        tag: the revision that the card pins, made from the content of all files but the card.
+        left_out: the names in the checkpoint's folder that stay behind.
+        terms: of the corpus that the model was trained on, "" where it may be passed on.
+    """
+
+    folder: Path
+    tag: str
+    left_out: list[str]
+    terms: str
+
+    def __str__(self) -> str:
+        files = sorted(self.folder.iterdir())
+        lines = [f"{path.stat().st_size:>13,}  {path.name}" for path in files]
+        lines.append(f"{sum(path.stat().st_size for path in files):>13,}  bytes in {len(files)} files, tag {self.tag}")
+        if self.left_out:
+            lines.append(f"Stays behind: {', '.join(self.left_out)}")
+        return "\n".join(lines)
+
+    @property
+    def card(self) -> str:
+        return (self.folder / "README.md").read_text(encoding="utf-8")
+
+
+def stage_run(
+    run: Path,
+    repo_id: str,
+    folder: Path,
+    *,
+    is_teacher: bool = False,
+    licence: str | None = None,
+    token: str | None = None,
+) -> Staged:
+    """Puts what a push would send into a folder; does not use the network.
+
+    Args:
+        run: the run's folder.
+        repo_id: "user/name", for the card.
+        folder: where to; empty.
+        is_teacher: the teacher in the place of the student.
+        licence: the Hub's identifier for the card; None: that of the training data.
+        token: is searched for in every file; None: only what looks like one.
+
+    Raises:
+        FileNotFoundError: the run, the checkpoint or one of its files is not there.
+        ValueError: `repo_id` is no name; a file holds a token or a path of this machine; the card cannot be made.
+    """
+    validate_repo_id(repo_id)
+    if not (run / "results.json").is_file():
+        raise FileNotFoundError(f"no file {run / 'results.json'}: {run} is not the folder of a complete run.")
+    run, of_seeds = _chosen_training(run)
+    checkpoint = run / ("teacher" if is_teacher else "student")
+    wanted = ALLOWED + (TOKENIZER_FILES if is_teacher else ())
+    names = sorted(path.name for path in checkpoint.iterdir()) if checkpoint.is_dir() else []
+    going = [name for name in names if name in wanted or WEIGHTS.fullmatch(name)]
+    imported = {
+        f"{name}.py" for file in going if file.endswith(".py") for name in get_relative_imports(checkpoint / file)
+    }
+    missing = [name for name in [*_NEEDED, *sorted(imported.difference(_NEEDED))] if name not in going]
+    if missing or not any(name.endswith(".safetensors") for name in going):
+        lacking = ", ".join(missing or ["model.safetensors"])
+        raise FileNotFoundError(f"{checkpoint} lacks {lacking}: run the stages that make it, with train_distill.py.")
+
+    results = _read(run / "results.json")
+    encoders = _encoder_names(results)
+    for name in going:
+        if name in _SCRUBBED:
+            write_json(folder / name, without_paths(_read(checkpoint / name), encoders))
+        else:
+            shutil.copyfile(checkpoint / name, folder / name)
+    results = published_results(results) | of_seeds
+    write_json(folder / "results.json", results)
+    recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
+    (folder / "recipe.yaml").write_text(_RECIPE_HEADER + recipe, encoding="utf-8")
+    tag = f"cmkd-{_digest(folder)}"
+    config = _read(folder / "config.json")
+    card = model_card(results, config, going, repo_id, tag, is_teacher, licence)
+    ModelCard(str(card)).save(folder / "README.md")
+    _check_private(folder, run, _read(run / "results.json"), token)
+    left_out = [name for name in names if name not in going]
+    return Staged(folder, tag, left_out, results["corpus"]["terms"])
+
+
+def _chosen_training(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The run itself; of a run of several seeds the training whose student is best on validation, and its `seeds`.
+
+    Raises:
+        FileNotFoundError: it has no student, or its training is not there.
+    """
+    results = _read(run / "results.json")
+    if "seeds" not in results:
+        return run, {}
+    if "student" not in results:
+        raise FileNotFoundError(f"{run} has no student to choose a seed by: push one of its folders, such as seed_0.")
+    chosen = run / f"seed_{results['student']['seed']}"
+    if not (chosen / "results.json").is_file():
+        raise FileNotFoundError(f"no file {chosen / 'results.json'}: {chosen} is not the folder of a complete run.")
+    scores = {
+        stage: {"ccc": splits["test"]["ccc"], "std": splits["test"]["std"]}
+        for stage, splits in results["systems"].items()
+    }
+    return chosen, {"seeds": {"each": results["seeds"], "reason": results["student"]["reason"], "test": scores}}
+
+
+def published_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What of results.json may be seen by others.
+
+    The corpus's folder is left out, and so are its notes, which speak of the local copy and name its rows, except those
+    of corpora that CMKD makes itself. Of every other path of this machine the last part stays, of an encoder's its name
+    on the Hub.
+
+    Raises:
+        ValueError: a field is missing.
+    """
+    missing = [field for field in ("corpus", "recipe", "systems", "cost") if field not in results]
+    if missing:
+        raise ValueError(f"results.json lacks {', '.join(missing)}: run train_distill.py again.")
+    content = dict(results)
+    if content["corpus"]["name"] not in OPEN_CORPORA:
+        content["corpus"] = content["corpus"] | {"notes": []}
+    corpus = {key: value for key, value in content["recipe"]["corpus"].items() if key != "data_dir"}
+    content["recipe"] = content["recipe"] | {"corpus": corpus}
+    return without_paths(content, _encoder_names(results))
+
+
+def without_paths(content: Any, encoders: tuple[str, ...] = ()) -> Any:
+    """JSON content in which of every absolute path in a string only the last part is left.
+
+    Args:
+        content: what json.load returns.
+        encoders: Hub names; a path, absolute or not, that ends in one becomes it.
+
+    >>> without_paths({"transcripts": "/home/me/words.parquet", "_name_or_path": "models/facebook/hubert-base-ls960"},
+    ...               ("facebook/hubert-base-ls960",))
+    {'transcripts': 'words.parquet', '_name_or_path': 'facebook/hubert-base-ls960'}
+    """
+    if isinstance(content, dict):
+        return {
+            key: _name(value, encoders) if key in ("_name_or_path", "name_or_path") else without_paths(value, encoders)
+            for key, value in content.items()
+        }
+    if isinstance(content, list):
+        return [without_paths(value, encoders) for value in content]
+    if not isinstance(content, str):
+        return content
+    for name in encoders:
+        if content.replace("\\", "/").endswith(f"/{name}"):
+            return name
+    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], content)
+
+
+def _name(name_or_path: str, encoders: tuple[str, ...]) -> str:
+    """The known encoder in whose folder a path ends, else as a checkpoint has it: a name on the Hub, or nothing."""
+    place = name_or_path.replace("\\", "/")
+    return next((name for name in encoders if place.endswith(f"/{name}")), hub_name(name_or_path))
+
+
+def _encoder_names(results: Mapping[str, Any]) -> tuple[str, ...]:
+    fields = ("student_speech_encoder", "teacher_speech_encoder", "text_encoder")
+    names = [str(results["recipe"].get(field, "")) for field in fields] if "recipe" in results else []
+    return tuple(name for name in names if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name))
+
+
+def _check_private(folder: Path, run: Path, results: Mapping[str, Any], token: str | None) -> None:
+    """Raises ValueError if a file holds a token, a folder of this machine, or, as JSON or text, any absolute path."""
+    data_dir = results["recipe"]["corpus"].get("data_dir")
+    places = [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), run.resolve(), run.resolve().parent]
+    places += [Path(data_dir).resolve()] if data_dir else []
+    roots = {f"{place}/" for place in places if len(place.parts) > 1}
+    for path in sorted(folder.iterdir()):
+        content = _header(path) if path.suffix == ".safetensors" else path.read_bytes()
+        if _TOKEN.search(content) or (token is not None and token.encode() in content):
+            raise ValueError(
+                f"{path.name} holds a token of the Hub: take it out (it is not shown here), and revoke it."
+            )
+        if path.name in TOKENIZER_FILES and path.name not in _SCRUBBED:
+            continue  # words of a language, any of which may look like a path
+        text = content.decode("utf-8", errors="replace")
+        found = next((root for root in roots if root in text), None)
+        if found is None and path.suffix in (".json", ".yaml"):
+            found = (match := _PATH.search(text)) and match[0]
+        if found:
+            raise ValueError(f"{path.name} holds a path of this machine, {found!r}: take it out before you push.")
+
+
+def _header(path: Path) -> bytes:
+    """Names, shapes and notes at the start of a safetensors file; the numbers after them are not read."""
+    with path.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def _read(path: Path) -> Any:
+    return read_json(path, "repeat the stage that writes it.")
