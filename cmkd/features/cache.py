@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cmkd.atomic import written_whole
+from cmkd.formats import with_version
 
 CODE = ("modeling_cmkd", "audio_cmkd", "cmkd.features.audio", "cmkd.features.stretch", "cmkd.features.inputs")
 """The modules that stored features depend on."""
@@ -53,8 +54,8 @@ class StoredFolder:
 
     Attributes:
         path (`Path`): Where it is.
-        about (`dict`): What is in it: `part`, `encoder`, `dtype`, `settings`, `code`, `transformers` and `made`; empty
-            where an earlier version of CMKD has made it, which did not say.
+        about (`dict`): What is in it: `part`, `encoder`, `dtype`, `settings`, `code`, `transformers`, `made` and
+            `schema_version`; empty where an earlier version of CMKD has made it, which did not say.
         size (`int`): Bytes of all files.
         files (`int`): How many of them hold features.
         last_used (`float`): Seconds since 1970.
@@ -146,7 +147,9 @@ def hold(folder: Path, about: Mapping[str, Any]) -> Hold | None:
         known["made"] = datetime.now().astimezone().isoformat(timespec="seconds")
         # On a full disk the features, which come next, will not go in either, and that is said with advice.
         with suppress(OSError), written_whole(folder / _ABOUT) as unfinished:
-            unfinished.write_text(json.dumps({**about, **known}, indent=2) + "\n", encoding="utf-8")
+            unfinished.write_text(
+                json.dumps(with_version("about.json", {**about, **known}), indent=2) + "\n", encoding="utf-8"
+            )
     return lock
 
 

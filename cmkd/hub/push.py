@@ -25,6 +25,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore
 from huggingface_hub.utils import get_session, validate_repo_id  # type: ignore[attr-defined]
 
+from cmkd.formats import check_version
 from cmkd.hub.cards import OPEN_CORPORA, TEMPLATES, model_card, space_card
 from cmkd.metrics import CONCORDANCE_CC
 from configuration_cmkd import hub_name
@@ -357,6 +358,7 @@ def stage_run(
         raise FileNotFoundError(f"{checkpoint} lacks {lacking}: run the stages that make it, with train_distill.py.")
 
     results = _read_json(run / "results.json")
+    check_version(run / "results.json", results)
     encoders = _encoder_names(results)
     for name in going:
         if name in _SCRUBBED:

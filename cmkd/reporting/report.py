@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from cmkd.atomic import written_whole
+from cmkd.formats import check_version
 from cmkd.reporting.figures import (
     SYSTEM_NAMES,
     draw_learning_curves,
@@ -55,6 +56,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
     """
     folder = Path(output_dir)
     results = _read_json(folder / "results.json")
+    check_version(folder / "results.json", results)
     _require_fields(folder / "results.json", results, _FIELDS)
     predictions = {
         system: read_predictions(folder / "predictions" / f"{system}_test.parquet")

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from cmkd.formats import with_version
 from cmkd.corpora.iemocap import NUM_FOLDS
 from cmkd.scoring.evaluation import Predictions, read_predictions, write_predictions
 from cmkd.places import of_root
@@ -216,6 +217,7 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
     }
     if all("teacher" in run for run in runs):
         results["teacher"] = " ".join(run["teacher"] for run in runs)
+    results = with_version("results.json", results)
     write_json(output_dir / "results.json", results)
     return results
 

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 
+from cmkd.formats import check_version, with_version
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
 from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
 from cmkd.corpora.schema import SPLITS
@@ -105,6 +106,7 @@ def stage_is_complete(
     if not marker.is_file():
         return False
     state = _read_json(marker)
+    check_version(marker, state)
     wanted = _stage_settings(stage, recipe, corpus_version)
     once = {name: field.get_default() for name, field in Recipe.model_fields.items() if name in wanted}
     once["precision"] = wanted["precision"] if state["complete"] else "fp32"
@@ -217,7 +219,7 @@ def begin_stage(
         "encoders": _encoders(stage, recipe, commits or {}),
         "sessions": [*before.get("sessions", []), None],
     }
-    write_json(marker, state)
+    write_json(marker, with_version("stage.json", state))
 
 
 def record_session(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
@@ -320,6 +322,7 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe) -> dict[str
     if stage is not None:
         results["student"] = {"stage": stage, "reason": reason}
         _keep_student(run, stage)
+    results = with_version("results.json", results)
     write_json(run / "results.json", results)
     return results
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from cmkd.formats import with_version
 from cmkd.atomic import written_whole
 from cmkd.scoring.confidence import ccc_interval
 from cmkd.corpora.schema import SPLITS
@@ -138,6 +139,7 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
         results["conditioning"] = {"discarded_fraction": fractions}
     if all("student" in other for other in runs):
         results["student"] = _best_student(seeds, runs)
+    results = with_version("results.json", results)
     write_json(run / "results.json", results)
     return results
 
