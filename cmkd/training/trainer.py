@@ -44,7 +44,7 @@ class CMKDTrainer(Trainer):
     "batch".
 
     Args:
-        *args, **kwargs: as for `Trainer`, less `optimizer_cls_and_kwargs` and `compute_loss_func`. An optimizer or
+        args, kwargs: as for `Trainer`, less `optimizer_cls_and_kwargs` and `compute_loss_func`. An optimizer or
             scheduler in `optimizers` is taken as it is: it then has the learning rates, and `args` has no say.
         train_durations (sequence of `float`, *optional*):
             Seconds of the training utterances; those of a step are then of like length, see
