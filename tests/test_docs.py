@@ -35,8 +35,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?P<mark>.*?) -->\n)?^(?P<indent> *)```(?P<language>.*)\n(?P<text>(?s:.*?))^ *```$", re.MULTILINE
 )
-    r"(?:^ *<!-- (?P<mark>.*?) -->\n)?^(?P<indent> *)```(?P<language>.*)\n(?P<text>(?s:.*?))^ *```$", re.M
-)
 LANGUAGES = {"python", "bash", "yaml", "text", "bibtex", "{toctree}", "{eval-rst}"}
 OTHERS = {"hf", "pre-commit"}
 """Commands of others, whose options are theirs."""

@@ -113,8 +113,14 @@ def test_the_version_stands_once():
 def wheel(tmp_path_factory):
     """The wheel of what the checkout has, made from its source distribution as a build tool makes it."""
     place = tmp_path_factory.mktemp("wheel")
-    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "__pycache__", "tests", "docs", "demo_models")
-    shutil.copytree(CHECKOUT, place / "checkout", ignore=ignored)
+    unneeded = shutil.ignore_patterns("__pycache__")
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "train_distill.py"):
+        (place / "checkout").mkdir(exist_ok=True)
+        shutil.copy(CHECKOUT / name, place / "checkout")
+    for path in CHECKOUT.glob("*_cmkd.py"):
+        shutil.copy(path, place / "checkout")
+    for name in ("cmkd", "hub_cards"):
+        shutil.copytree(CHECKOUT / name, place / "checkout" / name, ignore=unneeded)
     build = "from setuptools import build_meta as b; print(b.{}({!r}))"
     options = {"capture_output": True, "text": True, "check": True, "timeout": 300}
     made = subprocess.run(

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from cmkd.formats import with_version
 from cmkd.corpora.iemocap import NUM_FOLDS
-from cmkd.scoring.evaluation import Predictions, read_predictions, write_predictions
+from cmkd.formats import with_version
 from cmkd.places import of_root
 from cmkd.processes import join_launch, wait_for_all
-from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.runs.folder import check_kind, write_json
+from cmkd.runs.recipe import Recipe, load_recipe
+from cmkd.scoring.evaluation import Predictions, read_predictions, write_predictions
 from cmkd.scoring.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -104,7 +104,13 @@ def run_fold(arguments: Sequence[str], log: Path) -> None:
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[state.local_process_index]
-    command = [sys.executable, "-c", f"from {__name__} import _run_with_parent; _run_with_parent()", str(MAIN), *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        f"from {__name__} import _run_with_parent; _run_with_parent()",
+        str(MAIN),
+        *arguments,
+    ]
     with ExitStack() as stack:
         stack.enter_context(_terminated_by_exception())  # so that the fold stops too
         said, output = "above", None

@@ -29,15 +29,15 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 
-from cmkd.formats import check_version, with_version
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
-from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
 from cmkd.corpora.schema import SPLITS
-from cmkd.runs.cost import total_cost
-from cmkd.scoring.evaluation import read_predictions
+from cmkd.formats import check_version, with_version
 from cmkd.identity import precision
 from cmkd.quality import fit_residuals, quality_weights, residual_std
+from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
+from cmkd.runs.cost import total_cost
 from cmkd.runs.recipe import STAGES, Recipe
+from cmkd.scoring.evaluation import read_predictions
 from cmkd.scoring.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 

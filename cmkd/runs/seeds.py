@@ -24,15 +24,22 @@ from typing import Any
 
 import numpy as np
 
-from cmkd.formats import with_version
 from cmkd.atomic import written_whole
-from cmkd.scoring.confidence import ccc_interval
 from cmkd.corpora.schema import SPLITS
-from cmkd.scoring.evaluation import Predictions, read_predictions
+from cmkd.formats import with_version
 from cmkd.reporting.figures import SYSTEM_NAMES, draw_seeds, figure_style, format_number
-from cmkd.runs.recipe import STAGES
 from cmkd.runs.folder import mean_ccc, write_json
-from cmkd.scoring.scores import compare, describe_confidence, describe_intervals, describe_test, format_p, pairs_to_compare
+from cmkd.runs.recipe import STAGES
+from cmkd.scoring.confidence import ccc_interval
+from cmkd.scoring.evaluation import Predictions, read_predictions
+from cmkd.scoring.scores import (
+    compare,
+    describe_confidence,
+    describe_intervals,
+    describe_test,
+    format_p,
+    pairs_to_compare,
+)
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SHOWN_SPLITS = ("validation", "test")

@@ -259,7 +259,7 @@ def _work(
             progress.update(done - progress.n)
 
 
-def _read(rows: Dataset, utterance: _Utterance, sampling_rate: int):
+def _read(rows: Dataset, utterance: _Utterance, sampling_rate: int) -> np.ndarray:
     try:
         row = rows[utterance.index]
         return read_audio(row["audio"], sampling_rate, **stretch_of(row))
