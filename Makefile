@@ -1,6 +1,7 @@
 # make demo   the whole method on synthetic speech: corpus, teacher, student, report in runs/demo
 # make test   lint, types and tests
-# Both create .venv on first use and install into it, and nowhere else.
+# make docs   the documentation site, in build/docs; a warning is an error
+# All create .venv on first use and install into it, and nowhere else.
 #
 # make test VERSIONS=lowest   the tests with the lowest version of every package that pyproject.toml admits
 # make test VERSIONS=newest   the tests with the newest versions on the index that pyproject.toml admits
@@ -32,7 +33,7 @@ ifeq ($(shell uname -s)-$(shell command -v nvidia-smi),Linux-)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test
+.PHONY: demo test docs
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python train_distill.py recipes/demo.yaml
@@ -46,8 +47,12 @@ ifeq ($(VERSIONS),pinned)
 endif
 	$(BIN)/python -m pytest
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
+
 EXTRAS_demo := demo
 EXTRAS_dev := demo,dev
+EXTRAS_docs := docs
 
 # torch goes first and alone, so that TORCH_INDEX is asked for this one package: pip asks every index for every package
 # and keeps retrying, minutes in all, where one cannot be reached. So it is asked once, for 15 seconds at most; after that

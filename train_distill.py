@@ -6,8 +6,8 @@
 
 Stages, in order: `audio` (frozen speech encoder), `text`, `teacher` (both, frozen), `finetune` (audio-only, top layers
 trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (the same, but only where the teacher is
-judged good). A stage that is complete in the output folder is not repeated. With `seeds` all of it is done for each, and
-summed up. The settings are in cmkd/runs/recipe.py, what each stage is in cmkd/stages.py.
+judged good). A stage that is complete in the output folder is not repeated. With `seeds` all of it is done for each,
+and summed up. The settings are in cmkd/runs/recipe.py, what each stage is in cmkd/stages.py.
 """
 
 import sys

@@ -143,7 +143,7 @@ corpus, stores what the frozen layers give, trains two steps, evaluates, and wri
 those of the published checkpoints; **weights are random and the audio is noise** in the layout of the corpus, so there
 are no scores here.
 
-```
+```bash
 python -m benchmarks.systems --output docs/results/systems.json --page docs/systems.md
 ```
 

@@ -21,10 +21,20 @@ if TYPE_CHECKING:
     from cmkd.scoring.evaluation import evaluate_predictions as evaluate_predictions
     from cmkd.training.arguments import CMKDTrainingArguments as CMKDTrainingArguments
     from cmkd.training.trainer import CMKDTrainer as CMKDTrainer
+    from configuration_cmkd import CMKDStudentConfig as CMKDStudentConfig
+    from configuration_cmkd import CMKDTeacherConfig as CMKDTeacherConfig
+    from modeling_cmkd import CMKDStudentModel as CMKDStudentModel
+    from modeling_cmkd import CMKDTeacherModel as CMKDTeacherModel
+    from pipeline_cmkd import SpeechEmotionPipeline as SpeechEmotionPipeline
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the only place that says it: pyproject.toml takes it from here
 
 _MODULES = {
+    "CMKDStudentModel": "modeling_cmkd",
+    "CMKDTeacherModel": "modeling_cmkd",
+    "CMKDStudentConfig": "configuration_cmkd",
+    "CMKDTeacherConfig": "configuration_cmkd",
+    "SpeechEmotionPipeline": "pipeline_cmkd",
     "read_audio": "cmkd.features.audio",
     "paired_test": "cmkd.scoring.confidence",
     "load_corpus": "cmkd.corpora",
@@ -44,11 +54,11 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module 'cmkd' has no attribute {name!r}; its names are {', '.join(__all__)}")
     return getattr(import_module(_MODULES[name]), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

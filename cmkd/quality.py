@@ -61,7 +61,7 @@ def quality_weights(residuals: torch.Tensor, threshold: float = 2.0) -> torch.Te
         threshold: in standard deviations of each dimension's residuals.
 
     Returns:
-        (n,): 0 where |r| exceeds the threshold in any dimension, 1 elsewhere.
+        (n,): 0 where the absolute value of r exceeds the threshold in any dimension, 1 elsewhere.
 
     Raises:
         ValueError: the threshold is not above 0.

@@ -1,7 +1,9 @@
 """What importing the package costs and brings along, and the versions that it declares."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,6 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import cmkd
+from cmkd.formats import SCHEMA_VERSIONS, check_version, with_version
 from cmkd.hub.push import ALLOWED
 
 CHECKOUT = Path(__file__).parents[1]
@@ -114,3 +117,59 @@ def test_every_python_that_the_metadata_admit_has_a_job():
         {"versions": "lowest", "python-version": named[0]},
         {"versions": "newest", "python-version": named[-1]},
     ]
+
+
+def test_the_version_stands_once():
+    assert "version" not in PROJECT and PROJECT["dynamic"] == ["version"]
+    assert yaml.safe_load((CHECKOUT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == cmkd.__version__
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of what the checkout has, made from its source distribution as a build tool makes it."""
+    place = tmp_path_factory.mktemp("wheel")
+    unneeded = shutil.ignore_patterns("__pycache__")
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "train_distill.py"):
+        (place / "checkout").mkdir(exist_ok=True)
+        shutil.copy(CHECKOUT / name, place / "checkout")
+    for path in CHECKOUT.glob("*_cmkd.py"):
+        shutil.copy(path, place / "checkout")
+    for name in ("cmkd", "hub_cards"):
+        shutil.copytree(CHECKOUT / name, place / "checkout" / name, ignore=unneeded)
+    build = "from setuptools import build_meta as b; print(b.{}({!r}))"
+    options = {"capture_output": True, "text": True, "check": True, "timeout": 300}
+    made = subprocess.run(
+        [sys.executable, "-c", build.format("build_sdist", str(place))], cwd=place / "checkout", **options
+    )
+    shutil.unpack_archive(place / made.stdout.split()[-1], place)
+    (source,) = place.glob("cmkd-*/")
+    made = subprocess.run([sys.executable, "-c", build.format("build_wheel", str(place))], cwd=source, **options)
+    return place / made.stdout.split()[-1]
+
+
+def test_a_wheel_is_complete_and_in_nobodys_way(wheel, tmp_path):
+    """As the release workflow checks it: outside the checkout, from the wheel's own files."""
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    done = subprocess.run(
+        [sys.executable, str(CHECKOUT / ".ci/check_wheel.py"), str(wheel)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0 and "complete, and in nobody's way" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", True, None])
+def test_a_file_of_a_format_that_is_not_known_is_refused(version, tmp_path):
+    with pytest.raises(ValueError, match=r"results\.json says that its schema_version is .*reads versions 1 to 1"):
+        check_version(tmp_path / "results.json", {"schema_version": version})
+
+
+def test_a_file_of_before_versions_is_read_and_a_new_one_says_its_own():
+    check_version(Path("results.json"), {"systems": {}})
+    assert with_version("results.json", {"systems": {}}) == {"schema_version": 1, "systems": {}}
+    page = (CHECKOUT / "docs/compatibility.md").read_text(encoding="utf-8")
+    for name, version in SCHEMA_VERSIONS.items():
+        assert re.search(rf"^\| `{re.escape(name)}`.* \| {version} \|", page, re.MULTILINE), name

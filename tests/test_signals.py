@@ -21,6 +21,7 @@ FOLDS = """
 
     recipe = Path("recipe.yaml")
     recipe.write_text("corpus: {name: iemocap, data_dir: .}\\noutput_dir: run\\n")
+    crossval.MAIN = Path("train_distill.py").resolve()
     crossval.gather_folds = lambda *_: {"gathered": True}
 """
 

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+from cmkd.formats import with_version
 from cmkd.json_files import read_json, write_json
 
 CODE = (
@@ -59,8 +60,8 @@ class StoredFolder:
 
     Attributes:
         path (`Path`): Where it is.
-        about (`dict`): What is in it: `part`, `encoder`, `dtype`, `settings`, `code`, `transformers` and `made`; empty
-            where an earlier version of CMKD has made it, which did not say.
+        about (`dict`): What is in it: `part`, `encoder`, `dtype`, `settings`, `code`, `transformers`, `made` and
+            `schema_version`; empty where an earlier version of CMKD has made it, which did not say.
         size (`int`): Bytes of all files.
         files (`int`): How many of them hold features.
         last_used (`float`): Seconds since 1970.
@@ -152,7 +153,7 @@ def hold(folder: Path, about: Mapping[str, Any]) -> Hold | None:
         known["made"] = datetime.now().astimezone().isoformat(timespec="seconds")
         # On a full disk the features, which come next, will not go in either, and that is said with advice.
         with suppress(OSError):
-            write_json(folder / _ABOUT, {**about, **known})
+            write_json(folder / _ABOUT, with_version("about.json", {**about, **known}))
     return lock
 
 

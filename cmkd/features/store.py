@@ -61,7 +61,7 @@ class StoredFeatures(Sequence):
         self._held = held
         self._open: dict[int, tuple[Any, list[int]]] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["StoredFeatures"], tuple[Any, ...]]:
         return StoredFeatures, (self.paths, self.starts)  # workers of a data loader map the files themselves
 
     def __len__(self) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, UndefinedError
 
+from cmkd.places import of_root
 from cmkd.scoring.scores import describe_intervals, describe_test, format_p
 from cmkd.stages import BASELINE, STAGES, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
@@ -22,8 +22,7 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 if TYPE_CHECKING:
     from cmkd.corpora.report import CorpusReport
 
-TEMPLATES = Path(__file__).parents[2] / "hub_cards"
-"""Beside the package, in a checkout as where it is installed."""
+TEMPLATES = of_root("hub_cards")
 
 GRADIO = "6.31.0"
 """The version in which the pages of the Spaces were tried."""

@@ -21,6 +21,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.dynamic_module_utils import get_relative_imports
 
+from cmkd.formats import check_version
 from cmkd.hub.cards import OPEN_CORPORA, model_card
 from cmkd.json_files import read_json, write_json
 from configuration_cmkd import hub_name
@@ -133,6 +134,7 @@ def stage_run(
         raise FileNotFoundError(f"{checkpoint} lacks {lacking}: run the stages that make it, with train_distill.py.")
 
     results = _read(run / "results.json")
+    check_version(run / "results.json", results)
     encoders = _encoder_names(results)
     for name in going:
         if name in _SCRUBBED:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from cmkd.atomic import written_whole
+from cmkd.formats import check_version
 from cmkd.json_files import read_json
 from cmkd.reporting.figures import (
     draw_learning_curves,
@@ -57,6 +58,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
     """
     folder = Path(output_dir)
     results = read_json(folder / "results.json", _REPEAT)
+    check_version(folder / "results.json", results)
     _require_fields(folder / "results.json", results, _FIELDS)
     predictions = {
         system: read_predictions(folder / "predictions" / f"{system}_test.parquet")

@@ -21,6 +21,7 @@ import numpy as np
 
 from cmkd.atomic import written_whole
 from cmkd.corpora.schema import SPLITS
+from cmkd.formats import check_version, with_version
 from cmkd.json_files import read_json, write_json
 from cmkd.reporting.figures import draw_valence_gap, figure_style
 from cmkd.reporting.paper import LATER, LATER_RELEASE, TABLE_1, TABLE_2, TABLES, PublishedRow, PublishedTable
@@ -147,7 +148,7 @@ def write_tables(tables: Sequence[ResultsTable], output: Path) -> list[Path]:
         latex,
         "\n\n".join(["% needs \\usepackage{adjustbox,booktabs}", *(format_latex(table) for table in tables)]) + "\n",
     )
-    write_json(numbers, {"tables": [asdict(table) for table in tables]})
+    write_json(numbers, with_version("tables.json", {"tables": [asdict(table) for table in tables]}))
     with figure_style(), written_whole(figure) as unfinished:
         panels = {table.heading: _gap_systems(table) for table in tables if table.gap}
         draw_valence_gap(panels).savefig(unfinished, format="png")
@@ -159,6 +160,7 @@ def _read_run(folder: Path) -> _Run:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no results.json: name the folder of a run that is complete.")
     results = read_json(path, _RUN_AGAIN)
+    check_version(path, results)
     _require(path, results, ("corpus", "versions", "systems", "recipe", "cost", "confidence"))
     if "seeds" not in results:
         _require(path, results, ("seed",))

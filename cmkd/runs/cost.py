@@ -60,7 +60,7 @@ class SessionCost(TrainerCallback):
                     self._write(self.so_far())
             raise
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._write(self.so_far())
 

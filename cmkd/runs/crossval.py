@@ -25,7 +25,9 @@ import torch
 from accelerate import PartialState
 
 from cmkd.corpora.iemocap import NUM_FOLDS
+from cmkd.formats import with_version
 from cmkd.json_files import read_json, write_json
+from cmkd.places import of_root
 from cmkd.processes import join_launch, wait_for_all
 from cmkd.runs.folder import check_kind
 from cmkd.runs.recipe import Recipe, load_recipe
@@ -33,6 +35,7 @@ from cmkd.scoring.evaluation import Predictions, read_predictions, write_predict
 from cmkd.scoring.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
+MAIN = of_root("train_distill.py")
 PROTOCOL = "leave-one-session-out"
 _OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
@@ -101,7 +104,13 @@ def run_fold(arguments: Sequence[str], log: Path) -> None:
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[state.local_process_index]
-    command = [sys.executable, "-c", f"from {__name__} import _run_with_parent; _run_with_parent()", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        f"from {__name__} import _run_with_parent; _run_with_parent()",
+        str(MAIN),
+        *arguments,
+    ]
     with ExitStack() as stack:
         stack.enter_context(_terminated_by_exception())  # so that the fold stops too
         said, output = "above", None
@@ -136,14 +145,15 @@ def _terminated_by_exception() -> Iterator[None]:
 
 
 def _run_with_parent() -> None:
-    """train_distill.py in a process that ends when its parent does, however that ends: its input is closed then."""
+    """`MAIN` in a process that ends when its parent does, however that ends: its input is closed then."""
 
     def end() -> None:
         os.read(0, 1)  # past the lock of sys.stdin, which would trouble the end of this process
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=end, daemon=True).start()
-    runpy.run_module("train_distill", run_name="__main__", alter_sys=True)
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
@@ -213,6 +223,7 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
     }
     if all("teacher" in run for run in runs):
         results["teacher"] = " ".join(run["teacher"] for run in runs)
+    results = with_version("results.json", results)
     write_json(output_dir / "results.json", results)
     return results
 

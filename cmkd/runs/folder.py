@@ -30,6 +30,7 @@ from accelerate import PartialState
 
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
 from cmkd.corpora.schema import SPLITS
+from cmkd.formats import check_version, with_version
 from cmkd.identity import precision
 from cmkd.json_files import read_json, write_json
 from cmkd.quality import fit_residuals, quality_weights, residual_std
@@ -90,6 +91,7 @@ def stage_is_complete(
     if not marker.is_file():
         return False
     state = _read_json(marker)
+    check_version(marker, state)
     wanted = _stage_settings(stage, recipe, corpus_version)
     once = {name: field.get_default() for name, field in Recipe.model_fields.items() if name in wanted}
     once["precision"] = wanted["precision"] if state["complete"] else "fp32"
@@ -203,7 +205,7 @@ def begin_stage(
         "encoders": _encoders(stage, recipe, commits or {}),
         "sessions": [*before.get("sessions", []), None],
     }
-    write_json(marker, state)
+    write_json(marker, with_version("stage.json", state))
 
 
 def record_session(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
@@ -325,6 +327,7 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: di
         results["conditioning"] = _conditioning(run, recipe.residual_threshold)
     if student is not None:
         results["student"] = student
+    results = with_version("results.json", results)
     write_json(run / "results.json", results)
     return results
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from cmkd.corpora.schema import SPLITS
+from cmkd.formats import with_version
 from cmkd.json_files import read_json, write_json
 from cmkd.runs.folder import mean_ccc
 from cmkd.scoring.confidence import ccc_interval
@@ -132,6 +133,7 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
         results["conditioning"] = {"discarded_fraction": fractions}
     if all("student" in other for other in runs):
         results["student"] = _best_student(seeds, runs)
+    results = with_version("results.json", results)
     write_json(run / "results.json", results)
     return results
 

@@ -21,7 +21,9 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
 
-def build_model(stage: Stage, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]):
+def build_model(
+    stage: Stage, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]
+) -> tuple[CMKDTeacherModel | CMKDStudentModel, Any, Any]:
     """The model of a stage with pretrained encoders, its feature extractor and tokenizer; None where it has none.
 
     Args:
@@ -68,7 +70,7 @@ def build_model(stage: Stage, recipe: Recipe, train_labels: np.ndarray, label_sc
     )
 
 
-def input_columns(model, rows: Dataset, feature_extractor, tokenizer, recipe: Recipe) -> dict[str, Any]:
+def input_columns(model: Any, rows: Dataset, feature_extractor: Any, tokenizer: Any, recipe: Recipe) -> dict[str, Any]:
     """What the model is fed with: the stored output of its frozen parts, or their inputs where nothing is stored."""
     columns: dict[str, Any] = {}
     cache = Path(recipe.cache_dir or Path(recipe.output_dir) / "cache")

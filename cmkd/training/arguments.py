@@ -86,7 +86,7 @@ class CMKDTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = False
     report_to: str = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.distillation_weight < 0:
             raise ValueError(f"distillation_weight={self.distillation_weight}: must be at least 0; the paper's is 30.")

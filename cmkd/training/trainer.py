@@ -1,6 +1,6 @@
 """The trainer of teacher and student."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,15 @@ from torch.distributed.fsdp import FSDPModule, StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from cmkd.atomic import sync
@@ -31,6 +39,10 @@ _REFUSED = {
 """Arguments of Trainer that its overridden methods would have read, and what to do instead."""
 
 
+_Pass = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]
+"""Of one batch: the outputs of the model, what the loss compares them with, and the names of the utterances."""
+
+
 class CMKDTrainer(Trainer):
     """A `Trainer` whose loss is Eq. 7, over the whole step, and whose metrics are those of the whole split.
 
@@ -44,7 +56,7 @@ class CMKDTrainer(Trainer):
     "batch".
 
     Args:
-        *args, **kwargs: as for `Trainer`, less `optimizer_cls_and_kwargs` and `compute_loss_func`. An optimizer or
+        args, kwargs: as for `Trainer`, less `optimizer_cls_and_kwargs` and `compute_loss_func`. An optimizer or
             scheduler in `optimizers` is taken as it is: it then has the learning rates, and `args` has no say.
         train_durations (sequence of `float`, *optional*):
             Seconds of the training utterances; those of a step are then of like length, see
@@ -57,7 +69,7 @@ class CMKDTrainer(Trainer):
     args: CMKDTrainingArguments
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *args, train_durations: Sequence[float] | None = None, **kwargs):
+    def __init__(self, *args: Any, train_durations: Sequence[float] | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("compute_metrics", split_metrics)
         for argument, instead in _REFUSED.items():
             if kwargs.get(argument) is not None:
@@ -76,28 +88,45 @@ class CMKDTrainer(Trainer):
         self.add_callback(OwnClassName)
         self.add_callback(EpochLines if self.args.disable_tqdm else EpochProgress)
 
-    def loss(self, logits, embeddings, labels, teacher_embeddings=None, quality_weights=None) -> torch.Tensor:
+    def loss(
+        self,
+        logits: torch.Tensor,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        teacher_embeddings: torch.Tensor | None = None,
+        quality_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept."""
         loss = ccc_loss(logits, labels)
-        if teacher_embeddings is not None:
+        if (teacher_embeddings is None) != (quality_weights is None):
+            raise ValueError("A batch has teacher_embeddings or quality_weights alone: give both, or neither of them.")
+        if teacher_embeddings is not None and quality_weights is not None:
             distance = embedding_distance(embeddings, teacher_embeddings, self.args.embedding_distance)
             loss = loss + self.args.distillation_weight * weighted_mean(distance, quality_weights)
         return loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """The loss of one batch: what evaluation asks for, and training if `loss_over` is "batch"."""
         inputs, targets, _ = split_batch(inputs)
         outputs = model(**inputs)
         loss = self.loss(outputs["logits"], outputs["embeddings"], **targets)
         return (loss, outputs) if return_outputs else loss
 
-    def get_batch_samples(self, *args, **kwargs):
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
         """Keeps the batches of the step that begins."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._batches = list(batches)
         return batches, num_items
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         """One batch of a step, with the gradient of the whole step's loss; Trainer's own knows the loss of a batch."""
         try:
             if self.args.loss_over == "batch":
@@ -108,13 +137,15 @@ class CMKDTrainer(Trainer):
                 raise MemoryError(self._advice_on_memory(inputs)) from error
             raise
 
-    def _batch_training_step(self, model, inputs, num_items_in_batch):
+    def _batch_training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any
+    ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not loss.isfinite():
             self._refuse_loss(loss, split_batch(inputs)[2])
         return loss
 
-    def _step_training_step(self, model, inputs):
+    def _step_training_step(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         model.train()
         if len(self._batches) == 1:
             found = self._run(model, inputs)
@@ -128,7 +159,7 @@ class CMKDTrainer(Trainer):
         backward(self.accelerator, outputs, gradients)
         return self._step_loss / len(self._batches)  # Trainer adds up the batches of a step
 
-    def _advice_on_memory(self, inputs) -> str:
+    def _advice_on_memory(self, inputs: dict[str, Any]) -> str:
         batch = self.args.per_device_train_batch_size
         longest = ""
         if self.train_durations is not None:
@@ -141,13 +172,13 @@ class CMKDTrainer(Trainer):
             "utterances, or bf16 (accelerate launch --mixed_precision bf16) help too."
         )
 
-    def _run(self, model, batch):
+    def _run(self, model: torch.nn.Module, batch: dict[str, Any]) -> _Pass:
         inputs, targets, ids = split_batch(self._prepare_inputs(batch))
         with self.compute_loss_context_manager():
             outputs = model(**inputs)
         return {name: outputs[name] for name in OUTPUTS}, targets, ids
 
-    def _first_passes(self, model) -> None:
+    def _first_passes(self, model: torch.nn.Module) -> None:
         states, found = [], []
         with torch.no_grad():
             for batch in self._batches:
@@ -155,7 +186,7 @@ class CMKDTrainer(Trainer):
                 found.append(self._run(model, batch))
         self._second_passes = list(zip(states, self._finish_outputs(found), strict=True))
 
-    def _finish_outputs(self, found) -> list[dict[str, torch.Tensor]]:
+    def _finish_outputs(self, found: Sequence[_Pass]) -> list[dict[str, torch.Tensor]]:
         batches = [outputs | targets for outputs, targets, _ in found]
         self._step_loss, gradients = loss_and_output_gradients(self.accelerator, self.loss, batches)
         if not self._step_loss.isfinite():
@@ -172,7 +203,7 @@ class CMKDTrainer(Trainer):
             "of these utterances, lower the learning rate, or train in bf16 or fp32 where it is fp16."
         )
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         """Batches of like length, and steps that are the same on any number of devices; see `cmkd.training.sampler`."""
         args = self.args
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -189,7 +220,7 @@ class CMKDTrainer(Trainer):
             timeout=READING_TIMEOUT if args.dataloader_num_workers else 0,
         )
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Trainer's own, but older checkpoints are deleted once this one is on the disk, and by their steps.
 
         Trainer deletes them before, and goes by the time of change of the folders, of which it warns that it may not be
@@ -205,7 +236,7 @@ class CMKDTrainer(Trainer):
             sync(Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
             rotate_checkpoints(folder, limit, self.state.best_model_checkpoint, use_mtime=False)
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Adam with two learning rates; Trainer's own has one."""
         if self.optimizer is None:
             head: list[torch.nn.Parameter] = []
@@ -253,7 +284,7 @@ def check_sharding(plugin: Any) -> None:
             raise ValueError(f"{name} is {found}, but must be {expected}: launch with --config_file launch/fsdp.yaml.")
 
 
-def split_batch(batch) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]:
+def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]:
     """The model's inputs, what the loss compares its outputs with, and the names of the utterances."""
     inputs = dict(batch)
     targets = {name: inputs.pop(name) for name in TARGETS if name in inputs}
@@ -273,14 +304,14 @@ def split_metrics(evaluation: EvalPrediction) -> dict[str, float]:
 class EpochOrder(TrainerCallback):
     """Tells the sampler which epoch begins."""
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         train_dataloader.batch_sampler.set_epoch(int(state.epoch))
 
 
 class OwnClassName(TrainerCallback):
     """Gives the class that FSDP makes up for a model the name of the model's own, which checkpoints refer to."""
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if isinstance(model, FSDPModule):
             made_up, own = type(model), type(model).__bases__[1]
             made_up.__name__, made_up.__module__ = own.__name__, own.__module__
@@ -289,7 +320,7 @@ class OwnClassName(TrainerCallback):
 class EpochLines(TrainerCallback):
     """One readable line an epoch, where Trainer prints dictionaries."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs is not None and "eval_ccc" in logs:
             tqdm.write(epoch_line(args, state, logs))
 
@@ -297,11 +328,11 @@ class EpochLines(TrainerCallback):
 class EpochProgress(ProgressCallback):
     """Trainer's progress bar, with the same line an epoch above it."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         EpochLines.on_log(self, args, state, control, logs)
 
 
-def epoch_line(args, state, logs: dict[str, float]) -> str:
+def epoch_line(args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> str:
     """What a person wants to see of an epoch."""
     loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), float("nan"))
     scores = (f"{key.removeprefix('eval_ccc_')} {value:.3f}" for key, value in logs.items() if "eval_ccc_" in key)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 from accelerate import PartialState
@@ -259,7 +260,7 @@ def _work(
             progress.update(done - progress.n)
 
 
-def _read(rows: Dataset, utterance: _Utterance, sampling_rate: int):
+def _read(rows: Dataset, utterance: _Utterance, sampling_rate: int) -> np.ndarray:
     try:
         row = rows[utterance.index]
         return read_audio(row["audio"], sampling_rate, **stretch_of(row))
