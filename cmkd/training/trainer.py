@@ -99,6 +99,8 @@ class CMKDTrainer(Trainer):
         """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept."""
         loss = ccc_loss(logits, labels)
         if teacher_embeddings is not None:
+            if quality_weights is None:
+                raise ValueError("teacher_embeddings come without quality_weights: give ones to keep every utterance.")
             distance = embedding_distance(embeddings, teacher_embeddings, self.args.embedding_distance)
             loss = loss + self.args.distillation_weight * weighted_mean(distance, quality_weights)
         return loss
