@@ -32,6 +32,7 @@ def test_all_sessions_of_a_stage_are_summed_up(tmp_path):
     begin_stage(tmp_path, "audio", given, "1.0")
     complete_stage(tmp_path, "audio", cost(4.0, 2.0, "cuda", 4.5))
     state = json.loads((tmp_path / "audio/stage.json").read_text())
+    assert state["schema_version"] == 1
     assert state["complete"] and len(state["sessions"]) == 3
     found = {name: state[name] for name in ("seconds", "peak_memory_gb", "peak_device_memory_gb", "device")}
     assert found == {"seconds": 16.5, "peak_memory_gb": 3.0, "peak_device_memory_gb": 5.5, "device": "cpu, cuda"}

@@ -96,6 +96,14 @@ def test_the_loss_is_equation_7(distance, tmp_path):
     assert set(batch) == {"inputs", "labels", "teacher_embeddings", "quality_weights"}  # not emptied
 
 
+def test_a_teacher_without_weights_is_refused(tmp_path):
+    batch = collate_utterances([dataset(10, distilled=True)[index] for index in range(10)])
+    del batch["quality_weights"]
+    job = trainer(tmp_path)
+    with pytest.raises(ValueError, match="teacher_embeddings come without quality_weights"):
+        job.compute_loss(job.model, batch)
+
+
 def test_without_a_teacher_the_loss_is_the_emotion_loss(tmp_path):
     batch = collate_utterances([dataset(10)[index] for index in range(10)])
     job = trainer(tmp_path)

@@ -98,9 +98,9 @@ class CMKDTrainer(Trainer):
     ) -> torch.Tensor:
         """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept."""
         loss = ccc_loss(logits, labels)
-        if (teacher_embeddings is None) != (quality_weights is None):
-            raise ValueError("A batch has teacher_embeddings or quality_weights alone: give both, or neither of them.")
-        if teacher_embeddings is not None and quality_weights is not None:
+        if teacher_embeddings is not None:
+            if quality_weights is None:
+                raise ValueError("teacher_embeddings come without quality_weights: give ones to keep every utterance.")
             distance = embedding_distance(embeddings, teacher_embeddings, self.args.embedding_distance)
             loss = loss + self.args.distillation_weight * weighted_mean(distance, quality_weights)
         return loss
