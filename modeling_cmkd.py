@@ -349,11 +349,10 @@ class SpeechEncoder(nn.Module):
         It is -1 where something below the layers trains; the number of layers, or more, where none of them does.
         """
         above = {self.layers, self.final_norm} if self.normalizes_last else {self.layers}
-        lowest = (
-            -1
-            if _trains(self.encoder, above)
-            else next((index for index, layer in enumerate(self.layers) if _trains(layer)), len(self.layers))
-        )
+        if _trains(self.encoder, above):
+            lowest = -1
+        else:  # without next(), of which the export of torch 2.6 knows no default
+            lowest = [*(index for index, layer in enumerate(self.layers) if _trains(layer)), len(self.layers)][0]
         if lowest != self._lowest:
             self._lowest = lowest
             self._set_modes()
