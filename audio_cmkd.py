@@ -35,6 +35,11 @@ SILENCE_LEVEL = 1e-3
 _WHOLE_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "SVX", "CAF", "NIST", "FLAC", "OGG")
 """Formats of libsndfile whose files tell whether they are complete."""
 
+_ALSO_BY_FFMPEG = {b"OggS": "ogg", b"caff": "caf", b"RIFF": "wav"}
+"""FFmpeg's names of containers that libsndfile opens, by their first bytes: it does not know all codecs within."""
+
+_NOT_SEEKABLE = ("GSM610", "MPEG_LAYER_III")  # codecs within wav that libsndfile loses its way in
+
 _SHORT_CHUNK = re.compile(
     r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)$", re.MULTILINE
 )  # in libsndfile's log
@@ -316,7 +321,18 @@ def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> It
     if len(links) > 1:
         yield _chained(name, file, links)
         return
-    with _sound_file(name, content) as sound:
+    try:
+        opened = _sound_file(name, content)
+    except AudioError:
+        file.seek(0)
+        kind = _ALSO_BY_FFMPEG.get(file.read(4))
+        if kind is None:
+            raise
+        _check_outer_size(name, file)
+        with _opened_by_ffmpeg(name, file, kind) as decoded:
+            yield decoded
+        return
+    with opened as sound:
         if sound.format not in _WHOLE_FORMATS:
             detail = f"nothing in a file of the format {sound.format} tells whether it is complete; convert it to wav"
             raise AudioError(name, "unreadable audio", detail)
@@ -324,7 +340,9 @@ def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> It
         if sound.frames > 2**62:  # a FLAC file of unknown length
             with _opened_by_ffmpeg(name, file, "flac") as decoded:
                 yield decoded
-        elif sound.frames == 0 and sound.format in ("WAV", "WAVEX") and _is_left_open(file):
+        elif sound.format in ("WAV", "WAVEX") and (
+            sound.subtype in _NOT_SEEKABLE or (sound.frames == 0 and _is_left_open(file))
+        ):
             with _opened_by_ffmpeg(name, file, "wav") as decoded:
                 yield decoded
         elif sound.frames == 0:
@@ -349,7 +367,9 @@ def _sound_file(name: str, content: "str | bytes | _Part") -> Any:
     try:
         return soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content)
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in ".raw"
-        detail = f"neither libsndfile nor this reader knows what it is ({error}); convert it to wav or flac"
+        # The whole message of libsndfile shows how an object in memory is represented.
+        why = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
+        detail = f"neither libsndfile nor this reader knows what it is ({why}); convert it to wav or flac"
         raise AudioError(name, "unreadable audio", detail) from error
 
 
@@ -384,6 +404,15 @@ def _read_by_libsndfile(name: str, sound: Any, first: int, preroll: int) -> Iter
             position = start + size
     except soundfile.SoundFileError as error:
         raise AudioError(name, "truncated audio", f"{promise}, but not all can be read: {error}") from error
+
+
+def _check_outer_size(name: str, file: BinaryIO):
+    """Of a wav file, whether it is as long as it says at its beginning. Ogg pages and CAF chunks are checked before."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    magic, length = file.read(4), int.from_bytes(file.read(4), "little")
+    if magic == b"RIFF" and size < 8 + length and not any(length in sizes for sizes in _LEFT_OPEN):
+        raise AudioError(name, "truncated audio", f"the header promises {8 + length} bytes, but {size} are there")
 
 
 def _is_left_open(file: BinaryIO) -> bool:
@@ -440,6 +469,10 @@ def _links(name: str, file: BinaryIO) -> list[tuple[int, int]]:
         starts = _flac_starts(file)
     elif magic in (b"RIFF", b"FORM"):
         starts = _riff_starts(name, file, "big" if magic == b"FORM" else "little")
+    elif magic == b"caff":
+        starts = _caf_starts(name, file)
+    elif magic in (b".snd", b"riff"):
+        starts = _sized_starts(file)
     else:
         starts = [0]
     return list(zip(starts, [*starts[1:], file.seek(0, os.SEEK_END)], strict=True))
@@ -505,13 +538,60 @@ def _riff_starts(name: str, file: BinaryIO, order: Literal["little", "big"]) -> 
             raise AudioError(name, "unreadable audio", detail)
 
 
+def _caf_starts(name: str, file: BinaryIO) -> list[int]:
+    """Where CAF files begin; their chunks are checked to be whole. The size of the last one may be left open."""
+    size = file.seek(0, os.SEEK_END)
+    starts = [0]
+    position = 8
+    while position < size:
+        file.seek(position)
+        header = file.read(12)
+        if header[:4] == b"caff":
+            starts.append(position)
+            position += 8
+            continue
+        length = int.from_bytes(header[4:], "big", signed=True)
+        if length == -1 and header[:4] == b"data":
+            break
+        if len(header) < 12 or not 0 <= length <= size - position - 12:
+            detail = f"the part {header[:4]!r} promises {length} bytes, but {size - position - len(header)} are there"
+            raise AudioError(name, "truncated audio", detail)
+        position += 12 + length
+    return starts
+
+
+def _sized_starts(file: BinaryIO) -> list[int]:
+    """Where au and w64 files begin, which tell their size at their beginning."""
+    starts: list[int] = []
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(24)
+        if header[:4] == b".snd":
+            length = int.from_bytes(header[4:8], "big") + int.from_bytes(header[8:12], "big")
+        elif header[:4] == b"riff":
+            length = int.from_bytes(header[16:], "little")
+        else:
+            return starts
+        starts.append(position)
+        if length == 0:
+            return starts
+        position += length
+
+
 def _chained(name: str, file: BinaryIO, links: list[tuple[int, int]]) -> Sound:
-    """Streams in one Ogg file, one after the other."""
+    """Files that are joined to one, one after the other."""
     lengths = []
     forms = set()
     for start, end in links:
-        with _sound_file(name, _Part(file, start, end)) as part:
+        try:
+            opened = _sound_file(name, _Part(file, start, end))
+        except AudioError:
+            raise _joined(name, len(links)) from None
+        with opened as part:
             _check_promise(name, part, file)
+            if part.subtype in _NOT_SEEKABLE:
+                raise _joined(name, len(links))
             lengths.append(part.frames)
             forms.add((part.samplerate, part.channels))
     rate, channels = _the_only(name, forms)
@@ -524,6 +604,11 @@ def _chained(name: str, file: BinaryIO, links: list[tuple[int, int]]) -> Sound:
             first = max(0, first - length)
 
     return Sound(name, rate, channels, sum(lengths), False, read)
+
+
+def _joined(name: str, number: int) -> AudioError:
+    detail = f"it is {number} files joined to one, of which only the first would be heard; split it, or convert each"
+    return AudioError(name, "unreadable audio", detail)
 
 
 def _the_only(name: str, forms: set[tuple[int, int]]) -> tuple[int, int]:
@@ -802,10 +887,7 @@ _ELEMENTS = {
 
 def _check_single(name: str, headers: int):
     if headers > 1:
-        detail = (
-            f"it is {headers} files joined to one, of which only the first would be heard; split it, or convert each"
-        )
-        raise AudioError(name, "unreadable audio", detail)
+        raise _joined(name, headers)
 
 
 def _check_boxes(name: str, file: BinaryIO):

@@ -89,8 +89,7 @@ class CMKDOutput(ModelOutput):
 
 
 def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The emotion loss (Eq. 3 and 5): the mean over the dimensions that have a rating of 1 - CCC, each over the
-    utterances rated in it.
+    """The emotion loss (Eq. 3 and 5): the mean over the rated dimensions of 1 - CCC, each over its rated utterances.
 
     The same formula is in `cmkd/losses.py`, which explains it. It is here a second time because this file travels
     without that package; a test holds the two together.
@@ -100,8 +99,8 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels (`torch.Tensor` of shape `(n, dims)`): NaN means "not rated".
 
     Returns:
-        A scalar in [0, 2], in fp32 or better. A dimension without covariance, because predictions or labels are
-        constant or only one is rated, counts as CCC 0; without any rating at all the loss is 1.
+        A scalar in [0, 2], in fp32 or better. A dimension without a rating does not count; one without covariance,
+        because predictions or labels are constant or only one is rated, counts as CCC 0. 1 where nothing is rated.
     """
     dtype = torch.promote_types(torch.promote_types(predictions.dtype, labels.dtype), torch.float32)
     rated = ~labels.isnan()
@@ -118,7 +117,8 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     limits = torch.finfo(dtype)
     rounding = (8 * limits.eps) ** 2 * (mean_predictions.square() + mean_labels.square()).detach() + limits.tiny
     loss = 1 - 2 * covariance / torch.maximum(spread, rounding)
-    weights = torch.where(rated.any(), rated.any(0), True).to(dtype)
+    is_rated = rated.any(0)
+    weights = (is_rated | ~is_rated.any()).to(loss.dtype)
     return (weights * loss).sum() / weights.sum()
 
 
@@ -853,6 +853,13 @@ class CMKDPreTrainedModel(PreTrainedModel):
                 f"labels hold {labels[outside][0].item():g}: must be on the unit interval, 0 being the minimum and 1 "
                 f"the maximum of label_scale, {self.config.label_scale}. config.to_unit_interval(ratings) converts."
             )
+        for index, name in enumerate(EMOTION_DIMENSIONS):
+            if not _is_traced() and name not in self.config.rated_dimensions and not labels[:, index].isnan().all():
+                raise ValueError(
+                    f"labels rate {name}, which is not among config.rated_dimensions, {self.config.rated_dimensions}: "
+                    "this model has learnt nothing there and answers NaN. To train it there too, set "
+                    f"model.config.rated_dimensions = {list(EMOTION_DIMENSIONS)}; else make these labels NaN."
+                )
         return labels
 
     def _predict(self, summaries: list[torch.Tensor]) -> CMKDOutput:

@@ -42,6 +42,7 @@ Both are about **these** systems and other speakers. What other initial weights 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -59,30 +60,42 @@ _CONSTANT = 1e-12  # a variance below this share of the mean square is one of a 
 _TIE = 1e-9
 
 
-def speaker_clusters(speakers: Sequence[str]) -> np.ndarray:
+def speaker_clusters(speakers: Sequence[str | int]) -> np.ndarray:
     """The number (n,) of each utterance's speaker, from 0 on; every "" has a number of its own.
+
+    Raises:
+        ValueError: a speaker is neither a name nor a whole number.
 
     >>> speaker_clusters(["b", "", "a", "b", ""]).tolist()
     [0, 1, 2, 0, 3]
     """
     numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(speaker or index, len(numbers)) for index, speaker in enumerate(speakers)])
+    for index, speaker in enumerate(speakers):
+        if not isinstance(speaker, str | Integral):
+            raise ValueError(
+                f'speakers[{index}] is {speaker!r}: must be a name or a whole number, and "" where it is not known.'
+            )
+    keys = [("unknown", index) if speaker == "" else str(speaker) for index, speaker in enumerate(speakers)]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
-def ccc_interval(labels: np.ndarray, predictions: np.ndarray, speakers: Sequence[str]) -> dict[str, list[float] | None]:
+def ccc_interval(
+    labels: np.ndarray, predictions: np.ndarray, speakers: Sequence[str | int]
+) -> dict[str, list[float] | None]:
     """The 95 % interval of the CCC of a system over speakers, as at the top of this module.
 
     Args:
         labels: (n, 3), NaN where not rated.
-        predictions: (n, 3), finite; or (m, n, 3) of m trainings of the system, and the interval is of the mean of their
-            CCC, for these m trainings and other speakers.
-        speakers: n names, "" where unknown.
+        predictions: (n, 3), finite in each dimension that has a label; or (m, n, 3) of m trainings of the system, and
+            the interval is of the mean of their CCC, for these m trainings and other speakers.
+        speakers: n names or whole numbers, "" where unknown.
 
     Returns:
         By dimension [low, high], between -1 and 1; None where fewer than two speakers are rated.
 
     Raises:
-        ValueError: the shapes differ, there is no utterance, or a prediction is not finite or a label infinite.
+        ValueError: the shapes differ, there is no utterance, a prediction is not finite in a dimension that has labels,
+            a label is infinite, or a speaker is neither a name nor a whole number.
     """
     labels, (predictions,), clusters = _checked(labels, {"predictions": predictions}, speakers)
     found: dict[str, list[float] | None] = {}
@@ -101,7 +114,7 @@ def ccc_interval(labels: np.ndarray, predictions: np.ndarray, speakers: Sequence
 
 
 def paired_test(
-    labels: np.ndarray, predictions: np.ndarray, others: np.ndarray, speakers: Sequence[str]
+    labels: np.ndarray, predictions: np.ndarray, others: np.ndarray, speakers: Sequence[str | int]
 ) -> dict[str, dict[str, Any] | None]:
     """Whether two systems differ in CCC by more than chance, on the same utterances.
 
@@ -111,10 +124,11 @@ def paired_test(
 
     Args:
         labels: (n, 3), activation, valence, dominance; NaN where not rated.
-        predictions: (n, 3) of one system, finite; or (m, n, 3) of m trainings of it, and its CCC is then the mean over
-            them. The answers of all trainings are swapped together: the test is about these, and other speakers.
+        predictions: (n, 3) of one system, finite in each dimension that has a label; or (m, n, 3) of m trainings of it,
+            and its CCC is then the mean over them. The answers of all trainings are swapped together: the test is about
+            these, and other speakers.
         others: of the system to compare with, in the same shape; training by training if there are several.
-        speakers: n names, "" where unknown: such an utterance is a speaker of its own.
+        speakers: n names or whole numbers, "" where unknown: such an utterance is a speaker of its own.
 
     Returns:
         By dimension, or None where no utterance is rated:
@@ -126,7 +140,8 @@ def paired_test(
           systems answer differently, or 1 / 10,000 where k is above 14 and the permutations are drawn at random.
 
     Raises:
-        ValueError: the shapes differ, there is no utterance, or a prediction is not finite or a label infinite.
+        ValueError: the shapes differ, there is no utterance, a prediction is not finite in a dimension that has labels,
+            a label is infinite, or a speaker is neither a name nor a whole number.
 
     >>> generator = np.random.default_rng(0)
     >>> labels = generator.uniform(size=(40, 3))
@@ -272,7 +287,7 @@ def _sums(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndarray) -> 
 
 
 def _checked(
-    labels: np.ndarray, systems: dict[str, np.ndarray], speakers: Sequence[str]
+    labels: np.ndarray, systems: dict[str, np.ndarray], speakers: Sequence[str | int]
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """Labels (n, 3) and predictions (m, n, 3) in fp64, and the number of each utterance's speaker."""
     labels = np.asarray(labels, dtype=np.float64)
@@ -288,10 +303,14 @@ def _checked(
         )
     if not len(speakers):
         raise ValueError("there is no utterance: a split needs at least one.")
+    is_rated = ~np.isnan(labels).all(axis=0)  # of the others no model answers: NaN
     for name, values in answers.items():
-        if not np.isfinite(values).all():
-            place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
-            raise ValueError(f"{name}{list(place)} is {values[place]}: every prediction must be finite.")
+        wrong = ~np.isfinite(values) & is_rated
+        if wrong.any():
+            place = tuple(np.argwhere(wrong)[0].tolist())
+            raise ValueError(
+                f"{name}{list(place)} is {values[place]}: every prediction must be finite where a dimension has labels."
+            )
     if np.isinf(labels).any():
         row, column = np.argwhere(np.isinf(labels))[0].tolist()
         raise ValueError(

@@ -318,8 +318,11 @@ def test_flac_of_unknown_length_is_read_to_its_end(tmp_path):
         {"format": "FLAC"},
         {"format": "WAV"},
         {"format": "AIFF"},
+        {"format": "CAF"},
+        {"format": "AU", "subtype": "PCM_16"},
+        {"format": "W64", "subtype": "PCM_16"},
     ],
-    ids=["vorbis", "opus", "flac", "wav", "aiff"],
+    ids=["vorbis", "opus", "flac", "wav", "aiff", "caf", "au", "w64"],
 )
 def test_joined_files_are_heard_one_after_the_other(settings):
     first, second = of_soundfile(TEN[:32000], **settings), of_soundfile(TEN[32000:80000], **settings)
@@ -408,6 +411,50 @@ def test_all_of_what_libsndfile_does_not_read_is_heard(container, codec, rate, l
     assert measure_audio(path) == digest_audio(path).duration == len(heard) / rate
     part = read_audio(path, rate, start=1.25, end=3.5)
     assert part == pytest.approx(heard[round(1.25 * rate) : round(3.5 * rate)], abs=1e-4)
+
+
+@pytest.mark.parametrize("codec", ["gsm", "mp3"])
+def test_codecs_within_wav_that_libsndfile_loses_its_way_in(codec):
+    """It does where it seeks; the oracle is that it can read them in one go."""
+    samples = chirp(4, 8000)
+    if codec == "gsm":
+        content = of_soundfile(samples, 8000, format="WAV", subtype="GSM610")
+    else:
+        content = encoded(samples, 8000, "wav", "libmp3lame")
+    expected = soundfile.read(io.BytesIO(content), dtype="float32")[0]
+    heard = read_audio(content, 8000)
+    length = min(len(heard), len(expected))
+    assert length >= len(samples)
+    if codec == "gsm":
+        assert heard[:length] == pytest.approx(expected[:length], abs=1e-3)
+    assert measure_audio(content) == len(heard) / 8000
+    for end in (-1, len(content) // 2):
+        with pytest.raises(AudioError, match="truncated audio: the header promises"):
+            read_audio(content[:end])
+    with pytest.raises(AudioError, match="it is 2 files joined to one"):
+        read_audio(content + content)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("ogg", "flac"), ("caf", "adpcm_ima_qt")])
+def test_codecs_that_libsndfile_does_not_know_in_its_own_containers(container, codec):
+    rate = 48000 if codec == "libopus" else 16000
+    samples = chirp(4, rate)
+    content = encoded(samples, rate, container, codec)
+    heard = read_audio(content, rate)
+    assert len(heard) == pytest.approx(len(samples), abs=0 if codec != "libopus" else 960)
+    assert np.corrcoef(heard[: len(samples)], samples)[0, 1] > 0.99
+    for end in (-1, len(content) // 2):
+        with pytest.raises(AudioError, match=r"truncated audio: the (last Ogg page|part) "):
+            read_audio(content[:end], rate)
+
+
+def test_what_nobody_reads_is_said_without_the_insides_of_python():
+    with pytest.raises(AudioError) as caught:
+        read_audio(b"This is no sound. " * 9)
+    assert str(caught.value) == (
+        "audio: unreadable audio: neither libsndfile nor this reader knows what it is (Format not recognised.); "
+        "convert it to wav or flac"
+    )
 
 
 @container_parameters

@@ -292,6 +292,27 @@ def test_utterances_without_speaker_are_their_own():
     assert alone == paired_test(labels, first, second, [str(row) for row in range(len(names))])
 
 
+def test_speakers_may_be_whole_numbers_and_nothing_else():
+    """A speaker 0 is a speaker like any other, not an unknown one."""
+    labels, (first, second), names = draw(11)
+    numbers = np.unique(names, return_inverse=True)[1]
+    assert 0 in numbers and (numbers == 0).sum() > 1
+    assert paired_test(labels, first, second, numbers) == paired_test(labels, first, second, names)
+    assert speaker_clusters([0, 0, 1, 1, ""]).tolist() == [0, 0, 1, 1, 2]
+    for wrong in (None, np.nan, 1.0, b"a"):
+        with pytest.raises(ValueError, match=r"speakers\[1\] is .*: must be a name or a whole number, and \"\""):
+            speaker_clusters(["a", wrong])
+
+
+def test_a_dimension_that_nobody_rated_need_not_be_answered():
+    labels, (first, second), names = draw(11)
+    labels[:, 2] = np.nan
+    expected = paired_test(labels, first, second, names)
+    first[:, 2] = second[:, 2] = np.nan
+    assert paired_test(labels, first, second, names) == expected
+    assert expected["dominance"] is None and ccc_interval(labels, first, names)["dominance"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -385,3 +406,20 @@ def test_what_is_said_of_them():
     confidence_of["splits"]["test"]["utterances_without_speaker"] = 7
     assert "4 speakers of test and 7 utterances whose speaker is unknown" in describe_intervals(confidence_of, ["test"])
     assert describe_intervals(confidence_of, ["test"]).endswith("counts as a speaker, so that it is too narrow.")
+
+
+def test_what_nobody_rated_need_not_be_answered():
+    """As where a model is trained on a corpus of two dimensions: its predictions of the third are NaN."""
+    generator = np.random.default_rng(3)
+    labels = generator.uniform(size=(24, 3))
+    first, second = labels + generator.normal(size=(2, 24, 3))
+    speakers = list("abcdef") * 4
+    intervals = ccc_interval(labels, first, speakers)
+    found = paired_test(labels, first, second, speakers)
+    for values in (labels, first, second):
+        values[:, 1] = np.nan
+    assert ccc_interval(labels, first, speakers) == intervals | {"valence": None}
+    assert paired_test(labels, first, second, speakers) == found | {"valence": None}
+    first[3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"predictions\[3, 2\] is nan: every prediction must be finite"):
+        ccc_interval(labels, first, speakers)

@@ -209,6 +209,8 @@ def test_missing_splits_and_unknown_speakers_and_genders_are_noted(folder):
         (b"audio,arousal,activation,split\n0.wav,1,1,train\n", "manifest.csv", "columns 'arousal' and 'activation'"),
         (b"audio,Arousal,split\n0.wav,1,train\n", "manifest.csv", "column 'Arousal'"),
         (b"audio,valence,split,start_time\n0.wav,1,train,0\n", "manifest.csv", "column 'start_time'"),
+        (b"audio,valence,split,Start Time\n0.wav,1,train,0\n", "manifest.csv", "column 'Start Time'"),
+        (b"audio,valence,split,start,duration\n0.wav,1,train,0,1\n", "manifest.csv", "column 'duration'"),
         (b"audio,valence,split,Speaker\n0.wav,1,train,s\n", "manifest.csv", "column 'Speaker'"),
         (b"audio,valence,split,valence\n0.wav,1,train,2\n", "manifest.csv", "more than one column 'valence'"),
         (b"audio,valence,split\n0.wav,1,train\n\xe4.wav,1,train\n", "manifest.csv:3", "not UTF-8"),
@@ -220,6 +222,27 @@ def test_missing_splits_and_unknown_speakers_and_genders_are_noted(folder):
 def test_a_broken_table_is_refused_whatever_on_error(folder, content, row, reason, on_error):
     (folder / "manifest.csv").write_bytes(content)
     assert refused(folder, on_error=on_error) == [(row, reason)]
+
+
+@pytest.mark.parametrize("name", ["segment.start", "meta.end"])
+def test_a_nested_stretch_is_not_ignored(folder, name):
+    outer, inner = name.split(".")
+    rows = [{"audio": f"{i}.wav", "valence": 1, "split": "train", outer: {inner: 0.5}} for i in range(2)]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert refused(folder) == [("manifest.jsonl", f"column {name!r}")]
+
+
+def test_columns_that_only_look_like_a_stretch_can_be_left_unread(folder):
+    """As in a data set whose files are cut already, where no column can be taken out."""
+    (folder / "manifest.csv").write_text("audio,valence,split,begin_time,end_time\n0.wav,1,train,61.5,64.25\n")
+    assert refused(folder) == [("manifest.csv", "column 'begin_time'")]
+    corpus = load_corpus("manifest", data_dir=folder, label_scale=(1, 7), columns={"start": None})
+    (row,) = corpus["train"]
+    assert (row["start"], row["end"]) == (None, None)
+    assert "the column 'begin_time' is not read" in "\n".join(corpus.report.notes)
+    (folder / "manifest.csv").write_text("audio,valence,split,start,duration\n0.wav,1,train,0.05,9\n")
+    corpus = load_corpus("manifest", data_dir=folder, label_scale=(1, 7), columns={"end": None})
+    assert (corpus["train"][0]["start"], corpus["train"][0]["end"]) == (0.05, None)
 
 
 def test_a_broken_parquet_file_is_refused(folder):

@@ -96,7 +96,8 @@ def test_the_card_says_so_and_the_pipeline_leaves_it_out(run, tmp_path):
     stage_run(run, "me/two-dimensions", tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "**Not valence**: the training corpus has no such ratings, so nothing was learnt there." in card
-    test = next(line for line in card.splitlines() if line.startswith("| test | 8 | "))
+    scores = card.split("## How good it is")[1]
+    test = next(line for line in scores.splitlines() if line.startswith("| test | 8 | "))
     assert test.split("|")[4].strip() == "not rated"
     assert not re.search(r"\bnan\b", card.replace("are NaN in", ""), re.IGNORECASE)
     assert re.search(r"standard deviation of \d\.\d+ \(activation\), \d\.\d+ \(dominance\)", card)
@@ -112,19 +113,21 @@ def test_the_card_says_so_and_the_pipeline_leaves_it_out(run, tmp_path):
     assert list(answer["timeline"][0]["scores"]) == ["activation", "dominance"]
 
 
+SPEECH = {
+    "model_type": "hubert",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embedding_groups": 4,
+}
+HEAD = {"gru_hidden_size": 8, "embedding_size": 8}
+
+
 def test_logits_of_what_is_not_rated_are_nan_and_gradients_are_finite():
     torch.manual_seed(0)
-    speech = {
-        "model_type": "hubert",
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "conv_dim": (8,) * 7,
-        "num_conv_pos_embedding_groups": 4,
-    }
-    sizes = {"gru_hidden_size": 8, "embedding_size": 8}
-    model = CMKDStudentModel(CMKDStudentConfig(speech, rated_dimensions=["valence"], **sizes))
+    model = CMKDStudentModel(CMKDStudentConfig(SPEECH, rated_dimensions=["valence"], **HEAD))
     output = model(torch.randn(3, 4000))
     assert output.logits.isnan().tolist() == [[True, False, True]] * 3
     labels = torch.tensor([[math.nan, 0.2, math.nan], [math.nan, 0.5, math.nan], [math.nan, 0.9, math.nan]])
@@ -133,7 +136,22 @@ def test_logits_of_what_is_not_rated_are_nan_and_gradients_are_finite():
     assert loss.item() == pytest.approx(1 - ccc(output.logits[:, 1].detach().numpy(), labels[:, 1].numpy()), abs=1e-5)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
-    assert model.prediction.weight.grad.abs().sum(1).ne(0).tolist() == [False, True, False]
+    assert model.prediction_head.weight.grad.abs().sum(1).ne(0).tolist() == [False, True, False]
+    assert model(torch.randn(3, 4000), labels=labels).loss.isfinite()
+
+
+def test_labels_of_what_a_student_has_not_learnt_are_refused_until_it_is_to_learn_it():
+    torch.manual_seed(0)
+    model = CMKDStudentModel(CMKDStudentConfig(SPEECH, rated_dimensions=["valence"], **HEAD))
+    labels, waves = torch.rand(3, 3), torch.randn(3, 4000)
+    labels[:, 0] = math.nan
+    message = r"labels rate dominance, which is not among config.rated_dimensions, \['valence'\]: .*rated_dimensions = "
+    with pytest.raises(ValueError, match=message):
+        model(waves, labels=labels)
+    model.config.rated_dimensions = ["valence", "dominance"]
+    output = model(waves, labels=labels)
+    found = [1 - ccc(output.logits[:, index].detach().numpy(), labels[:, index].numpy()) for index in (1, 2)]
+    assert output.loss.item() == pytest.approx(np.mean(found), abs=1e-5)
 
 
 @pytest.mark.parametrize("rated", [[], ["arousal"], ["valence", "activation"], ["valence", "valence"]])

@@ -62,7 +62,7 @@ ADVICE = {
     "missing value": "fill in the field, or remove the row",
     "no such channel": "correct the channel, which is counted from 0, or leave the field empty for the mean of all",
     "non-finite audio": "make the file anew",
-    "not a number": "write labels like 3.5, and leave the field empty where there is no rating",
+    "not a number": "write it like 3.5, and leave the field empty where there is none",
     "not a channel": "write its number, counted from 0, or leave the field empty for the mean of all",
     "not a stretch": "write start and end in seconds from the beginning of the file, or leave them empty for all of it",
     "not a split name": "use letters, digits and '_' only, for example train, validation, test",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import PurePath
@@ -32,10 +33,16 @@ OTHER_NAMES = {"arousal": "activation", "audio.path": "audio"}
 """Names that are read as others, since they mean the same."""
 
 _STRETCH_LIKE = {
-    *("start_time", "starttime", "start_s", "start_sec", "start_seconds", "start_ms", "begin", "begin_time", "onset"),
-    *("end_time", "endtime", "end_s", "end_sec", "end_seconds", "end_ms", "stop", "stop_time", "offset"),
+    *("begin", "onset", "offset", "stop", "tmin", "tmax", "xmin", "xmax", "t_start", "t_end", "from_time", "to_time"),
+    *(f"{edge}{unit}" for edge in ("start", "end") for unit in ("time", "_time", "_s", "_sec", "_seconds", "_ms")),
+    *(f"{edge}{unit}" for edge in ("begin", "stop") for unit in ("_time", "_s", "_sec", "_seconds", "_ms")),
+    *(f"{edge}{unit}" for edge in ("start", "end") for unit in ("_frame", "_sample")),
+    *(f"{part}_{edge}" for part in ("segment", "seg", "clip") for edge in ("start", "end")),
 }
 """Names of columns that say that a row is a stretch of a file, but not surely in seconds from its beginning."""
+
+_LENGTHS = {"duration", "dur", "length", *(f"duration_{unit}" for unit in ("s", "sec", "seconds", "ms"))}
+"""Names of columns that say, beside a start, where a stretch ends."""
 
 Reading = dict[str, str]
 """The name in the table by the name of the column, of those that are read."""
@@ -45,7 +52,7 @@ def read_columns(
     names: Sequence[str],
     table: str,
     report: CorpusReport,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     required: Sequence[str] = ("audio", "split"),
 ) -> Reading:
     """Decides which columns are read, and refuses a table whose columns are too few or ambiguous.
@@ -54,7 +61,8 @@ def read_columns(
         names (`list[str]`): The columns of the table; fields of nested objects with dots.
         table (`str`): Its name, for messages.
         report (`CorpusReport`): Gets notes on what is read under another name, and on what is not read.
-        columns (`dict[str, str]`, *optional*): The table's names by those of `COLUMNS`, given by the user.
+        columns (`dict[str, str | None]`, *optional*): The table's names by those of `COLUMNS`, given by the user; None
+            where the table is said to have no such column, whatever its names look like.
         required (sequence of `str`, *optional*): Columns that there must be, besides one of the three dimensions.
 
     Raises:
@@ -68,8 +76,9 @@ def read_columns(
     )
     if not names:
         report.refuse(CorpusProblem(table, "no columns", "the table is empty"), fix)
-    reading = dict(columns or {})
-    _check_setting(reading, names, listed)
+    reading = {column: own for column, own in (columns or {}).items() if own is not None}
+    none = set(columns or {}) - set(reading)
+    _check_setting(columns or {}, names, listed)
     given = set(reading.values())
     for name in dict.fromkeys(names):
         column = OTHER_NAMES.get(name, name)
@@ -82,10 +91,10 @@ def read_columns(
         reading[column] = name
         if name != column:
             report.notes.append(f"the column {name!r} is read as {column!r}")
-    _read_nested_labels(reading, names, table, report, fix)
+    _read_nested_labels(reading, none, names, table, report, fix)
     unread = [name for name in names if name not in reading.values()]
     for name in unread:
-        _refuse_if_meant(name, reading, table, report, fix)
+        _refuse_if_meant(name, reading, none, table, report, fix)
     for column in required:
         if column not in reading:
             report.refuse(CorpusProblem(table, f"no column {column!r}", listed), fix)
@@ -143,21 +152,23 @@ def flat_names(schema: pyarrow.Schema | Iterable[pyarrow.Field], prefix: str = "
     return names
 
 
-def _check_setting(reading: Reading, names: Sequence[str], listed: str) -> None:
-    for column, own in reading.items():
+def _check_setting(columns: Mapping[str, str | None], names: Sequence[str], listed: str) -> None:
+    for column, own in columns.items():
         if column not in COLUMNS:
             raise ValueError(
                 f"columns has {column!r}, but must have some of {', '.join(map(repr, COLUMNS))}."
                 f"{did_you_mean(column, COLUMNS)}"
             )
-        if own not in names:
+        if own is not None and own not in names:
             raise ValueError(f"columns[{column!r}] is {own!r}, but {listed}.{did_you_mean(str(own), names)}")
 
 
-def _read_nested_labels(reading: Reading, names: Sequence[str], table: str, report: CorpusReport, fix: str) -> None:
+def _read_nested_labels(
+    reading: Reading, none: set[str], names: Sequence[str], table: str, report: CorpusReport, fix: str
+) -> None:
     """Finds labels that are fields of an object under their own names, where there are none outside of it."""
     for dimension in EMOTION_DIMENSIONS:
-        if dimension in reading:
+        if dimension in reading or dimension in none:
             continue
         last = [(name, name.rpartition(".")[2]) for name in names if "." in name]
         found = [name for name, field in last if OTHER_NAMES.get(field, field) == dimension]
@@ -168,16 +179,24 @@ def _read_nested_labels(reading: Reading, names: Sequence[str], table: str, repo
             report.notes.append(f"the column {found[0]!r} is read as {dimension!r}")
 
 
-def _refuse_if_meant(name: str, reading: Reading, table: str, report: CorpusReport, fix: str) -> None:
+def _refuse_if_meant(name: str, reading: Reading, none: set[str], table: str, report: CorpusReport, fix: str) -> None:
     """Refuses a column that is likely to be meant to be read: else something other than it says would be learnt."""
     folded = name.strip().casefold()
     meant = OTHER_NAMES.get(folded, folded)
-    if meant in COLUMNS and meant not in reading:
+    if meant in COLUMNS and meant not in reading and meant not in none:
         report.refuse(CorpusProblem(table, f"column {name!r}", f"write {meant!r}"), fix)
-    if folded in _STRETCH_LIKE and not {"start", "end"} & set(reading):
+    last = re.sub(r"[\s-]+", "_", folded.rpartition(".")[2])
+    is_edge = last in _STRETCH_LIKE or ("." in name and last in ("start", "end"))
+    if is_edge and not {"start", "end"} & (set(reading) | none):
         detail = (
             "if a row is a stretch of its file, name the columns 'start' and 'end', in seconds from the beginning of "
-            "the file; if not, take the column out"
+            "the file; if not, say so by columns={'start': None}, or take the column out"
+        )
+        report.refuse(CorpusProblem(table, f"column {name!r}", detail), fix)
+    if last in _LENGTHS and "start" in reading and "end" not in reading and "end" not in none:
+        detail = (
+            f"beside {reading['start']!r} it says where a stretch ends, but is not read: add a column 'end', the sum of"
+            " both in seconds; if all rows go on to the end of their file, say so by columns={'end': None}"
         )
         report.refuse(CorpusProblem(table, f"column {name!r}", detail), fix)
 

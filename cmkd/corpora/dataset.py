@@ -56,7 +56,7 @@ def build(
     *,
     path: str,
     label_scale: Sequence[float] | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     splits: Mapping[str, str] | None = None,
     config_name: str | None = None,
     revision: str | None = None,
@@ -75,7 +75,8 @@ def build(
         path (`str`): Name on the Hub, folder, or kind of file, as for `load_dataset`; or a folder of `save_to_disk`.
         label_scale (`tuple[float, float]`, *optional*): Minimum and maximum of the scale of the labels; by default that
             in the column `label_scale`, which data sets of `Corpus.push_to_hub` have.
-        columns (`dict[str, str]`, *optional*): The data set's names of columns, by those of a manifest.
+        columns (`dict[str, str | None]`, *optional*): The data set's names of columns, by those of a manifest; None
+            where it has no such column, whatever its names look like.
         splits (`dict[str, str]`, *optional*): Splits of the data set, or slices of them, by the names that they get; by
             default all of them under their own names.
         config_name (`str`, *optional*): Which configuration of the data set, the `name` of `load_dataset`.
@@ -229,8 +230,8 @@ def _check_alike(parts: Mapping[str, Any], path: str, report: CorpusReport) -> N
 
 
 def _with_audio(
-    columns: Mapping[str, str] | None, features: datasets.Features, report: CorpusReport
-) -> Mapping[str, str] | None:
+    columns: Mapping[str, str | None] | None, features: datasets.Features, report: CorpusReport
+) -> Mapping[str, str | None] | None:
     """`columns` with the only column of sound, if it has another name than "audio"."""
     sounds = [name for name, feature in features.items() if isinstance(feature, datasets.Audio)]
     if "audio" in (columns or {}) or "audio" in features or len(sounds) != 1:
@@ -252,11 +253,11 @@ def _own_scale(parts: Mapping[str, Any], path: str, report: CorpusReport) -> Any
 def _source_rows(
     parts: Mapping[str, Any],
     reading: Reading,
-    columns: Mapping[str, str] | None,
+    columns: Mapping[str, str | None] | None,
     path: str,
     report: CorpusReport,
 ) -> list[SourceRow]:
-    by_column = "split" in (columns or {}) or ("split" in reading and len(parts) == 1)
+    by_column = "split" in reading and ("split" in (columns or {}) or len(parts) == 1)
     if by_column:
         report.notes.append(f"the splits are those of the column {reading['split']!r}")
     if "id" not in reading:

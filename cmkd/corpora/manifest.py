@@ -20,7 +20,7 @@ The table is a CSV, TSV, JSONL or Parquet file, text in UTF-8, the fields of CSV
 - Fields of nested objects have names with dots: `{"labels": {"act": 3}}` has the column `labels.act`. Labels that are
   nested under their own names, as in `labels.activation`, are read.
 - The setting `columns` says which column is which where the table has other names:
-  `{"activation": "labels.act", "audio": "file"}`.
+  `{"activation": "labels.act", "audio": "file"}`; `{"start": None}` says that no column is meant.
 - Other columns are not read, and the report says so; the duration is measured.
 - Paths may be absolute, but may not leave the folder in which they start.
 
@@ -66,7 +66,7 @@ def build(
     *,
     label_scale: Sequence[float],
     manifest: str | os.PathLike[str] | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     transcripts: str | os.PathLike[str] | None = None,
     prefer_transcripts: Preference = "manual",
     num_proc: int | None = None,
@@ -80,7 +80,8 @@ def build(
         label_scale (`tuple[float, float]`): Minimum and maximum of the scale of the labels, for example `(1, 7)`.
         manifest (path, *optional*): The table; by default the one file in `data_dir` that is named manifest.csv,
             manifest.tsv, manifest.jsonl or manifest.parquet.
-        columns (`dict[str, str]`, *optional*): The table's own names of columns, by the names that they have here.
+        columns (`dict[str, str | None]`, *optional*): The table's own names of columns, by the names that they have
+            here; None where it has no such column, whatever its names look like.
         transcripts (path, *optional*): What `cmkd transcribe` wrote, for the utterances whose transcript is empty.
         prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" puts those in the place of the manifest's
             transcripts too.
