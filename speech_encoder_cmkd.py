@@ -222,11 +222,10 @@ class SpeechEncoder(nn.Module):
 
         It is -1 where something below the layers trains; the number of layers, or more, where none of them does.
         """
-        lowest = (
-            -1
-            if trains(self.encoder, {self.layers, self.final_norm})
-            else next((index for index, layer in enumerate(self.layers) if trains(layer)), len(self.layers))
-        )
+        if trains(self.encoder, {self.layers, self.final_norm}):
+            lowest = -1
+        else:  # without next(), of which the export of torch 2.6 knows no default
+            lowest = [*(index for index, layer in enumerate(self.layers) if trains(layer)), len(self.layers)][0]
         if lowest != self._lowest:
             self._lowest = lowest
             self._set_modes()

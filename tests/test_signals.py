@@ -66,7 +66,7 @@ def test_pools_end_after_a_cross_validation(ending, tmp_path):
     program = program.replace("sys.argv", repr([ending]))
     with start(tmp_path, fold, program) as process:
         try:
-            said, _ = process.communicate(timeout=150)
+            said, _ = process.communicate(timeout=400)
         finally:
             for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
                 child.kill()

@@ -199,7 +199,14 @@ def push_card(
         pass
     else:  # keep what it says about other configurations
         card.data = DatasetCardData(**(DatasetCard.load(existing).data.to_dict() | card.data.to_dict()))
-    card.push_to_hub(repo_id, token=token, revision=revision, commit_message="Card of the corpus")
+    api.upload_file(  # `card.push_to_hub` of huggingface_hub 2.1 and before asks huggingface.co, wherever the Hub is
+        path_or_fileobj=str(card).encode(),
+        path_in_repo="README.md",
+        repo_id=repo_id,
+        repo_type="dataset",
+        revision=revision,
+        commit_message="Card of the corpus",
+    )
 
 
 def corpus_card(report: CorpusReport, public_permission: str | None, repo_id: str, tag: str = "main") -> DatasetCard:
