@@ -10,7 +10,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-TOP_LEVEL = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "cmkd"}
+REMOTE_FILES = ("audio_cmkd", "configuration_cmkd", "modeling_cmkd", "pipeline_cmkd", "speech_encoder_cmkd")
+TOP_LEVEL = {"cmkd", *(f"{name}.py" for name in REMOTE_FILES)}
 """What a wheel may put into site-packages, `cmkd-VERSION.dist-info` aside; see pyproject.toml."""
 
 
