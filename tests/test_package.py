@@ -137,13 +137,13 @@ def wheel(tmp_path_factory):
     for name in ("cmkd", "hub_cards"):
         shutil.copytree(CHECKOUT / name, place / "checkout" / name, ignore=unneeded)
     build = "from setuptools import build_meta as b; print(b.{}({!r}))"
-    options = {"capture_output": True, "text": True, "check": True, "timeout": 300}
-    made = subprocess.run(
-        [sys.executable, "-c", build.format("build_sdist", str(place))], cwd=place / "checkout", **options
-    )
+    options = {"capture_output": True, "text": True, "check": True}
+    sdist = [sys.executable, "-c", build.format("build_sdist", str(place))]
+    made = subprocess.run(sdist, cwd=place / "checkout", timeout=300, **options)
     shutil.unpack_archive(place / made.stdout.split()[-1], place)
     (source,) = place.glob("cmkd-*/")
-    made = subprocess.run([sys.executable, "-c", build.format("build_wheel", str(place))], cwd=source, **options)
+    wheel = [sys.executable, "-c", build.format("build_wheel", str(place))]
+    made = subprocess.run(wheel, cwd=source, timeout=300, **options)
     return place / made.stdout.split()[-1]
 
 
