@@ -96,7 +96,7 @@ def test_the_card_says_so_and_the_pipeline_leaves_it_out(run, tmp_path):
     stage_run(run, "me/two-dimensions", tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "**Not valence**: the training corpus has no such ratings, so nothing was learnt there." in card
-    test = next(line for line in card.splitlines() if line.startswith("| test | 8 | "))
+    _, test = (line for line in card.splitlines() if line.startswith("| test | 8 | "))  # the data, the scores
     assert test.split("|")[4].strip() == "not rated"
     assert not re.search(r"\bnan\b", card.replace("are NaN in", ""), re.IGNORECASE)
     assert re.search(r"standard deviation of \d\.\d+ \(activation\), \d\.\d+ \(dominance\)", card)
@@ -133,7 +133,7 @@ def test_logits_of_what_is_not_rated_are_nan_and_gradients_are_finite():
     assert loss.item() == pytest.approx(1 - ccc(output.logits[:, 1].detach().numpy(), labels[:, 1].numpy()), abs=1e-5)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
-    assert model.prediction.weight.grad.abs().sum(1).ne(0).tolist() == [False, True, False]
+    assert model.prediction_head.weight.grad.abs().sum(1).ne(0).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("rated", [[], ["arousal"], ["valence", "activation"], ["valence", "valence"]])
