@@ -325,8 +325,9 @@ def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> It
         opened = _sound_file(name, content)
     except AudioError:
         file.seek(0)
-        kind = _ALSO_BY_FFMPEG.get(file.read(4))
-        if kind is None:
+        head = file.read(12)
+        kind = _ALSO_BY_FFMPEG.get(head[:4])
+        if kind is None or (kind == "wav" and head[8:] != b"WAVE"):
             raise
         _check_outer_size(name, file)
         with _opened_by_ffmpeg(name, file, kind) as decoded:
