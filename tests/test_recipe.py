@@ -145,7 +145,7 @@ def test_seeds_take_the_place_of_a_seed_that_came_before(recipe):
     assert load_recipe(recipe(seeds=[3, 5]), ["--seed", "7"]).seeds is None
     for settings, message in (
         ({"seed": 1, "seeds": [0, 1]}, r"seed is 1 and seeds is \[0, 1\]: give one of the two"),
-        ({"seeds": [0, 1, 0]}, r"seeds is \[0, 1, 0\], but each must be another"),
+        ({"seeds": [0, 1, 0]}, r"seeds is \[0, 1, 0\], but no seed may be given twice"),
         ({"seeds": [0]}, "seeds = .0.: .*at least 2 items"),
         ({"seeds": 3}, "seeds = 3: .*valid list"),
         ({"seeds": [0, -1]}, r"seeds\.1 = -1: .*greater than or equal to 0"),

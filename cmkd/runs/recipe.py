@@ -117,7 +117,9 @@ class Recipe(BaseModel):
         if "seed" in self.model_fields_set:
             raise ValueError(f"seed is {self.seed} and seeds is {self.seeds}: give one of the two.")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}, but each must be another: the same seed gives the same training.")
+            raise ValueError(
+                f"seeds is {self.seeds}, but no seed may be given twice: the same seed gives the same training."
+            )
         return self
 
     def of_seed(self, seed: int) -> "Recipe":
