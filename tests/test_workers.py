@@ -15,7 +15,7 @@ from test_trainer import trainer
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from cmkd.features.inputs import SpeechInputs, UtteranceDataset
-from cmkd.features.store import audio_keys, frozen_features
+from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
 
 ENDS = [None, 1600, 2400, None, 3200]
 """Of the utterances, in samples."""
@@ -70,9 +70,8 @@ class Part(torch.nn.Module):
 def test_a_corpus_and_its_stored_features(extractor, tmp_path):
     rows, part, name = make_rows(tmp_path), Part(), extractor.model_input_names[0]
     inputs = SpeechInputs(rows, extractor)
-    stored = frozen_features(
-        tmp_path / "cache", rows, inputs, audio_keys(rows), part, part.run, "", "speech", workers=1
-    )
+    frozen, storage = FrozenPart(part, part.run, "", "speech"), Storage(tmp_path / "cache", workers=1)
+    stored = frozen_features(rows, inputs, audio_keys(rows), frozen, storage)
     columns = {name: inputs, "speech_features": stored, "labels": np.arange(5.0)[:, None].repeat(3, 1)}
     utterances = UtteranceDataset(columns)
     job = trainer(tmp_path, train=utterances, dataloader_num_workers=1)
