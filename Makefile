@@ -45,7 +45,7 @@ ifeq ($(VERSIONS),pinned)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 endif
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs

@@ -99,8 +99,10 @@ def test_a_student_learns_from_the_teacher_of_its_own_fold(place, results):
 
 
 def test_the_folds_share_what_the_frozen_layers_give(place, results):
-    files = {folder.name: len(list(folder.glob("*.safetensors"))) for folder in (place / "cache").iterdir()}
-    assert [number for name, number in files.items() if name.startswith("speech")] == [30, 30]  # of teacher and student
+    files = {folder.name: list(folder.glob("*.safetensors")) for folder in (place / "cache").iterdir()}
+    speech = [len(found) for name, found in files.items() if name.startswith("speech")]
+    # Of teacher and student, an utterance once, beside what another test with other files has stored.
+    assert len(speech) == 2 and min(speech) == 30
 
 
 def test_an_interrupted_fold_is_the_one_that_goes_on(place, monkeypatch, capsys):

@@ -168,7 +168,7 @@ import cmkd.hub.attempts
 from typer.testing import CliRunner
 from cmkd.cli import app
 
-cmkd.hub.attempts.TIMEOUT = 1.0
+cmkd.hub.attempts.TIMEOUT = 3.0
 time.sleep = lambda seconds: None  # between attempts
 answers = {}
 for name, arguments in json.loads(sys.argv[1]).items():
@@ -206,9 +206,9 @@ FAULTS = {
     "commit_fails": ("POST", COMMIT, Fault(status=500), 99),
     "answer_is_lost": ("POST", COMMIT, Fault(lost=True), 1),
     "no_answer": ("POST", COMMIT, Fault(lost=True), 99),
-    "is_slow_once": ("POST", r"/api/models/user/{}/preupload/.*", Fault(seconds=1.5), 1),
-    "is_slow": ("GET", "/api/models/user/{}", Fault(seconds=1.5), 99),
-    "is_slow_to_commit": ("POST", COMMIT, Fault(seconds=1.5), 1),
+    "is_slow_once": ("POST", r"/api/models/user/{}/preupload/.*", Fault(seconds=4.5), 1),
+    "is_slow": ("GET", "/api/models/user/{}", Fault(seconds=4.5), 99),
+    "is_slow_to_commit": ("POST", COMMIT, Fault(seconds=4.5), 1),
     "upload_fails_twice": ("PUT", "/lfs/.*", Fault(status=500), 2),
     "upload_fails": ("POST", r"/user/{}\.git/info/lfs/objects/batch", Fault(status=500), 99),
     "token_is_refused": (
@@ -401,7 +401,7 @@ def pulls(pushes, hub, run, tmp_path_factory) -> dict[str, dict]:
     faults = {
         "fails_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(status=503), 1),
         "is_cut_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(half=True), 1),
-        "is_slow_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(seconds=1.5), 1),
+        "is_slow_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(seconds=4.5), 1),
         "is_closed": ("HEAD", "/user/{}/resolve/.*", Fault(403, {"X-Error-Code": "GatedRepo"}), 99),
         "is_private": ("HEAD", "/user/{}/resolve/.*", Fault(401, {"X-Error-Code": "RepoNotFound"}), 99),
     }
