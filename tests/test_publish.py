@@ -401,7 +401,7 @@ def pulls(pushes, hub, run, tmp_path_factory) -> dict[str, dict]:
     faults = {
         "fails_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(status=503), 1),
         "is_cut_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(half=True), 1),
-        "is_slow_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(seconds=4.5), 1),
+        "stands_still_once": ("GET", "/user/{}/resolve/.*/model.safetensors", Fault(seconds=4.5), 1),
         "is_closed": ("HEAD", "/user/{}/resolve/.*", Fault(403, {"X-Error-Code": "GatedRepo"}), 99),
         "is_private": ("HEAD", "/user/{}/resolve/.*", Fault(401, {"X-Error-Code": "RepoNotFound"}), 99),
     }
@@ -445,7 +445,7 @@ def test_what_was_pulled_works_offline(pulls):
     assert pulls["offline"]["user/absent"][0].startswith("OSError: ")
 
 
-@pytest.mark.parametrize("name", ["is_cut_once", "is_slow_once"])
+@pytest.mark.parametrize("name", ["is_cut_once", "stands_still_once"])
 def test_a_pull_waits_out_what_passes(pulls, name):
     assert pulls["online"][f"user/{name}"] == ["loaded"]
 
