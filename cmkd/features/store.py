@@ -296,9 +296,8 @@ def _digest(encoder: Any, settings: Any) -> str:
     config = {key: value for key, value in encoder.encoder.config.to_dict().items() if key != "_name_or_path"}
     digest = hashlib.sha256(repr((settings, config, code_version())).encode())
     for key, tensor in sorted(encoder.state_dict().items()):
-        if not key.endswith("masked_spec_embed"):  # unused, and random where a checkpoint lacks it
-            digest.update(key.encode())
-            digest.update(_bytes(tensor))
+        digest.update(key.encode())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()[:16]
 
 

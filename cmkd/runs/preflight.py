@@ -1,5 +1,6 @@
 """What is checked before anything trains."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,13 @@ def check_encoders(recipe: Recipe) -> dict[str, str]:
         OSError: there is no such encoder.
     """
     settings, commits = recipe.model_dump(), {}
+    read_once = functools.cache(read_encoder)  # the digest of a folder reads all of its weights
 
     def read(name: str) -> Any:
         encoder, revision = settings[name], settings[f"{name}_revision"]
         at = "" if revision is None else f" at {name}_revision={revision!r}"
         try:
-            config, commits[name] = read_encoder(recipe.locate(encoder), revision)
+            config, commits[name] = read_once(recipe.locate(encoder), revision)
         except (OSError, ValueError) as error:
             raise type(error)(f"{name}={encoder!r}{at} cannot be loaded: {error}") from error
         return config
