@@ -14,7 +14,7 @@ import soundfile
 import torch
 import yaml
 from test_modeling import CPC, student
-from test_train_distill import make_corpus
+from tones import make_corpus
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 import train_distill

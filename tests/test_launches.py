@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_processes import two_processes
-from test_train_distill import LAUNCH, SIZES, recipe  # noqa: F401 - the fixture: a small corpus
+from test_train_distill import LAUNCH, recipe  # noqa: F401 - the fixture: a small corpus
+from tones import SIZES
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
 from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from test_train_distill import SIZES, ccc, make_corpus, make_encoders
+from test_train_distill import ccc
+from tones import SIZES, write_recipe
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 import train_distill
@@ -30,30 +31,14 @@ def nothing_but_numbers(constant):
 def run(tmp_path_factory):
     """Rated in arousal and dominance."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "corpus").mkdir()
-    make_encoders(folder)
-    make_corpus(folder / "corpus")
+    recipe = write_recipe(folder, stages=["teacher", "finetune", "ts", "cts"], num_epochs=2)
     manifest = folder / "corpus/manifest.csv"
     rows = [line.split(",") for line in manifest.read_text().splitlines()]
     rows[0][3] = "arousal"
     manifest.write_text("".join(",".join(row[:4] + row[5:]) + "\n" for row in rows))  # without valence
-    settings = {
-        "corpus": {"name": "manifest", "data_dir": str(folder / "corpus"), "label_scale": [1, 7]},
-        "output_dir": str(folder / "run"),
-        "stages": ["teacher", "finetune", "ts", "cts"],
-        "student_speech_encoder": "tones/speech",
-        "teacher_speech_encoder": "tones/speech",
-        "models_dir": str(folder),
-        "text_encoder": "./text",
-        "num_trainable_layers": 1,
-        "batch_size": 8,
-        "num_epochs": 2,
-        "residual_threshold": 1.0,
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
-        train_distill.main([str(folder / "recipe.yaml")])
+        train_distill.main([str(recipe)])
     return folder / "run"
 
 

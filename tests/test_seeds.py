@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from test_train_distill import make_corpus, make_encoders
+from tones import write_recipe
 
 import train_distill
 from cmkd.hub.staging import stage_run
@@ -29,26 +28,8 @@ SEEDS = (3, 5)
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("seeds")
-    (folder / "corpus").mkdir()
-    make_encoders(folder)
-    make_corpus(folder / "corpus")
-    settings = {
-        "corpus": {"name": "manifest", "data_dir": str(folder / "corpus"), "label_scale": [1, 7]},
-        "output_dir": str(folder / "run"),
-        "seeds": list(SEEDS),
-        "stages": ["teacher", "finetune", "ts"],
-        "student_speech_encoder": "tones/speech",
-        "teacher_speech_encoder": "tones/speech",
-        "models_dir": str(folder),
-        "text_encoder": "./text",
-        "num_trainable_layers": 1,
-        "batch_size": 8,
-        "num_epochs": 1,
-        "residual_threshold": 1.0,
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    return folder / "recipe.yaml"
+    stages = ["teacher", "finetune", "ts"]
+    return write_recipe(tmp_path_factory.mktemp("seeds"), seeds=list(SEEDS), stages=stages, num_epochs=1)
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-import yaml
+from tones import SIZES, write_recipe
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
     AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    HubertConfig,
     HubertModel,
-    Wav2Vec2FeatureExtractor,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperModel,
@@ -35,70 +30,11 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")
 LAUNCH = Path(__file__).parent.parent / "launch"
-SIZES = {"train": 25, "validation": 9, "test": 8}
-
-
-def make_encoders(folder: Path) -> None:
-    torch.manual_seed(0)
-    speech = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embedding_groups=4,
-        initializer_range=0.3,
-        hidden_dropout=0.0,  # so that runs on one and several processes can be compared
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-    )
-    HubertModel(speech).save_pretrained(folder / "tones/speech")
-    Wav2Vec2FeatureExtractor().save_pretrained(folder / "tones/speech")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "low", "high", "short", "long"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder / "text")
-    text = BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    BertModel(text).save_pretrained(folder / "text")
-
-
-def make_corpus(folder: Path) -> None:
-    """Tones: the pitch is the valence, the length is the activation, and some utterances have no words."""
-    generator = np.random.default_rng(0)
-    lines = ["id,audio,transcript,activation,valence,dominance,speaker,split"]
-    for split, size in SIZES.items():
-        for index in range(size):
-            high, long = generator.random(2)
-            seconds = 0.15 + 0.1 * long
-            wave = 0.3 * np.sin(2 * np.pi * (200 + 600 * high) * np.arange(int(16000 * seconds)) / 16000)
-            name = f"{split}_{index}"
-            soundfile.write(folder / f"{name}.wav", wave, 16000)
-            text = "" if index % 5 == 0 else f"{'high' if high > 0.5 else 'low'} {'long' if long > 0.5 else 'short'}"
-            dominance = "" if index == 1 else f"{1 + 6 * generator.random():.3f}"
-            labels = f"{1 + 6 * long:.3f},{1 + 6 * high:.3f},{dominance}"
-            lines.append(f"{name},{name}.wav,{text},{labels},{split}_{index % 4},{split}")
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tones")
-    (folder / "corpus").mkdir()
-    make_encoders(folder)
-    make_corpus(folder / "corpus")
-    settings = {
-        "corpus": {"name": "manifest", "data_dir": str(folder / "corpus"), "label_scale": [1, 7]},
-        "output_dir": str(folder / "run"),
-        "student_speech_encoder": "tones/speech",
-        "teacher_speech_encoder": "tones/speech",
-        "models_dir": str(folder),
-        "text_encoder": "./text",
-        "num_trainable_layers": 1,
-        "batch_size": 8,
-        "num_epochs": 3,
-        "residual_threshold": 1.0,
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    return folder / "recipe.yaml"
+    return write_recipe(tmp_path_factory.mktemp("tones"), num_epochs=3)
 
 
 @pytest.fixture(scope="module")
