@@ -446,6 +446,26 @@ BROKEN[RATE] = np.nan
         ({"bytes": b"", "path": "c.wav"}, "c.wav: empty audio"),
         ("https://example.org/a.wav", "https://example.org/a.wav: missing file: addresses are not fetched"),
     ],
+    ids=[
+        # bytes would name themselves, and those of Ogg differ from process to process
+        "too short",
+        "no samples",
+        "not finite",
+        "wav not finite",
+        "wav without samples",
+        "no bytes",
+        "not audio",
+        "cut wav",
+        "cut flac",
+        "cut ogg",
+        "integers",
+        "three axes",
+        "no rate",
+        "rate of 0",
+        "named, not finite",
+        "named, no bytes",
+        "address",
+    ],
 )
 def test_bad_audio_is_refused_by_name(hubert, audio, message):
     given = noise(1)

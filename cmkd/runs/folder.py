@@ -363,9 +363,9 @@ def keep_student(run: Path, kept: str) -> dict[str, str] | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of what it stands on."""
-    found = {"python": platform.python_version()}
-    for package in ("cmkd", "torch", "transformers", "datasets", "accelerate", "numpy"):
+    """Versions of Python, of this package and of what it stands on; torch's says its build too, such as 2.13.0+cpu."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for package in ("cmkd", "transformers", "datasets", "accelerate", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
