@@ -5,6 +5,7 @@ start each anew, and they have what can be pickled.
 """
 
 import multiprocessing
+import time
 
 import numpy as np
 import pytest
@@ -88,3 +89,26 @@ def test_a_corpus_and_its_stored_features(extractor, tmp_path):
                 features = batch["speech_features"][row, : expected.numel(), 0]
                 torch.testing.assert_close(features, 2 * expected.flatten())
         assert sorted(seen) == list(range(5))
+
+
+class Stuck(torch.utils.data.Dataset):
+    """A file system that does not answer."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        time.sleep(3600)
+
+
+@pytest.mark.parametrize("of", ["training", "evaluation", "prediction"])
+def test_a_process_that_reads_for_ever_ends_the_job(of, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmkd.training.trainer.READING_TIMEOUT", 3.0)
+    job = trainer(tmp_path, train=Stuck(), dataloader_num_workers=1)
+    act = {
+        "training": job.train,
+        "evaluation": lambda: job.evaluate(Stuck()),
+        "prediction": lambda: job.predict(Stuck()),
+    }[of]
+    with pytest.raises(RuntimeError, match="DataLoader timed out after 3"):
+        act()

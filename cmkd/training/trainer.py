@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule, StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import (
     EvalPrediction,
@@ -220,6 +220,14 @@ class CMKDTrainer(Trainer):
             timeout=READING_TIMEOUT if args.dataloader_num_workers else 0,
         )
 
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Trainer's own, with a limit on how long a batch may take to be read, which its arguments do not have."""
+        return _with_reading_limit(super().get_eval_dataloader(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Trainer's own, with the same limit."""
+        return _with_reading_limit(super().get_test_dataloader(test_dataset))
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Trainer's own, but older checkpoints are deleted once this one is on the disk, and by their steps.
 
@@ -340,3 +348,10 @@ def epoch_line(args: TrainingArguments, state: TrainerState, logs: dict[str, flo
         f"  epoch {state.epoch:3.0f}/{args.num_train_epochs:.0f}  training loss {loss:8.4f}  "
         f"validation CCC  {'  '.join(scores)}"
     )
+
+
+def _with_reading_limit(loader: DataLoader) -> DataLoader:
+    """The loader, which raises RuntimeError when its processes give no batch for `READING_TIMEOUT` seconds."""
+    if loader.num_workers:
+        loader.base_dataloader.timeout = READING_TIMEOUT  # of accelerate's DataLoaderShard: what it iterates over
+    return loader
