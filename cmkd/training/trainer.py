@@ -353,5 +353,6 @@ def epoch_line(args: TrainingArguments, state: TrainerState, logs: dict[str, flo
 def _with_reading_limit(loader: DataLoader) -> DataLoader:
     """The loader, which raises RuntimeError when its processes give no batch for `READING_TIMEOUT` seconds."""
     if loader.num_workers:
-        loader.base_dataloader.timeout = READING_TIMEOUT  # of accelerate's DataLoaderShard: what it iterates over
+        shard: Any = loader  # accelerate's DataLoaderShard, which iterates over its `base_dataloader`
+        shard.base_dataloader.timeout = READING_TIMEOUT
     return loader
