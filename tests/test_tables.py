@@ -559,7 +559,10 @@ def test_files_hold_no_path_of_this_machine_and_are_all_there(tmp_path):
     assert format_tables(gather_tables([run])) in written[0].read_text(encoding="utf-8")
     content = written[3].read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", content[16:24]) == (1056, 341)
+    assert struct.unpack(">II", content[16:24]) in [
+        (1056, 341),
+        (1056, 340),
+    ]  # versions of matplotlib round differently
 
 
 def test_gap_shows_the_best_audio_only_row_that_was_run(tmp_path):
