@@ -32,8 +32,11 @@ GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "Training": {
         "train": ("training", "Train the teacher and the students of a recipe, and write a report."),
         "crossval": ("training", "Train and test a recipe on every fold of a corpus."),
-        "table": ("training", "Put runs into the tables of the paper, beside the published figures."),
         "cache": ("features", "List the stored features of frozen encoders, and remove those that are not needed."),
+    },
+    "Scoring": {
+        "evaluate": ("scoring", "Score a student or a teacher on a corpus, and write predictions and figures."),
+        "table": ("scoring", "Put runs into the tables of the paper, beside the published figures."),
     },
     "Corpora": {
         "prepare": ("corpora", "Build and check a corpus, print its card, and write the card beside the data."),
@@ -60,10 +63,8 @@ its values, and `cmkd prepare NAME --help` the settings of a corpus, whose NAME 
 
 COMMANDS = {name: entry for commands in GROUPS.values() for name, entry in commands.items()}
 
-CorpusName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
-DataDir = Annotated[
-    Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA_DIR]", help_behavior_hint="(default: null)")
-]
+CorpusName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+DataDir = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA_DIR]")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,7 +113,7 @@ def _with_corpus_options(function: Callable[..., None], arguments: Sequence[str]
 
     hints = get_type_hints(function, include_extras=True) | {"corpus": options}
     parameters = [parameter.replace(annotation=hints[key]) for key, parameter in signature.parameters.items()]
-    del with_options.__wrapped__  # type: ignore[attr-defined]
+    del with_options.__wrapped__
     with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = hints
     return with_options

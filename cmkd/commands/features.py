@@ -8,9 +8,13 @@ from typing import Annotated
 
 import tyro
 
+Folders = Annotated[
+    list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER ...", help_behavior_hint="(one or more)")
+]
+
 
 def cache(
-    folders: tyro.conf.Positional[list[Path]],
+    folders: Folders,
     encoder: str | None = None,
     unused_days: float | None = None,
     other_code: bool = False,
@@ -43,6 +47,8 @@ def cache(
     """
     from cmkd.features.cache import format_folders, remove, select, stored_folders
 
+    if not folders:
+        raise ValueError("name at least one folder of stored features, such as runs/demo/cache.")
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {str(folder)!r}.")

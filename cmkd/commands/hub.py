@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -11,10 +12,16 @@ from cmkd.commands import CorpusName, DataDir
 from cmkd.corpora import load_corpus
 from cmkd.corpora.settings import CorpusSettings
 
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+RepoId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO_ID")]
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+Target = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+
 
 def push(
-    run_folder: tyro.conf.Positional[Path],
-    repo_id: tyro.conf.Positional[str],
+    run_folder: RunFolder,
+    repo_id: RepoId,
     public: bool = False,
     teacher: bool = False,
     dry_run: bool = False,
@@ -50,7 +57,7 @@ def push(
 
 def push_corpus(
     name: CorpusName,
-    repo_id: tyro.conf.Positional[str],
+    repo_id: RepoId,
     corpus: CorpusSettings,
     data_dir: DataDir = None,
     public: bool = False,
@@ -101,8 +108,8 @@ def push_corpus(
 
 
 def push_space(
-    repo_id: tyro.conf.Positional[str],
-    model: tyro.conf.Positional[str],
+    repo_id: RepoId,
+    model: Model,
     revision: str | None = None,
     public: bool = False,
 ) -> None:
@@ -124,7 +131,7 @@ def push_space(
     print(push_page(repo_id, model, revision=revision, private=not public))
 
 
-def push_metric(repo_id: tyro.conf.Positional[str], public: bool = False) -> None:
+def push_metric(repo_id: RepoId, public: bool = False) -> None:
     """Puts the metric concordance_cc on the Hub, as a Space that `evaluate.load` takes.
 
         cmkd push-metric user/concordance_cc --public
@@ -138,7 +145,7 @@ def push_metric(repo_id: tyro.conf.Positional[str], public: bool = False) -> Non
     print(push_space_of_metric(repo_id, private=not public))
 
 
-def convert_cpc(source: tyro.conf.Positional[Path], target: tyro.conf.Positional[Path]) -> None:
+def convert_cpc(source: Source, target: Target) -> None:
     """Converts a published checkpoint of Modified CPC into a folder that recipes and AutoModel load.
 
         cmkd convert-cpc 60k_epoch4-d0f474de.pt models/cpc/60k

@@ -1,17 +1,10 @@
-"""Commands that train, and that put what was trained into tables."""
+"""Commands that train."""
 
 from __future__ import annotations
 
 import runpy
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from cmkd.places import of_root
-
-Runs = Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
-
 
 _TRAIN = """Trains the teacher and the students of a recipe, end to end, and writes a report.
 
@@ -52,20 +45,3 @@ def crossval(*arguments: str) -> None:
     results = cross_validate(path, settings)
     if results is not None:
         print(f"\n{format_folds(results)}")
-
-
-def table(runs: Runs, output: Path | None = None) -> None:
-    """Puts runs into the tables of the paper, beside the published figures.
-
-        cmkd table runs/msp_podcast/t2_* runs/iemocap/t3_* --output tables
-
-    Args:
-        runs: Folders of runs, of one seed or several, and of cross-validations.
-        output: A folder for tables.md, tables.tex, tables.json and a picture; null writes none.
-    """
-    from cmkd.reporting.tables import format_tables, gather_tables, write_tables
-
-    tables = gather_tables(runs)
-    print(format_tables(tables))
-    if output is not None:
-        print("\n".join(f"wrote {path}" for path in write_tables(tables, output)))

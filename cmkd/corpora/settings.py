@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import docstring_parser
 
@@ -95,7 +95,7 @@ def corpus_options(name: str | None, values: Mapping[str, Any], leave_out: Colle
         default = f"in the recipe: {shown(values[key])}" if key in values else default
         if key not in leave_out:
             options[key] = option(setting.annotation, setting.description, default)
-    kind = TypedDict("CorpusOptions", options, total=False)  # type: ignore[operator]
+    kind = cast(Any, TypedDict)("CorpusOptions", options, total=False)
     kind.__doc__ = f"Settings of the corpus {name}."
     return kind
 

@@ -285,7 +285,7 @@ def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) 
     if useless:
         tqdm.write(
             f"  (Another {useless / 1e9:.2f} GB there are of other code, are not counted, and cannot be used: "
-            f"cmkd cache {cache_dir} --other-code --prune)"
+            f"cmkd cache {cache_dir} --other_code --prune)"
         )
     return False
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
@@ -250,13 +250,13 @@ def _options(settings: Mapping[str, Any], corpus: str | None) -> Any:
         )
         default = f"in the recipe: {shown(settings[name])}" if name in settings else default
         options[name] = option(field.annotation, field.description or "", default)
-    return TypedDict("RecipeOptions", options, total=False)  # type: ignore[operator]
+    return cast(Any, TypedDict)("RecipeOptions", options, total=False)
 
 
 def _corpus_name(settings: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
     """Of the corpus that a recipe names, or else the command line, whose options depend on it."""
     name = settings.get("corpus", {}).get("name")
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], None], strict=False):
         if word == "--corpus.name":
             name = following
         elif word.startswith("--corpus.name="):
