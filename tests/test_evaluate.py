@@ -52,7 +52,7 @@ def test_the_scores_of_a_run_are_its_own(place, model, stage, more):
         for metric in ("ccc", "pearson", "mae"):
             assert here[metric] == pytest.approx(of_run[metric], abs=1e-6)
         for name in EMOTION_DIMENSIONS:
-            assert here["interval"][name] == pytest.approx(of_run["interval"][name], abs=1e-5)
+            assert here["interval"][name] == pytest.approx(of_run["interval"][name], abs=1e-6)
         columns = ["id", *EMOTION_DIMENSIONS, *(f"predicted_{name}" for name in EMOTION_DIMENSIONS)]
         table, of_table = (
             pq.read_table(path).to_pandas()
@@ -70,9 +70,13 @@ def test_what_is_printed_and_written(place, capsys):
     found = evaluate(place, "run", "--splits", "validation", "test")
     said = capsys.readouterr().out
     assert f"run/student at {found['model']['commit']}" in said and found["model"]["commit"].startswith("sha256-")
-    valence = found["splits"]["test"]
-    low, high = valence["interval"]["valence"]
-    assert f"{valence['ccc']['valence']:.3f} [{low:.3f}, {high:.3f}]" in said
+    test = found["splits"]["test"]
+    words = said.partition("test, 8 utterances")[2].split()
+    assert words[:4] == ["CCC", *(f"{test['ccc'][name]:.3f}" for name in EMOTION_DIMENSIONS)]
+    ends = [f"[{low:.3f}, {high:.3f}]" for low, high in test["interval"].values()]
+    assert words[4:11] == ["interval", *" ".join(ends).split()]
+    table = said.partition("In brackets")[0]
+    assert max(len(line) for line in table.splitlines()) <= 80
     assert "the 4 speakers of validation and the 4 speakers of test" in said
     files = {str(path.relative_to(place / "evaluation")) for path in (place / "evaluation").rglob("*.*")}
     parts = {
