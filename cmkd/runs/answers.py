@@ -83,7 +83,7 @@ def load_checkpoint(source: str, revision: str | None = None, stage: str | None 
         try:
             commit = hub_commit(source, revision)
         except (OSError, ValueError) as error:
-            raise type(error)(f"{source!r} is neither a folder nor can it be had from the Hub: {error}") from error
+            raise OSError(f"{source!r} is neither a folder nor can it be had from the Hub: {error}") from error
         return _load(source, commit, source, commit, None)
     if revision is not None:
         raise ValueError(f"revision is {revision!r}, but {source!r} is a folder, which has no revisions: leave it out.")
