@@ -58,6 +58,7 @@ def test_the_defaults_are_the_papers(recipe):
         (["--output_dir", "2024-01-01"], {"output_dir": "2024-01-01"}),
         (["--output_dir", "1.10"], {"output_dir": "1.10"}),
         (["--learning_rate", "1"], {"learning_rate": 1.0}),
+        (["--stages", "ts", "cts", "--num_epochs", "3", "--stages", "ts"], {"num_epochs": 3, "stages": ["ts"]}),
         ([], {}),
     ],
 )
