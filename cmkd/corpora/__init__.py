@@ -29,6 +29,9 @@ CORPORA = {
 
 ON_ERROR = ("raise", "skip")
 
+Preference = Literal["manual", "asr"]
+"""Which transcript counts where an utterance has one of its own and one by a recogniser."""
+
 
 @overload
 def load_corpus(
@@ -61,9 +64,8 @@ def load_corpus(
         data_dir (`str` or path, *optional*): The folder of the corpus.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do about rows that would corrupt results (missing,
             unreadable, truncated or empty audio, labels outside the scale, duplicate ids, a speaker in two splits and
-            the like). `"raise"` raises an error that lists them all, `"skip"` leaves them out and counts them in the
-            report; see `cmkd.corpora.checks` for what goes when rows clash. Either way all cases are written to a CSV
-            file in the folder `cmkd/problems` of `HF_DATASETS_CACHE`, which the error or a note of the report names.
+            the like): "raise" an error that lists them all, or "skip" them and count them in the report. Either way a
+            CSV file with all cases is written, which the error or a note of the report names.
         **config: The settings of that corpus, which are the keyword parameters of its module's `build`. The licensed
             corpora, manifests and data sets have `num_proc`, the processes that write the cache, and `streaming`.
 
@@ -85,8 +87,7 @@ def load_corpus(
     print(corpus["train"][0]["valence"])
     ```
     """
-    if name not in CORPORA:
-        raise ValueError(f"name is {name!r}, but must be one of {_listed(CORPORA)}.{did_you_mean(name, CORPORA)}")
+    check_name(name)
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error is {on_error!r}, but must be one of {_listed(ON_ERROR)}.")
     build = importlib.import_module(CORPORA[name]).build
@@ -113,6 +114,16 @@ def load_corpus(
     if corpus.report.problems:
         corpus.report.notes.append(f"the table of all problems that were skipped: {write_problems(corpus.report)}")
     return corpus
+
+
+def check_name(name: str) -> None:
+    """Checks that there is a corpus of this name.
+
+    Raises:
+        ValueError: there is none; the nearest name is suggested.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"name is {name!r}, but must be one of {_listed(CORPORA)}.{did_you_mean(name, CORPORA)}")
 
 
 def _listed(names: Iterable[str]) -> str:

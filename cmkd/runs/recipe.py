@@ -1,15 +1,18 @@
 """Recipes: YAML files that name every setting of a training run."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
 
-from cmkd.features.store import StoredDtype
-from cmkd.losses import Distance
+from cmkd.command_line import option, paragraphs, read_arguments, shown
+from cmkd.corpora import CORPORA
+from cmkd.corpora.settings import corpus_options
+from cmkd.features.cache import StoredDtype
 from cmkd.spelling import did_you_mean, enumerated
 from cmkd.stages import STAGES, STUDENTS, TEACHER
 
@@ -21,8 +24,11 @@ else:
     KeptStudent = Literal[("better", *STUDENTS)]
 
 
+_OUTPUT_DIR = "default: runs/FOLDER/NAME, after the recipe's file"
+
+
 class Recipe(BaseModel):
-    """Every setting of a run of `train_distill.py`; the defaults are the paper's.
+    """Every setting of `cmkd train`; the defaults are the paper's.
 
     Encoders are Hub names or folders. One that begins with `./` or `../` is a folder relative to the recipe's; all
     other relative paths (`output_dir`, `models_dir`, `data_dir` of the corpus) are relative to the current folder.
@@ -35,71 +41,160 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    corpus: dict[str, Any] = Field(description="`name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`.")
-    output_dir: str = Field(description="Folder of the run; if a file does not say, runs/<its folder>/<its name>.")
-    stages: list[StageName] = Field(
-        default=list(STAGES), description="Which stages to run; always in the order of STAGES."
+    corpus: dict[str, Any] = Field(
+        description="The corpus: its `name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`."
     )
-    overwrite: bool = Field(default=False, description="Repeat stages that are already complete.")
-    seed: int = Field(default=0, ge=0, description="Of initial weights, dropout and the order of the batches.")
+    output_dir: str = Field(
+        description="Folder that the run is written to. A file that does not say is run in runs/FOLDER/NAME, after its "
+        "own folder and name."
+    )
+    stages: list[StageName] = Field(
+        default=list(STAGES),
+        min_length=1,
+        description="Stages to run. Whatever their order here, they run in that of the default.",
+    )
+    overwrite: bool = Field(
+        default=False, description="Whether to repeat the stages even if they are complete; what they made is removed."
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the initial weights, of dropout and of the order of the utterances."
+    )
     seeds: list[NonNegativeInt] | None = Field(
         default=None,
         min_length=2,
-        description="Instead of `seed`: a training with each, in seed_0 and so on, and a summary; the corpus stays.",
+        description="Two or more seeds, in the place of `seed`: one training with each, in the folders seed_0 and so "
+        "on of output_dir, and a summary of all. The corpus is the same for all.",
     )
 
-    student_speech_encoder: str = Field(default="facebook/hubert-base-ls960", description="Of the audio-only systems.")
-    teacher_speech_encoder: str = Field(default="facebook/hubert-large-ll60k", description="Of the teacher; frozen.")
-    text_encoder: str = Field(default="bert-base-uncased", description="Of the teacher; frozen.")
+    student_speech_encoder: str = Field(
+        default="facebook/hubert-base-ls960",
+        description="Speech encoder of the systems that only hear, the students among them: Hub name or folder. A "
+        "folder that begins with ./ or ../ is relative to the recipe's file.",
+    )
+    teacher_speech_encoder: str = Field(
+        default="facebook/hubert-large-ll60k",
+        description="Speech encoder of the teacher, which is not trained: Hub name or folder, as for the student.",
+    )
+    text_encoder: str = Field(
+        default="bert-base-uncased",
+        description="Text encoder of the teacher, which is not trained: Hub name or folder, as for the student.",
+    )
     student_speech_encoder_revision: str | None = Field(
-        default=None, description="Branch, tag or commit of student_speech_encoder on the Hub; None: its main branch."
+        default=None,
+        description="Branch, tag or commit of student_speech_encoder on the Hub; null stands for its main branch.",
     )
     teacher_speech_encoder_revision: str | None = Field(
-        default=None, description="Branch, tag or commit of teacher_speech_encoder on the Hub; None: its main branch."
+        default=None,
+        description="Branch, tag or commit of teacher_speech_encoder on the Hub; null stands for its main branch.",
     )
     text_encoder_revision: str | None = Field(
-        default=None, description="Branch, tag or commit of text_encoder on the Hub; None: its main branch."
+        default=None, description="Branch, tag or commit of text_encoder on the Hub; null stands for its main branch."
     )
-    models_dir: str | None = Field(default=None, description="Folder that holds encoders under their Hub names.")
+    models_dir: str | None = Field(
+        default=None,
+        description="Folder that holds encoders under their Hub names; an encoder that is not in it is taken from the "
+        "Hub.",
+    )
     teacher_run: str | None = Field(
         default=None,
-        description=f"Run whose teacher the stages {enumerated(STUDENTS)} learn from, relative to output_dir; "
-        "None: this run's own.",
+        description=f"Run whose teacher the stages {enumerated(STUDENTS)} learn from, relative to output_dir; null "
+        "stands for the teacher of this run.",
     )
-    num_trainable_layers: int = Field(default=6, ge=-1, description="Top layers of the student's encoder; -1 all.")
-    use_weighted_layer_sum: bool = Field(default=False, description="Learn which layers to listen to.")
+    num_trainable_layers: int = Field(
+        default=6,
+        ge=-1,
+        description="How many of the top layers of the student's speech encoder are trained; -1 stands for all of the "
+        "encoder.",
+    )
+    use_weighted_layer_sum: bool = Field(
+        default=False,
+        description="Whether to learn how much each layer of the speech encoder counts, instead of using the last.",
+    )
 
-    batch_size: int = Field(default=32, ge=1, description="Utterances a device and accumulation step.")
-    gradient_accumulation_steps: int = Field(default=1, ge=1, description="Batches between two updates of the weights.")
-    group_by_length: bool = Field(default=True, description="Utterances of like length in a step: less padding.")
-    loss_over: Literal["step", "batch"] = Field(default="step", description="See CMKDTrainingArguments.")
-    num_epochs: int = Field(default=50, ge=1)
-    learning_rate: float = Field(default=5e-4, gt=0)
-    encoder_learning_rate_factor: float = Field(default=0.25, gt=0, le=1)
-    plateau_factor: float = Field(default=0.75, gt=0, lt=1, description="What the learning rate is multiplied by.")
-    plateau_patience: int = Field(default=2, ge=0, description="Epochs without a better validation CCC before that.")
-    cache_dir: str | None = Field(
-        default=None, description="Where the output of frozen encoders is stored; None: in output_dir. May be shared."
+    batch_size: int = Field(default=32, ge=1, description="Utterances per device and accumulation step.")
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="Batches of each device between two updates of the weights."
     )
-    cache_dtype: StoredDtype = Field(default="float32", description="As what; bfloat16 takes half the space.")
+    group_by_length: bool = Field(
+        default=True,
+        description="Whether the utterances between two updates are of like length, which saves padding, or drawn at "
+        "random.",
+    )
+    loss_over: Literal["step", "batch"] = Field(
+        default="step",
+        description="What the loss is computed over: all utterances between two updates of the weights, on all devices "
+        "(`step`, which is Eq. 7), or each device's batch on its own, averaged (`batch`).",
+    )
+    num_epochs: int = Field(default=50, ge=1, description="How many times each stage goes through the training split.")
+    learning_rate: float = Field(
+        default=5e-4, gt=0, description="Learning rate of Adam at the start, for all but the speech encoder's layers."
+    )
+    encoder_learning_rate_factor: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Learning rate of the speech encoder's trainable layers, as a share of learning_rate.",
+    )
+    plateau_factor: float = Field(
+        default=0.75,
+        gt=0,
+        lt=1,
+        description="Factor that multiplies the learning rate when the validation CCC no longer improves.",
+    )
+    plateau_patience: int = Field(
+        default=2, ge=0, description="Epochs without a better validation CCC before the learning rate falls."
+    )
+    cache_dir: str | None = Field(
+        default=None,
+        description="Folder for the stored output of frozen encoders, which several runs may share; null stands for "
+        "`cache` in output_dir.",
+    )
+    cache_dtype: StoredDtype = Field(
+        default="float32",
+        description="Number format that the output of frozen encoders is stored in; bfloat16 takes half the space.",
+    )
     cache_limit_gb: float | None = Field(
-        default=None, ge=0, description="The most it may take; beyond that it is computed anew in every epoch."
+        default=None,
+        ge=0,
+        description="The most that the stored output of frozen encoders may take, in 10^9 bytes; where it would take "
+        "more, it is computed anew in every epoch. Null stands for no limit.",
     )
     dataloader_workers: int | None = Field(
-        default=None, ge=0, description="Processes that read and decode ahead; None: 4 where there is a GPU, else none."
+        default=None,
+        ge=0,
+        description="Processes that read and decode sound ahead; null stands for 4 where there is a GPU, else none.",
     )
 
-    distillation_weight: float = Field(default=30.0, ge=0, description="lambda of Eq. 7.")
-    embedding_distance: Distance = Field(default="norm", description="How L_STU is taken; see cmkd.embedding_distance.")
-    residual_threshold: float = Field(default=2.0, gt=0, description="In standard deviations; over it, left out.")
+    distillation_weight: float = Field(
+        default=30.0,
+        ge=0,
+        description="Weight of the distance between student and teacher in the loss, the lambda of Eq. 7.",
+    )
+    embedding_distance: Literal["norm", "squared_norm", "mean_squared"] = Field(
+        default="norm",
+        description="Distance between the embeddings of student and teacher: the Euclidean norm of their difference, "
+        "its square, or the mean of the squares over the dimensions.",
+    )
+    residual_threshold: float = Field(
+        default=2.0,
+        gt=0,
+        description="How far the teacher may be off, in standard deviations of its residuals (Eq. 8), for cts to learn "
+        "from it on an utterance.",
+    )
     kept_student: KeptStudent = Field(
-        default="better", description="Which stage `student/` is; `better` by mean CCC on validation."
+        default="better",
+        description="Stage whose student is put into `student/`; `better` stands for the one with the better mean CCC "
+        "on the validation split.",
     )
 
     hub_model_id: str | None = Field(
-        default=None, description="Where `student/` is pushed to when the run is complete, as by `cmkd push`."
+        default=None,
+        description="Repository on the Hub, user/name, that `student/` is pushed to once the run is complete, as `cmkd "
+        "push` does it; null pushes nothing.",
     )
-    hub_private: bool = Field(default=True, description="Whether it is to be private if it has to be made.")
+    hub_private: bool = Field(
+        default=True, description="Whether the repository hub_model_id is private, if it has to be made."
+    )
 
     @model_validator(mode="after")
     def _has_one_teacher(self) -> "Recipe":
@@ -168,40 +263,31 @@ class Recipe(BaseModel):
         return self.model_copy(update={f"{encoder}_revision": commits[encoder] for encoder in on_the_hub})
 
 
-def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, arguments: Sequence[str] = (), command: str = "cmkd train") -> Recipe:
     """Reads a recipe and puts command-line arguments over it.
 
     Args:
         path: a YAML file.
         arguments: `--key value`, `--key=value`, `--flag`, `--list a b`, and `--corpus.key value` for a setting of the
-            corpus. A relative path on the command line is relative to the current folder.
+            corpus, as [`cmkd.command_line.read_arguments`] reads them. A relative path on the command line is relative
+            to the current folder.
+        command: the command as it was typed, less the recipe, for help and messages.
 
     Raises:
-        ValueError: the file is no mapping, or a key is unknown (the nearest name is suggested) or has a wrong value.
+        ValueError: the file is no mapping, or a key in it is unknown (the nearest name is suggested), or a setting has
+            a wrong value.
         FileNotFoundError: there is no such recipe.
+        SystemExit: help was asked for, or an argument is unknown or cannot be read.
     """
     path = Path(path)
-    settings = _read(path)
-    base = settings.pop("inherits", None)
-    if base is not None:
-        if not isinstance(base, str) or Path(base).name != base or not (path.parent / base).is_file():
-            raise ValueError(f"{path}: inherits is {base!r}, but must be the name of a recipe in the same folder.")
-        inherited = _read(path.parent / base)
-        if "inherits" in inherited:
-            raise ValueError(f"{path}: inherits is {base!r}, which inherits itself; one level is all there is.")
-        corpus = inherited.get("corpus", {}) | settings.get("corpus", {})
-        settings = _less_replaced(inherited, settings) | settings | {"corpus": corpus}
+    settings = _read_with_inherited(path)
+    name = _corpus_name(settings, arguments)
+    if name is None and settings.get("corpus") is not None:
+        raise ValueError(f"{path}: corpus.name is missing: it must be one of {', '.join(CORPORA)}.")
+    given = read_arguments(_options(settings, name), arguments, f"{command} {path}")
+    corpus = settings.get("corpus", {}) | given.pop("corpus", {})
+    settings = _less_replaced(settings, given) | given | ({"corpus": corpus} if corpus else {})
     settings.setdefault("output_dir", str(Path("runs", path.resolve().parent.name, path.stem)))
-    given = parse_arguments(arguments)
-    settings = _less_replaced(settings, given)
-    for key, value in given.items():
-        if key.startswith("corpus."):
-            settings.setdefault("corpus", {})[key.removeprefix("corpus.")] = value
-        else:
-            settings[key] = value
-    for key in settings:
-        if key not in Recipe.model_fields:
-            raise ValueError(f"{path}: there is no setting {key!r}.{did_you_mean(key, Recipe.model_fields)}")
     if isinstance(settings.get("stages"), str):
         settings["stages"] = [settings["stages"]]
     try:
@@ -215,9 +301,76 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
             else f"  {problem['msg']}"
             for problem in error.errors()
         ]
-        raise ValueError("\n".join([f"{path}: these settings are wrong:", *lines])) from None
+        advice = f"`{command} {path} --help` says what each setting is."
+        raise ValueError("\n".join([f"{path}: these settings are wrong:", *lines, advice])) from None
     recipe._folder = path.parent
     return recipe
+
+
+def split_recipe(arguments: Sequence[str], command: str, about: str) -> tuple[Path, Sequence[str]]:
+    """The recipe that the arguments of a command begin with, and the rest, for [`load_recipe`].
+
+    Args:
+        arguments: what stands behind the command.
+        command: the command as it was typed.
+        about: what help says that it does.
+
+    Raises:
+        SystemExit: help was asked for, or there is no recipe.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(f"{paragraphs(about)}\n")
+    if not arguments or arguments[0].startswith("-"):
+        read_arguments(
+            _options({}, None), [word for word in arguments if word in ("-h", "--help")], f"{command} RECIPE"
+        )
+        print(f"{command}: the first argument must be a recipe, as in {command} recipes/demo.yaml.", file=sys.stderr)
+        sys.exit(2)
+    return Path(arguments[0]), arguments[1:]
+
+
+def _options(settings: Mapping[str, Any], corpus: str | None) -> Any:
+    """The options of a recipe, a type for [`cmkd.command_line.read_arguments`], with the values of its file in help."""
+    options = {}
+    for name, field in Recipe.model_fields.items():
+        if name == "corpus":
+            options[name] = corpus_options(corpus, settings.get("corpus", {}))
+            continue
+        default = (
+            "default: runs/FOLDER/NAME of the file" if field.is_required() else f"default: {shown(field.get_default())}"
+        )
+        default = f"in the recipe: {shown(settings[name])}" if name in settings else default
+        options[name] = option(field.annotation, field.description or "", default)
+    return cast(Any, TypedDict)("RecipeOptions", options, total=False)
+
+
+def _corpus_name(settings: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
+    """Of the corpus that a recipe names, or else the command line, whose options depend on it."""
+    name = settings.get("corpus", {}).get("name")
+    for word, following in zip(arguments, [*arguments[1:], None], strict=False):
+        if word == "--corpus.name":
+            name = following
+        elif word.startswith("--corpus.name="):
+            name = word.partition("=")[2]
+    return name
+
+
+def _read_with_inherited(path: Path) -> dict[str, Any]:
+    """The settings of a recipe's file, over those of the one that it inherits from."""
+    settings = _read(path)
+    base = settings.pop("inherits", None)
+    if base is not None:
+        if not isinstance(base, str) or Path(base).name != base or not (path.parent / base).is_file():
+            raise ValueError(f"{path}: inherits is {base!r}, but must be the name of a recipe in the same folder.")
+        inherited = _read(path.parent / base)
+        if "inherits" in inherited:
+            raise ValueError(f"{path}: inherits is {base!r}, which inherits itself; one level is all there is.")
+        corpus = inherited.get("corpus", {}) | settings.get("corpus", {})
+        settings = _less_replaced(inherited, settings) | settings | {"corpus": corpus}
+    for key in settings:
+        if key not in Recipe.model_fields:
+            raise ValueError(f"{path}: there is no setting {key!r}.{did_you_mean(key, Recipe.model_fields)}")
+    return settings
 
 
 def _less_replaced(settings: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,37 +389,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not isinstance(settings.get("corpus", {}), dict):
         raise ValueError(f"{path}: a recipe is a mapping of settings to values, and so is its corpus.")
     return settings
-
-
-def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """`["--seed", "1", "--stages", "ts", "cts"]` -> `{"seed": 1, "stages": ["ts", "cts"]}`; values are read as YAML.
-
-    Raises:
-        ValueError: a value stands before the first key, or a key that is not a switch has none.
-    """
-    collected: dict[str, list[Any]] = {}
-    key = None
-    for argument in arguments:
-        if argument.startswith("--"):
-            key, equals, value = argument.removeprefix("--").partition("=")
-            key = key.replace("-", "_")
-            collected[key] = [_value(key, value)] if equals else []
-        elif key is None:
-            raise ValueError(f"{argument!r}: expected --key value.")
-        else:
-            collected[key].append(_value(key, argument))
-    for key, values in collected.items():
-        if not values and (key not in Recipe.model_fields or Recipe.model_fields[key].annotation is not bool):
-            raise ValueError(f"--{key}: give a value, as in --{key} VALUE.")
-    return {key: True if not values else values[0] if len(values) == 1 else values for key, values in collected.items()}
-
-
-def _value(key: str, text: str) -> Any:
-    """A number, truth value, null or list, as YAML has them; anything else is the text itself."""
-    if key.removeprefix("corpus.") == "release":
-        return text  # 1.10 is not 1.1
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if value is None or isinstance(value, (bool, int, float, list)) else text
