@@ -177,11 +177,11 @@ def test_students_learn_from_the_teacher_of_the_same_seed(run, recipe, tmp_path)
 
 
 def test_a_folder_holds_one_kind_of_run(run, recipe, tmp_path):
-    with pytest.raises(ValueError, match=r"run' holds a run of several seeds, and a single run would take its place"):
+    with pytest.raises(ValueError, match=r"run' holds a run of several seeds, and a single run would replace it"):
         train_distill.main([str(recipe), "--seed", "3", "--output_dir", str(run)])
-    with pytest.raises(ValueError, match=r"holds a single run, and a run of several seeds would take its place"):
+    with pytest.raises(ValueError, match=r"holds a single run, and a run of several seeds would replace it"):
         train_distill.main([str(recipe), "--output_dir", str(run / "seed_3")])
-    with pytest.raises(ValueError, match=r"holds a run of several seeds, and a cross-validation would take its place"):
+    with pytest.raises(ValueError, match=r"holds a run of several seeds, and a cross-validation would replace it"):
         check_kind(run, "folds")
     for path, kind in (
         ("seed_1/ts", "a run of several seeds"),
