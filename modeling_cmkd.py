@@ -154,7 +154,7 @@ class TextEncoder(nn.Module):
         return states[-1], text_attention_mask
 
     def states(self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None, keep_all: bool = False):
-        """As `forward`, with a tuple of states in the place of the features: all of them, or the last one only."""
+        """As `forward`, with a tuple of states instead of the features: all of them, or the last one only."""
         self._set_modes()
         if text_attention_mask is None:
             text_attention_mask = torch.ones_like(input_ids)
@@ -258,7 +258,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
                 encoder.freeze()
 
     def _adopt(self, encoders: dict[str, nn.Module]):
-        """Puts loaded encoders ("speech", "text") in the place of the random ones."""
+        """Replaces the random encoders ("speech", "text") with loaded ones."""
         for name, encoder in encoders.items():
             getattr(self, f"{name}_encoder").encoder = encoder
         self.freeze_encoders()
@@ -473,9 +473,9 @@ class CMKDTeacherModel(CMKDPreTrainedModel):
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, *optional*): the transcript's tokens.
             text_attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 where tokens are real.
             speech_features (`torch.Tensor` of shape `(batch, frames, hidden size)`, *optional*): output of
-                `extract_speech_features`, in the place of speech.
+                `extract_speech_features`, instead of speech.
             text_features (`torch.Tensor` of shape `(batch, tokens, hidden size)`, *optional*): output of
-                `extract_text_features`, in the place of `input_ids`.
+                `extract_text_features`, instead of `input_ids`.
 
             labels (`torch.Tensor` of shape `(batch, 3)`, *optional*): activation, valence and dominance on the unit
                 interval, NaN where not rated: the output then has a `loss`, that of this batch.

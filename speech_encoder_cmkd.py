@@ -520,7 +520,7 @@ def _moments_in_parts(conv: nn.Conv1d, wave: torch.Tensor, real: list[int]) -> t
 class ThroughProjections(WavLMAttention):
     """WavLM's attention, which calls its four projections.
 
-    The stock one hands their weights to one function of torch: what peft or a hook puts in the place of a projection
+    The stock one hands their weights to one function of torch: what peft or a hook puts in place of a projection
     is never called there, and so neither takes effect nor trains.
     """
 

@@ -438,7 +438,7 @@ def test_a_public_push_of_a_licensed_corpus_is_refused(pushed):
     assert answers["public"].startswith(f"PermissionError: private is False, but 'toys' is licensed: {TERMS}")
     assert answers["no sentence"].startswith("ValueError: public_permission is 'yes', but must be a sentence")
     assert ("datasets", "user/open") not in hub.repositories
-    assert answers["already public"].startswith("PermissionError: repo_id is 'user/allowed', which is there already")
+    assert answers["already public"].startswith("PermissionError: repo_id is 'user/allowed', which exists and is")
 
 
 def test_a_sentence_allows_it_and_stands_on_the_card(pushed):

@@ -293,7 +293,7 @@ def test_what_only_the_push_before_made_is_removed_on_that_branch(pushes, hub):
 
 def test_a_licensed_model_goes_into_the_open_only_on_request(pushes, hub):
     code, _, error, _ = pushes["open_already"]
-    assert code == 1 and "user/open', which is there already and public" in error and TERMS in error
+    assert code == 1 and "user/open', which exists and is public" in error and TERMS in error
     assert hub.files("models", "user/open") == OLD
     assert pushes["in_public"][0] == 0 and not hub.repositories["models", "user/in_public"].private
 

@@ -213,7 +213,7 @@ def test_demo_words_are_ranked_and_evenly_spread():
 
 def test_demo_sentences_are_short_and_different():
     sentences = list(spoken_demo.sentences("gloomy", random.Random(0)))
-    assert len(sentences) == len(set(sentences)) == spoken_demo.SENTENCES_A_WORD == 1280
+    assert len(sentences) == len(set(sentences)) == spoken_demo.SENTENCES_PER_WORD == 1280
     assert {len(sentence.split()) for sentence in sentences} <= {4, 5, 6, 7}
     assert all(re.fullmatch(r"[A-Z][A-Za-z, ]*\.", sentence) for sentence in sentences)
     assert all(len(re.findall("gloomy", sentence, re.IGNORECASE)) == 1 for sentence in sentences)

@@ -96,7 +96,7 @@ def build(
         seed (`int`, *optional*, defaults to 0): Of speakers, prosody and noise, and of what `max_utterances` takes.
         num_proc (`int`, *optional*, defaults to 2): Processes that speak. Without influence on what is spoken.
         transcripts (path, *optional*): What `cmkd transcribe` wrote for this corpus.
-        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" puts those in the place of the sentences
+        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" uses those instead of the sentences
             that were spoken; without it they have no effect, since every utterance has its sentence.
 
     Raises:
