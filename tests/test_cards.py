@@ -91,7 +91,7 @@ def test_a_student_says_what_it_is_and_where_its_limits_are(results):
         "0 is the minimum of the rating scale of the training corpus, 1, and 1 its maximum, 7",
         "**activation, valence, dominance**, in this order",
         "In brackets the 95% interval over the 9 speakers of",
-        "It was trained with one seed; what another would bring was not measured.",
+        "It was trained with one seed; how much another seed would change was not measured.",
         "On 12.7% of the training utterances it is more than 2 standard deviations off",
         "Those utterances were left out of the distance",
         "better mean CCC on validation (T/S 0.500, cT/S 0.600)",

@@ -446,7 +446,7 @@ def test_a_sentence_allows_it_and_stands_on_the_card(pushed):
     assert answers["allowed"] is None
     assert not hub.repositories["datasets", "user/allowed"].private
     card = hub.files("datasets", "user/allowed")["README.md"].decode()
-    assert "**Public, since** whoever pushed it says: The Institute of Toys wrote so." in card
+    assert "**Public** with this reason from whoever pushed it: The Institute of Toys wrote so." in card
 
 
 @pytest.mark.parametrize("streaming", [False, True])

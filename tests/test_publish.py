@@ -428,7 +428,7 @@ def test_the_code_on_the_card_gives_what_the_run_s_own_checkpoint_gives(pulls, r
 
     speech = 0.1 * np.random.default_rng(0).standard_normal(8000)
     speech = np.round(speech * 2**15) / 2**15  # as a file of 16 bits holds it
-    tokens = AutoTokenizer.from_pretrained(run / "teacher")("what is said in it", return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(run / "teacher")("the words that are spoken in it", return_tensors="pt")
     text = {"input_ids": tokens["input_ids"], "text_attention_mask": tokens["attention_mask"]}
     for name, model_class, more in (("student", CMKDStudentModel, {}), ("teacher", CMKDTeacherModel, text)):
         model = model_class.from_pretrained(run / name).eval()

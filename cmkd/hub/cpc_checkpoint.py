@@ -132,7 +132,9 @@ def _rename(source: Path, weights: Mapping[str, Any], own: Mapping[str, torch.Te
         value, shape = weights[published], tuple(own[name].shape)
         stored_shape = (1, *shape, 1) if ".norm." in name else shape
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != stored_shape:
-            given = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"{source}: {published} is {given}; by the config it is a tensor of shape {stored_shape}.")
+            actual = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(
+                f"{source}: {published} is {actual}; by the config it is a tensor of shape {stored_shape}."
+            )
         renamed[name] = value.float().reshape(shape)
     return renamed
