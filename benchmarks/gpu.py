@@ -11,7 +11,7 @@ installed. The same checks are tests, with tolerances, in tests/test_cuda.py. Ea
   TF32 off and on, and in bf16; and what TF32 and bf16 themselves change.
 - `loss_over`: the gradient of a step in two batches against that in one, relative; with `loss_over="batch"` it is
   another one.
-- `stage`: training in fp32 and bf16: the loss of each epoch, utterances a second and peak memory.
+- `stage`: training in fp32 and bf16: the loss of each epoch, utterances per second and peak memory.
 - `resume`: how far the weights of an interrupted training are from those of another, at most.
 - `fsdp`: how far the weights of a training with launch/fsdp.yaml in one process are from those without.
 """

@@ -41,7 +41,7 @@ TRAIN_HOURS = {"msp_podcast": 34_280 * 5.9 / 3600, "iemocap": 12 * 3 / 5}
 TRAIN_UTTERANCES = {"msp_podcast": 34_280, "iemocap": 10_039 * 3 // 5}
 FOLDS = {"msp_podcast": 1, "iemocap": 5}
 GPU_FLOPS = 0.3 * 989e12  # 30 % of the dense bf16 peak of an H100
-GPU_STEP = 0.02  # seconds a step for two GRU layers over some 300 frames, one after the other; assumed
+GPU_STEP = 0.02  # seconds per step for two GRU layers over some 300 frames, one after the other; assumed
 
 
 def recipes() -> list[Path]:
@@ -147,18 +147,18 @@ are no scores here.
 python -m benchmarks.systems --output docs/results/systems.json --page docs/systems.md
 ```
 
-| recipe | stage | parameters, M | trained, M | peak memory, GB | seconds a step | GPU hours, estimated |
+| recipe | stage | parameters, M | trained, M | peak memory, GB | seconds per step | GPU hours, estimated |
 |---|---|---:|---:|---:|---:|---:|
 {table}
 
-- **Peak memory** and **seconds a step** were measured on {results["device"]} in fp32, with batches of {BATCH} (for
+- **Peak memory** and **seconds per step** were measured on {results["device"]} in fp32, with batches of {BATCH} (for
   IEMOCAP 30) utterances of {SECONDS:g} s. A step is the second of two, and runs on stored features wherever layers are
   frozen: of a frozen encoder it is the GRU alone. The memory is that of the whole process, including the encoder that
   fills the cache. Utterances of a podcast are 2 to 12 s long: what trains layers of an encoder needs accordingly more.
 - **GPU hours are an estimate**, not a measurement, for all stages of a recipe: all its epochs over the paper's training
   split ({TRAIN_UTTERANCES["msp_podcast"]:,} utterances of 5.9 s; for IEMOCAP five folds of
   {TRAIN_HOURS["iemocap"]:.1f} h), with the counted arithmetic at 30 % of the bf16 peak of one H100 (989 TFLOP/s), plus
-  {1000 * GPU_STEP:g} ms a step for the GRU, which takes one frame after the other, plus the frozen layers once; the
+  {1000 * GPU_STEP:g} ms per step for the GRU, which takes one frame after the other, plus the frozen layers once; the
   30 % and the {1000 * GPU_STEP:g} ms are assumed.
   Validation after each epoch and decoding the audio come on top. Students need their teacher's hours besides.
 - {versions_used}.
