@@ -1,11 +1,11 @@
-"""Every recipe of recipes/ at its real size: does it run, and what does it take?
+"""Runs every recipe of recipes/ at its real size and measures what it takes.
 
     python -m benchmarks.systems --output docs/results/systems.json --page docs/systems.md
 
 Each recipe trains two steps and is evaluated by train_distill.py itself, in a process of its own, with encoders of the
 published architectures and random weights, on noise in the layout of its corpus. The hours on a GPU are an estimate
 from the arithmetic that torch's FlopCounterMode counts (matrix products, convolutions and attention; on a CPU the GRU
-too); the page says how. `--only NAME` repeats single recipes and keeps what the file has of the others.
+too); the page explains how. `--only NAME` repeats individual recipes and keeps the file's entries for the others.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ GPU_STEP = 0.02  # seconds per step for two GRU layers over some 300 frames, one
 
 
 def recipes() -> list[Path]:
-    """In an order in which a teacher comes before its students."""
+    """The recipes, ordered so that a teacher comes before its students."""
     found = [path for folder in FOLDERS for path in (ROOT / "recipes" / folder).glob("*.yaml")]
     key = [(FOLDERS.index(path.parent.name), path.stem.startswith("later"), path.stem) for path in found]
     return [path for _, path in sorted(zip(key, found, strict=True)) if path.stem != "common"]
 
 
 def encoders(recipe: Recipe) -> set[str]:
-    """The names of those that a recipe's stages load."""
+    """The names of the encoders that a recipe's stages load."""
     return set(recipe.model_dump(include={name for stage in recipe.stages for name in STAGES[stage].encoders}).values())
 
 
@@ -113,7 +113,7 @@ def run(path: Path, place: Path) -> dict[str, Any]:
 
 
 def gpu_hours(corpus: str, epochs: int, stages: dict[str, dict[str, Any]]) -> float:
-    """Of one current GPU, for all stages and folds: the page says how."""
+    """The estimated hours on one current GPU, for all stages and folds; the page explains the estimate."""
     seconds = 0.0
     audio = 3600 * TRAIN_HOURS[corpus]
     for stage in stages.values():
