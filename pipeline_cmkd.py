@@ -185,7 +185,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
         }
 
     def _lengths(self, window, hop) -> tuple[int, int, int]:
-        """In samples: the longest audio that is not cut, the windows of longer audio, and their hop."""
+        """The longest audio that is not cut, the length of the windows of longer audio, and their hop, in samples."""
         rate = self.feature_extractor.sampling_rate
         limit = self._longest_input()
         longest = min(LONGEST_UTTERANCE, limit) if window is None else window

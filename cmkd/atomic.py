@@ -22,7 +22,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def unfinished_path(path: Path) -> Path:
-    """Where this process may make what is to become `path`. What killed processes of this machine left is removed."""
+    """A path where this process may write what is to become `path`; leftovers of killed processes here are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = platform.node()
     for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(machine)}-*.tmp"):

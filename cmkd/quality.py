@@ -58,7 +58,7 @@ def quality_weights(residuals: torch.Tensor, threshold: float = 2.0) -> torch.Te
     Args:
         residuals: (n, dims), from `fit_residuals`; NaN where an utterance is not rated, which is no reason to leave it
             out.
-        threshold: in standard deviations of each dimension's residuals.
+        threshold: the threshold, in standard deviations of each dimension's residuals.
 
     Returns:
         (n,): 0 where the absolute value of r exceeds the threshold in any dimension, 1 elsewhere.

@@ -48,8 +48,8 @@ class Stage:
         is_conditional: whether it is pulled only where the teacher was judged good (Eq. 8), and not everywhere.
         compared_with: the stages that it is tested against.
         builds_on: the stage that it adds one thing to.
-        colour: of its line and dots in figures.
-        line_style: of its line in figures, as matplotlib writes it.
+        colour: the colour of its line and dots in figures.
+        line_style: the style of its line in figures, as matplotlib writes it.
     """
 
     name: str

@@ -93,8 +93,8 @@ def build(
             number, so that results stay comparable.
         label_noise (`float`, *optional*, defaults to 0.35): The rater's noise in activation and dominance, in standard
             deviations of the noise-free ratings. Valence gets none: it has that of EmoBank's raters.
-        seed (`int`, *optional*, defaults to 0): Of speakers, prosody and noise, and of what `max_utterances` takes.
-        num_proc (`int`, *optional*, defaults to 2): Processes that speak. Without influence on what is spoken.
+        seed (`int`, *optional*, defaults to 0): The seed of speakers, prosody, noise and choice of utterances.
+        num_proc (`int`, *optional*, defaults to 2): The number of processes that speak, which changes nothing else.
         transcripts (path, *optional*): What `cmkd transcribe` wrote for this corpus.
         prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" uses those instead of the sentences
             that were spoken; without it they have no effect, since every utterance has its sentence.

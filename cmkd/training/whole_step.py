@@ -72,7 +72,7 @@ class RandomState:
     parts of a model may lie on several.
 
     Args:
-        device: of the kind that the model is on.
+        device: a device of the kind that the model is on.
 
     Raises:
         NotImplementedError: torch cannot read or set the generators of such devices.
@@ -88,7 +88,7 @@ class RandomState:
             self._devices = get()
 
     def restore(self) -> None:
-        """Sets the generators back to it."""
+        """Sets the generators back to this state."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002
         torch.set_rng_state(self.cpu)
@@ -97,7 +97,7 @@ class RandomState:
 
 
 def _accelerator_generators(device: torch.device) -> tuple[Callable, Callable]:
-    """What reads and what sets the states of all generators of a kind of device."""
+    """The functions that read and set the states of all generators of a kind of device."""
     module: Any = torch.get_device_module(device)
     try:
         if device.type == "mps":  # there is one
