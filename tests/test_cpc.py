@@ -302,7 +302,7 @@ def without(name: str) -> dict:
         (changed("weights", gEncoder__conv1__bias=[0.0] * 8), r"conv1\.bias is list; .* shape \(8,\)"),
         ({"gEncoder": {}, "cpcCriterion": {}}, "holds no dict 'config', but gEncoder, cpcCriterion. Expected a publ"),
         ({"config": {}, "weights": torch.zeros(3)}, "holds no dict 'weights', but config, weights"),
-        ([1, 2], "holds a list in the place of a dict"),
+        ([1, 2], "holds a list instead of a dict"),
         ({"config": argparse.Namespace(nLevelsGRU=2), "weights": {}}, "holds objects whose code would have to run"),
     ],
 )

@@ -170,9 +170,9 @@ def test_students_learn_from_the_teacher_of_the_same_seed(run, recipe, tmp_path)
         assert found["teacher"] == expected["teacher"]
     with pytest.raises(FileNotFoundError, match=r"several seeds; name one of them, seed_3, seed_5"):
         train_distill.main([*arguments, str(run), "--seed", "3", "--output_dir", str(tmp_path / "one")])
-    with pytest.raises(FileNotFoundError, match=r"has one of a single seed, but with seeds each student learns"):
+    with pytest.raises(FileNotFoundError, match=r"has a teacher of a single seed, but with seeds each student learns"):
         train_distill.main([*arguments, str(run / "seed_3"), "--output_dir", str(tmp_path / "two")])
-    with pytest.raises(FileNotFoundError, match=r"teacher of .*seed_8' .*no complete one"):
+    with pytest.raises(FileNotFoundError, match=r"teacher of .*seed_8' .*no complete teacher"):
         train_distill.main([*arguments, str(run), "--seeds", "3", "8", "--output_dir", str(tmp_path / "three")])
 
 

@@ -290,7 +290,7 @@ def test_demo_is_drawn_by_seed(plan):
         ({"train": 0}, "train is 0"),
         ({"label_noise": -1}, "label_noise is -1"),
         ({"train_label_noise": -1}, "train_label_noise is -1"),
-        ({"train": 52_000}, "needs 1,316 sentences with each word, but there are 1,280"),
+        ({"train": 52_000}, "needs 1,316 sentences per word, but there are 1,280"),
     ],
 )
 def test_demo_settings(config, message):
