@@ -1,10 +1,10 @@
-"""Sound files of any kind, read whole or not at all: the one reader of training and of scoring.
+"""Reads sound files of any kind, whole or not at all; training and scoring use the same reader.
 
-This file travels to the Hub with every checkpoint, beside `pipeline_cmkd.py`. It imports numpy; soundfile to read wav,
-flac, ogg, mp3 and whatever else libsndfile knows; av (PyAV) only for what that does not read (m4a, aac, mp4, mov, 3gp,
-webm, wma, amr) or whose length it does not know. Files are told apart by their content, not by their names. Nothing
-that a file says about its own length is believed without a second look: pages, boxes and frames are walked through, and
-what is cut off or damaged is refused.
+This file travels to the Hub with every checkpoint, together with `pipeline_cmkd.py`. It imports numpy; soundfile, to
+read wav, flac, ogg, mp3 and whatever else libsndfile knows; and av (PyAV), only for what libsndfile does not read (m4a,
+aac, mp4, mov, 3gp, webm, wma, amr) or whose length it does not know. Files are told apart by their content, not by
+their names. What a file says about its own length is always checked: pages, boxes and frames are walked through, and
+files that are cut off or damaged are refused.
 """
 
 import importlib
@@ -23,11 +23,11 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 BLOCK = 2**16
-"""Frames that are read at a time."""
+"""The number of frames that are read at a time."""
 
 END_TOLERANCE = 0.1
-"""Seconds by which the end of a stretch may lie behind the end of its file, which then is the end: annotations round,
-and files of lossy formats are some milliseconds longer or shorter than what was recorded."""
+"""How far, in seconds, the end of a stretch may lie beyond the end of its file, which is then taken for it: annotations
+are rounded, and files of lossy formats are some milliseconds longer or shorter than what was recorded."""
 
 SILENCE_LEVEL = 1e-3
 """Root mean square, full scale being 1 (-60 dB), below which sound counts as silent."""
@@ -36,9 +36,9 @@ _WHOLE_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "SVX", "CAF", "NI
 """Formats of libsndfile whose files tell whether they are complete."""
 
 _ALSO_BY_FFMPEG = {b"OggS": "ogg", b"caff": "caf", b"RIFF": "wav"}
-"""FFmpeg's names of containers that libsndfile opens, by their first bytes: it does not know all codecs within."""
+"""FFmpeg's names of containers that libsndfile opens, by their first bytes; it does not know all codecs in them."""
 
-_NOT_SEEKABLE = ("GSM610", "MPEG_LAYER_III")  # codecs within wav that libsndfile loses its way in
+_NOT_SEEKABLE = ("GSM610", "MPEG_LAYER_III")  # codecs in wav in which libsndfile cannot seek reliably
 
 _SHORT_CHUNK = re.compile(
     r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)$", re.MULTILINE
@@ -47,10 +47,10 @@ _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _LEFT_OPEN = (range(2**31 - 2**12, 2**31), range(2**32 - 2**12, 2**32))  # sizes of a writer that cannot go back
 _HEAD = 2**16  # bytes, in which sound must begin
-_PREROLL = 1.0  # seconds before a stretch from which a lossy decoder is started, so that it has found its feet
-_LONGEST_GAP = 0.1  # seconds between two packets, above which sound is missing between them
+_PREROLL = 1.0  # seconds before a stretch from which a lossy decoder is started, so that it has settled
+_LONGEST_GAP = 0.1  # seconds; if two packets are further apart, sound is missing between them
 _DECODER_DELAY = 529  # samples by which every MPEG decoder is late
-_CANCELLED = 0.01  # the mean's power by that of channels which have nothing to do with each other
+_CANCELLED = 0.01  # the power of the mean, relative to that of the mean of unrelated channels
 
 
 class AudioError(ValueError):
@@ -60,7 +60,7 @@ class AudioError(ValueError):
         name (`str`): The file, or "audio" if only its content is known.
         reason (`str`): "missing file", "unreadable audio", "truncated audio", "empty audio", "non-finite audio",
             "channels cancel out", "no such channel", "empty stretch" or "stretch outside the audio".
-        detail (`str`): What was found.
+        detail (`str`): The particulars.
     """
 
     def __init__(self, name: str, reason: str, detail: str):
@@ -75,15 +75,16 @@ class AudioError(ValueError):
 
 @dataclass
 class Sound:
-    """A sound file that is open.
+    """An open sound file.
 
     Attributes:
-        name (`str`): For messages.
-        rate (`int`): Hz.
-        channels (`int`)
-        frames (`int`, *optional*): How many there are, None where only decoding tells.
+        name (`str`): Its name, for messages.
+        rate (`int`): Its rate, in Hz.
+        channels (`int`): The number of its channels.
+        frames (`int`, *optional*): The number of its frames; None if only decoding can tell.
         may_be_infinite (`bool`): Whether its samples are stored as floating point numbers.
-        read (`Callable`): From a position on, the frames that follow in blocks (frames, channels) of float32.
+        read (`Callable`): A function that returns the frames from a position on, in blocks (frames, channels) of
+            float32.
     """
 
     name: str
@@ -99,8 +100,9 @@ class Sound:
         """The sound, or a stretch or a channel of it, in blocks (frames, channels) of float32, checked.
 
         Args:
-            start, end (`float`, *optional*): Seconds; None: its beginning, its end.
-            channel (`int`, *optional*): One of them, from 0; None: all.
+            start, end (`float`, *optional*): Where the stretch begins and ends, in seconds; None stands for the
+                beginning and the end of the sound.
+            channel (`int`, *optional*): The number of a channel, counted from 0; None for all.
 
         Raises:
             AudioError: The sound turns out to be truncated, damaged, empty or non-finite, has no such channel or does
@@ -128,14 +130,14 @@ class Sound:
         self._check_inside(first, stop, position, end)
 
     def channel(self, number: int) -> int:
-        """The number of a channel that there is."""
+        """The number of a channel, after checking that it exists."""
         if number >= self.channels:
             have = "1 channel" if self.channels == 1 else f"{self.channels} channels"
             raise AudioError(self.name, "no such channel", f"channel {number} of {have}; the first is 0")
         return number
 
     def span(self, start: float | None, end: float | None) -> tuple[int, int | None]:
-        """The first frame of a stretch and the one behind its last, None for the end of a sound of unknown length."""
+        """The first frame of a stretch and the one after its last; None for the end of a sound of unknown length."""
         for label, value in (("start", start), ("end", end)):
             if value is not None and not 0 <= value < math.inf:
                 raise AudioError(self.name, "empty stretch", f"{label}={value!r} must be in seconds from 0 on")
@@ -148,8 +150,8 @@ class Sound:
             stop = self.frames if stop is None else min(stop, self.frames)
         return first, stop
 
-    def _check_inside(self, first: int, stop: int | None, frames: int, end: float | None):
-        """Of a stretch, whether it lies within the frames that there are."""
+    def _check_inside(self, first: int, stop: int | None, frames: int, end: float | None) -> None:
+        """Checks that a stretch lies within the frames of the sound."""
         if first > 0 and first >= frames:
             raise _outside(self.name, f"start={first / self.rate:g}", frames / self.rate)
         if stop is not None and end is not None and stop - frames > END_TOLERANCE * self.rate:
@@ -161,7 +163,7 @@ def _outside(name: str, argument: str, seconds: float) -> AudioError:
 
 
 class ChannelPowers:
-    """How loud the channels of a sound are, and their mean: whether they cancel each other out.
+    """The power of a sound's channels and of their mean, which shows whether they cancel each other out.
 
     >>> powers = ChannelPowers()
     >>> powers.add(np.array([[0.5, -0.5], [-0.25, 0.25]]))
@@ -169,19 +171,19 @@ class ChannelPowers:
     True
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.frames = 0
         self.products = np.zeros((1, 1))  # of each channel with each, summed over time
 
-    def add(self, block: np.ndarray):
-        """Hears a block (frames, channels)."""
+    def add(self, block: np.ndarray) -> None:
+        """Adds a block (frames, channels)."""
         if block.shape[1] > 1:  # one alone has nothing to cancel out with
             self.frames += len(block)
             self.products = self.products + block.T @ block
 
     def cancel_out(self) -> bool:
         """Whether a channel is not silent and the mean has less than a hundredth of the power that it would have if
-        the channels had nothing to do with each other."""
+        the channels were unrelated."""
         powers = np.diagonal(self.products)
         is_audible = powers.max() > 0 and powers.max() >= SILENCE_LEVEL**2 * self.frames
         return bool(is_audible and self.products.sum() < _CANCELLED * powers.sum())
@@ -191,10 +193,10 @@ CANCELLED_ADVICE = "so that their mean is silent though they are not; choose one
 
 
 def check_channel(channel: Any, *words: str) -> None:
-    """Refuses what names no channel: anything but a number from 0 and certain words.
+    """Refuses anything that does not name a channel: it must be a number, counted from 0, or one of certain words.
 
     Raises:
-        ValueError: It does not.
+        ValueError: It names no channel.
     """
     if isinstance(channel, str) and channel in words:
         return
@@ -207,10 +209,10 @@ def name_and_content(audio: Any, name: str = "audio", also: str = "") -> tuple[s
     """A name for messages, and the path or the content of a sound file.
 
     Args:
-        audio (`str`, path, `bytes` or `dict`): A file, its content, or `{"bytes": ..., "path": ...}`, where the bytes
-            come first unless they are None.
-        name (`str`, *optional*, defaults to `"audio"`): Of what has no path.
-        also (`str`, *optional*): What else the caller takes, for the message.
+        audio (`str`, path, `bytes` or `dict`): A file, its content, or `{"bytes": ..., "path": ...}`, of which the
+            bytes are used unless they are None.
+        name (`str`, *optional*, defaults to `"audio"`): A name for sound without a path.
+        also (`str`, *optional*): What else the caller accepts, for the message.
 
     Raises:
         TypeError: It is something else.
@@ -236,10 +238,10 @@ def name_and_content(audio: Any, name: str = "audio", also: str = "") -> tuple[s
 
 @contextmanager
 def open_sound(name: str, content: str | bytes) -> Iterator[Sound]:
-    """Opens a sound file whose structure keeps what its header promises.
+    """Opens a sound file and checks that its structure is as its header says.
 
     Args:
-        name (`str`): For messages.
+        name (`str`): A name for messages.
         content (`str` or `bytes`): A path, or the content of a file.
 
     Raises:
@@ -284,7 +286,7 @@ def import_package(package: str, purpose: str) -> Any:
     """A package that is needed only now.
 
     Raises:
-        ImportError: It is missing; the message says what for, and how to install it.
+        ImportError: It is missing; the message says what it is for and how to install it.
     """
     try:
         return importlib.import_module(package)
@@ -293,7 +295,7 @@ def import_package(package: str, purpose: str) -> Any:
 
 
 def _kind(file: BinaryIO) -> str:
-    """What a file is by its first bytes: a key of `_STRUCTURES`, "mpeg", or "" for libsndfile to find out."""
+    """The kind of a file, by its first bytes: a key of `_STRUCTURES`, "mpeg", or "" for libsndfile to determine."""
     head = file.read(16)
     start = _id3_size(head)
     if start == 0:
@@ -352,8 +354,8 @@ def _opened_by_libsndfile(name: str, content: str | bytes, file: BinaryIO) -> It
             yield _of_libsndfile(name, sound)
 
 
-def _check_promise(name: str, sound: Any, file: BinaryIO):
-    """Refuses what is shorter than its header says: libsndfile notes it in its log and goes on."""
+def _check_promise(name: str, sound: Any, file: BinaryIO) -> None:
+    """Refuses a file that is shorter than its header says, which libsndfile only notes in its log."""
     short = _SHORT_CHUNK.search(sound.extra_info)
     if short and int(short[2]) < int(short[1]) and not any(int(short[1]) in sizes for sizes in _LEFT_OPEN):
         detail = f"the header promises {short[1]} bytes of sound, but {short[2]} are there"
@@ -368,7 +370,7 @@ def _sound_file(name: str, content: "str | bytes | _Part") -> Any:
     try:
         return soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content)
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in ".raw"
-        # The whole message of libsndfile shows how an object in memory is represented.
+        # libsndfile's whole message would show the representation of an object in memory.
         why = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
         detail = f"neither libsndfile nor this reader knows what it is ({why}); convert it to wav or flac"
         raise AudioError(name, "unreadable audio", detail) from error
@@ -407,8 +409,8 @@ def _read_by_libsndfile(name: str, sound: Any, first: int, preroll: int) -> Iter
         raise AudioError(name, "truncated audio", f"{promise}, but not all can be read: {error}") from error
 
 
-def _check_outer_size(name: str, file: BinaryIO):
-    """Of a wav file, whether it is as long as it says at its beginning. Ogg pages and CAF chunks are checked before."""
+def _check_outer_size(name: str, file: BinaryIO) -> None:
+    """Checks that a wav file is as long as its beginning says; Ogg pages and CAF chunks have already been checked."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     magic, length = file.read(4), int.from_bytes(file.read(4), "little")
@@ -417,7 +419,7 @@ def _check_outer_size(name: str, file: BinaryIO):
 
 
 def _is_left_open(file: BinaryIO) -> bool:
-    """Whether a wav file without a size of its sound goes on behind what its outer size says."""
+    """Whether a wav file without a size of its sound continues beyond its outer size."""
     size = file.seek(0, os.SEEK_END)
     file.seek(4)
     return int.from_bytes(file.read(4), "little") + 8 < size
@@ -460,7 +462,7 @@ class _Part(io.RawIOBase):
 def _links(name: str, file: BinaryIO) -> list[tuple[int, int]]:
     """Where each of the sounds that are joined in a file begins and ends, in bytes; most files hold one.
 
-    Ogg files are chained by design, others with `cat`; libsndfile reads the first only.
+    Ogg files are chained by design, others with `cat`; libsndfile reads only the first one.
     """
     file.seek(0)
     magic = file.read(4)
@@ -489,7 +491,7 @@ def _ogg_starts(name: str, file: BinaryIO) -> list[int]:
         table = file.read(header[26]) if len(header) == 27 else b""
         end = position + 27 + len(table) + sum(table)
         if not b"OggS".startswith(header[:4]):
-            raise AudioError(name, "unreadable audio", f"what begins at byte {position} is no Ogg page")
+            raise AudioError(name, "unreadable audio", f"what begins at byte {position} is not an Ogg page")
         if len(header) < 27 or len(table) < header[26] or end > size:
             raise AudioError(name, "truncated audio", "the last Ogg page is incomplete")
         begins = bool(header[5] & 2)
@@ -513,7 +515,7 @@ def _flac_starts(file: BinaryIO) -> list[int]:
 
 
 def _riff_starts(name: str, file: BinaryIO, order: Literal["little", "big"]) -> list[int]:
-    """Where RIFF or FORM chunks begin: behind each other, with chunks of another name at the end, such as tags."""
+    """Where RIFF or FORM chunks begin, one after the other, with chunks of other names, such as tags, at the end."""
     size = file.seek(0, os.SEEK_END)
     starts = [0]
     position = 0
@@ -535,12 +537,12 @@ def _riff_starts(name: str, file: BinaryIO, order: Literal["little", "big"]) -> 
         elif name_of_next[:3] in (b"TAG", b"ID3"):
             return starts
         elif not name_of_next.isalnum() and not name_of_next.strip().isalnum():
-            detail = f"its header tells nothing of the {size - position} bytes at its end; make it anew"
+            detail = f"its header does not account for the {size - position} bytes at its end; make it again"
             raise AudioError(name, "unreadable audio", detail)
 
 
 def _caf_starts(name: str, file: BinaryIO) -> list[int]:
-    """Where CAF files begin; their chunks are checked to be whole. The size of the last one may be left open."""
+    """Where CAF files begin; their chunks are checked for completeness, but the size of the last may be left open."""
     size = file.seek(0, os.SEEK_END)
     starts = [0]
     position = 8
@@ -562,7 +564,7 @@ def _caf_starts(name: str, file: BinaryIO) -> list[int]:
 
 
 def _sized_starts(file: BinaryIO) -> list[int]:
-    """Where au and w64 files begin, which tell their size at their beginning."""
+    """Where au and w64 files begin, whose size is given at their beginning."""
     starts: list[int] = []
     position = 0
     while True:
@@ -581,7 +583,7 @@ def _sized_starts(file: BinaryIO) -> list[int]:
 
 
 def _chained(name: str, file: BinaryIO, links: list[tuple[int, int]]) -> Sound:
-    """Files that are joined to one, one after the other."""
+    """The sounds of a file that was joined from several, one after the other."""
     lengths = []
     forms = set()
     for start, end in links:
@@ -626,7 +628,7 @@ def _the_only(name: str, forms: set[tuple[int, int]]) -> tuple[int, int]:
 
 @dataclass
 class _Frame:
-    """What the header of an MPEG frame says."""
+    """The contents of the header of an MPEG frame."""
 
     size: int  # bytes
     samples: int
@@ -638,7 +640,7 @@ class _Frame:
 
 @dataclass
 class _Link:
-    """One of the MPEG streams that are joined in a file, without the information frame that may lead it."""
+    """One of the MPEG streams that are joined in a file, without the information frame that may come first."""
 
     start: int  # in bytes
     frame: _Frame  # the first one
@@ -647,12 +649,12 @@ class _Link:
     delay: int = 0  # samples that the encoder put in front
     padding: int = 0  # and behind
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.offsets = array("q")  # of each frame
 
     @property
     def trim(self) -> tuple[int, int]:
-        """The samples that are not of the sound, at the beginning and at the end."""
+        """The number of samples at the beginning and at the end that do not belong to the sound."""
         if self.delay == self.padding == 0:
             return 0, 0
         is_whole = len(self.offsets) == self.promised
@@ -675,7 +677,7 @@ _BIT_RATES = {  # kbit/s by layer, of MPEG 1 and of MPEG 2 and 2.5
 
 
 def _frame(header: bytes) -> _Frame | None:
-    """Reads the four bytes that lead an MPEG frame (ISO 11172-3, 2.4.1.3); None if they do not."""
+    """Reads the four bytes at the start of an MPEG frame (ISO 11172-3, 2.4.1.3); None if they are something else."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -693,7 +695,7 @@ def _frame(header: bytes) -> _Frame | None:
 
 
 def _first_frame(head: bytes) -> int:
-    """Where three MPEG frames of one form follow each other for the first time, -1 if nowhere."""
+    """Where three MPEG frames of the same form first follow each other; -1 if nowhere."""
     position = head.find(0xFF)
     while position >= 0:
         frames: list[tuple[int, int, int]] = []
@@ -708,7 +710,7 @@ def _first_frame(head: bytes) -> int:
 
 
 def _id3_size(data: bytes) -> int:
-    """Bytes of the ID3v2 tag that data begin with."""
+    """The size in bytes of the ID3v2 tag at the start of the data."""
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
     size = 0
@@ -718,7 +720,7 @@ def _id3_size(data: bytes) -> int:
 
 
 def _tag_size(data: bytes) -> int:
-    """Bytes of the tag that data begin with, 0 if it is none."""
+    """The size in bytes of the tag at the start of the data, 0 if there is none."""
     if data[:3] == b"TAG":
         return 227 if data[:4] == b"TAG+" else 128
     if data[:8] == b"APETAGEX" and len(data) >= 32:
@@ -728,7 +730,7 @@ def _tag_size(data: bytes) -> int:
 
 
 def _sound_end(file: BinaryIO) -> int:
-    """Where the tags begin that end a file and are known only from behind: APE and Lyrics3."""
+    """Where the tags at the end of a file begin that can only be read backwards: APE and Lyrics3."""
     end = file.seek(0, os.SEEK_END)
     while True:
         file.seek(max(0, end - 160))
@@ -746,7 +748,7 @@ def _sound_end(file: BinaryIO) -> int:
 
 
 def _mpeg_links(name: str, file: BinaryIO) -> list[_Link]:
-    """Goes from frame to frame through the whole file."""
+    """The streams of a file, found by going through it frame by frame."""
     end = _sound_end(file)
     file.seek(0)
     head = file.read(10)
@@ -795,7 +797,7 @@ def _is_information(data: bytes, frame: _Frame) -> bool:
 
 
 def _informed(start: int, frame: _Frame, data: bytes) -> _Link:
-    """Begins a stream with what its information frame says (Xing, LAME; VBRI by Fraunhofer)."""
+    """Begins a stream with the contents of its information frame (Xing, LAME; VBRI by Fraunhofer)."""
     if data[36:40] == b"VBRI":
         return _Link(start, frame, int.from_bytes(data[50:54], "big"), int.from_bytes(data[46:50], "big"))
     flags, position = data[frame.info + 7], frame.info + 8
@@ -808,15 +810,15 @@ def _informed(start: int, frame: _Frame, data: bytes) -> _Link:
     return _Link(start, frame, fields[0], fields[1], gaps >> 12, gaps & 0xFFF)
 
 
-def _check_rest(name: str, file: BinaryIO, position: int, end: int):
-    """Refuses a file that goes on with something else than frames, tags and zeros."""
+def _check_rest(name: str, file: BinaryIO, position: int, end: int) -> None:
+    """Refuses a file that continues with anything but frames, tags and zeros."""
     file.seek(position)
     while file.tell() < end:
         if any(file.read(min(BLOCK, end - file.tell()))):
             raise AudioError(
                 name,
                 "unreadable audio",
-                f"it is damaged: what begins at byte {position} is no MPEG frame; make it anew",
+                f"it is damaged: what begins at byte {position} is not an MPEG frame; make it again",
             )
 
 
@@ -886,13 +888,13 @@ _ELEMENTS = {
 }
 
 
-def _check_single(name: str, headers: int):
+def _check_single(name: str, headers: int) -> None:
     if headers > 1:
         raise _joined(name, headers)
 
 
-def _check_boxes(name: str, file: BinaryIO):
-    """Of an mp4, m4a, mov or 3gp file (ISO 14496-12): whether all boxes are complete and the index is there."""
+def _check_boxes(name: str, file: BinaryIO) -> None:
+    """Checks that all boxes of an mp4, m4a, mov or 3gp file (ISO 14496-12) are complete and the index is there."""
     size = file.seek(0, os.SEEK_END)
     position = 0
     kinds: list[bytes] = []
@@ -917,10 +919,10 @@ def _check_boxes(name: str, file: BinaryIO):
         raise AudioError(name, "truncated audio", "it lacks its index, which is written last: it was cut off")
 
 
-def _check_elements(name: str, file: BinaryIO):
-    """Of a webm or mkv file (RFC 8794, RFC 9559): whether it is whole down to each packet.
+def _check_elements(name: str, file: BinaryIO) -> None:
+    """Checks that a webm or mkv file (RFC 8794, RFC 9559) is complete down to each packet.
 
-    A recorder that writes to a stream leaves the sizes of the segment and its clusters open; all others keep theirs."""
+    A recorder that writes to a stream leaves the sizes of the segment and its clusters open; all other sizes count."""
     size = file.seek(0, os.SEEK_END)
     position = headers = 0
     while position < size:
@@ -929,7 +931,7 @@ def _check_elements(name: str, file: BinaryIO):
         id_length = 9 - header[0].bit_length()
         element = header[:id_length].hex()
         if element not in _ELEMENTS:
-            what = f"what begins at byte {position} is no part of a webm or mkv file"
+            what = f"what begins at byte {position} is not a part of a webm or mkv file"
             raise AudioError(name, "unreadable audio", f"it is damaged: {what}")
         marker = header[id_length] if id_length < len(header) else 0
         size_length = 9 - marker.bit_length()
@@ -944,8 +946,8 @@ def _check_elements(name: str, file: BinaryIO):
     _check_single(name, headers)
 
 
-def _check_objects(name: str, file: BinaryIO):
-    """Of a wma or asf file: whether all objects are complete."""
+def _check_objects(name: str, file: BinaryIO) -> None:
+    """Checks that all objects of a wma or asf file are complete."""
     size = file.seek(0, os.SEEK_END)
     position = headers = 0
     while position < size:
@@ -960,8 +962,8 @@ def _check_objects(name: str, file: BinaryIO):
     _check_single(name, headers)
 
 
-def _check_nothing(name: str, file: BinaryIO):
-    """Of formats that are frames one after the other, where the decoder notices one that is cut off."""
+def _check_nothing(name: str, file: BinaryIO) -> None:
+    """Checks nothing, for formats that are a series of frames: the decoder notices one that is cut off."""
 
 
 _STRUCTURES = {
@@ -971,7 +973,7 @@ _STRUCTURES = {
     "amr": _check_nothing,
     "aac": _check_nothing,
 }
-"""How files that FFmpeg reads are checked before, by FFmpeg's name of their format."""
+"""The checks of files before FFmpeg reads them, by FFmpeg's name of their format."""
 
 
 @contextmanager
@@ -981,15 +983,15 @@ def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
     # Before 19.0 av refuses a file with a title that is not UTF-8, unless told not to.
     arguments = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
-        # The format is given: nothing in the file can have FFmpeg take it for a playlist and open what it names.
+        # The format is given, so that nothing in the file can make FFmpeg take it for a playlist and open other files.
         container = av.open(file, format=kind, **arguments)
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(name, "unreadable audio", str(error)) from error
     with container:
         tracks = container.streams.audio
         if len(tracks) != 1:
-            found = f"{len(tracks)} tracks of sound; keep one of them" if tracks else "no track of sound"
-            raise AudioError(name, "unreadable audio", f"it has {found}")
+            present = f"{len(tracks)} tracks of sound; keep one of them" if tracks else "no track of sound"
+            raise AudioError(name, "unreadable audio", f"it has {present}")
         decoded = _decoded(av, name, container, tracks[0], kind)
         start = next(decoded, None)
         if start is None:
@@ -1003,7 +1005,7 @@ def _opened_by_ffmpeg(name: str, file: BinaryIO, kind: str) -> Iterator[Sound]:
 
 
 def _decoded(av: Any, name: str, container: Any, stream: Any, kind: str) -> Iterator[tuple[Any, np.ndarray, int]]:
-    """Frames, each with its time in seconds, as far as the file tells it, and its rate."""
+    """Frames, each with its time in seconds, if the file gives it, and its rate."""
     try:
         for packet in container.demux(stream):
             try:

@@ -1,18 +1,20 @@
 """Configurations of the CMKD teacher and student, and of Modified CPC, a speech encoder that transformers lacks.
 
-This file travels to the Hub with every checkpoint, beside `modeling_cmkd.py` and `speech_encoder_cmkd.py`. It
+This file travels to the Hub with every checkpoint, together with `modeling_cmkd.py` and `speech_encoder_cmkd.py`. It
 imports transformers and nothing else.
 """
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 EMOTION_DIMENSIONS = ("activation", "valence", "dominance")
-"""The order of the three outputs, everywhere."""
+"""The three outputs, in the order that is used everywhere."""
 
 WAVEFORM_ENCODERS = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "cmkd_cpc")
 """Model types of the speech encoders that take `input_values`, a waveform."""
@@ -47,7 +49,14 @@ class CPCConfig(PreTrainedConfig):
 
     model_type = "cmkd_cpc"
 
-    def __init__(self, num_channels=256, hidden_size=256, num_hidden_layers=1, recurrent_type="lstm", **kwargs):
+    def __init__(
+        self,
+        num_channels: int = 256,
+        hidden_size: int = 256,
+        num_hidden_layers: int = 1,
+        recurrent_type: str = "lstm",
+        **kwargs: Any,
+    ) -> None:
         self.num_channels = num_channels
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -70,18 +79,18 @@ class _CMKDConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        speech_config=None,
-        gru_hidden_size=128,
-        gru_num_layers=2,
-        embedding_size=128,
-        num_trainable_layers=0,
-        use_weighted_layer_sum=False,
-        label_scale=(0.0, 1.0),
-        label_mean=(0.0, 0.0, 0.0),
-        label_std=(1.0, 1.0, 1.0),
-        rated_dimensions=EMOTION_DIMENSIONS,
-        **kwargs,
-    ):
+        speech_config: PreTrainedConfig | dict[str, Any] | None = None,
+        gru_hidden_size: int = 128,
+        gru_num_layers: int = 2,
+        embedding_size: int = 128,
+        num_trainable_layers: int = 0,
+        use_weighted_layer_sum: bool = False,
+        label_scale: Sequence[float] = (0.0, 1.0),
+        label_mean: Sequence[float] = (0.0, 0.0, 0.0),
+        label_std: Sequence[float] = (1.0, 1.0, 1.0),
+        rated_dimensions: Sequence[str] = EMOTION_DIMENSIONS,
+        **kwargs: Any,
+    ) -> None:
         self.speech_config = _sub_config("speech_config", speech_config)
         self.gru_hidden_size = gru_hidden_size
         self.gru_num_layers = gru_num_layers
@@ -101,8 +110,8 @@ class _CMKDConfig(PreTrainedConfig):
             raise ValueError(f"num_labels={num_labels!r}: {_THREE_OUTPUTS}")
         self.check()
 
-    def check(self):
-        """Checks all fields, as the constructor does: for those that were set later.
+    def check(self) -> None:
+        """Checks all fields as the constructor does, for fields that were set later.
 
         Raises:
             ValueError: a field is out of its range.
@@ -110,7 +119,7 @@ class _CMKDConfig(PreTrainedConfig):
         self._check_outputs()
         self._check_fields()
 
-    def _check_outputs(self):
+    def _check_outputs(self) -> None:
         names = dict(enumerate(EMOTION_DIMENSIONS))
         if self.id2label != names:
             raise ValueError(f"id2label={self.id2label!r}: {_THREE_OUTPUTS}")
@@ -123,26 +132,26 @@ class _CMKDConfig(PreTrainedConfig):
             )
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As [`~transformers.PreTrainedConfig.from_dict`], which sets `kwargs` after the constructor's checks."""
         found = super().from_dict(config_dict, **kwargs)
         (found[0] if isinstance(found, tuple) else found).check()
         return found
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """As [`~transformers.PreTrainedConfig.save_pretrained`], after a check of all fields."""
         self.check()
         super().save_pretrained(save_directory, **kwargs)
 
-    def to_dict(self):
-        """As [`~transformers.PreTrainedConfig.to_dict`]; where an encoder's name is a folder, it is left out."""
+    def to_dict(self) -> dict[str, Any]:
+        """As [`~transformers.PreTrainedConfig.to_dict`], but leaves out the name of an encoder that is a folder."""
         content = super().to_dict()
         for fields in (content, *(content[name] for name in self.sub_configs if content.get(name))):
             if "_name_or_path" in fields:
                 fields["_name_or_path"] = hub_name(fields["_name_or_path"])
         return content
 
-    def _check_fields(self):
+    def _check_fields(self) -> None:
         for name in ("gru_hidden_size", "gru_num_layers", "embedding_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -181,7 +190,7 @@ class _CMKDConfig(PreTrainedConfig):
                 "the encoder's number of layers, or -1 (all of the encoder)."
             )
 
-    def _check_cpc_fields(self):
+    def _check_cpc_fields(self) -> None:
         if self.num_trainable_layers not in (0, -1):
             raise ValueError(
                 f"num_trainable_layers={self.num_trainable_layers!r}: must be 0 (frozen) or -1 (all of the encoder) "
@@ -198,7 +207,7 @@ class _CMKDConfig(PreTrainedConfig):
         """`"input_values"` (a waveform) or `"input_features"` (a log-mel spectrogram): what the encoder takes."""
         return "input_features" if self.speech_config.model_type in SPECTROGRAM_ENCODERS else "input_values"
 
-    def to_label_scale(self, logits):
+    def to_label_scale(self, logits: Any) -> Any:
         """Converts outputs from the unit interval to the scale of the corpus that the model was trained on.
 
         Args:
@@ -213,8 +222,8 @@ class _CMKDConfig(PreTrainedConfig):
         minimum, maximum = self.label_scale
         return logits * (maximum - minimum) + minimum
 
-    def to_unit_interval(self, ratings):
-        """Converts ratings on `label_scale` to the unit interval, which `labels` are on: the way back.
+    def to_unit_interval(self, ratings: Any) -> Any:
+        """Converts ratings on `label_scale` to the unit interval, on which `labels` must be.
 
         Args:
             ratings: a number, array or tensor on `label_scale`; NaN, "not rated", stays NaN.
@@ -234,24 +243,24 @@ class CMKDTeacherConfig(_CMKDConfig):
 
     Args:
         speech_config (`PreTrainedConfig` or `dict`, *optional*):
-            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper or CPC. None: the teacher only
+            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper or CPC. With None the teacher only
             reads.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
-            The text encoder, any that `AutoModel` loads. None: the teacher only hears.
+            The text encoder, any that `AutoModel` loads. With None the teacher only hears.
         gru_hidden_size (`int`, *optional*, defaults to 128):
             Hidden units of the GRU that sums up each modality.
         gru_num_layers (`int`, *optional*, defaults to 2):
             Layers of that GRU.
         embedding_size (`int`, *optional*, defaults to 128):
-            Size of the utterance embedding e (Eq. 1 and 2). Teacher and student must agree in it.
+            Size of the utterance embedding e (Eq. 1 and 2), which must be the same for teacher and student.
         num_trainable_layers (`int`, *optional*, defaults to 0):
-            How many of the speech encoder's top layers train: 0 is a frozen encoder, 6 the paper's fine-tuning, -1
-            all of the encoder, convolutions included. CPC takes 0 or -1. The text encoder is frozen. This is what
-            `freeze_encoders` sets `requires_grad` by; `requires_grad` then says what trains. It also says of which
-            part `extract_speech_features` is the output.
+            How many of the speech encoder's top layers train: 0 is a frozen encoder, 6 the paper's fine-tuning, and -1
+            all of the encoder, including the convolutions. CPC takes 0 or -1. The text encoder is frozen.
+            `freeze_encoders` sets `requires_grad` by this field, and `requires_grad` then decides what trains. The
+            field also determines the part whose output `extract_speech_features` returns.
         use_weighted_layer_sum (`bool`, *optional*, defaults to `False`):
-            Feed the GRU a learnt softmax-weighted sum of the encoder's input and all of its layers, instead of the
-            last. Not with CPC.
+            Feed the GRU a learned softmax-weighted sum of the encoder's input and all of its layers, instead of the
+            last layer. Not available with CPC.
         label_scale (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
             Minimum and maximum of the corpus's rating scale, used by [`~_CMKDConfig.to_label_scale`].
         label_mean (`tuple[float, float, float]`, *optional*, defaults to `(0.0, 0.0, 0.0)`):
@@ -260,7 +269,7 @@ class CMKDTeacherConfig(_CMKDConfig):
         label_std (`tuple[float, float, float]`, *optional*, defaults to `(1.0, 1.0, 1.0)`):
             Standard deviation of the training labels on the unit interval.
         rated_dimensions (`list[str]`, *optional*, defaults to `["activation", "valence", "dominance"]`):
-            The dimensions in which the training corpus is rated. In the others nothing was learnt: their `logits` are
+            The dimensions in which the training corpus is rated. Nothing was learned in the others, whose `logits` are
             NaN.
 
     Raises:
@@ -270,11 +279,16 @@ class CMKDTeacherConfig(_CMKDConfig):
     model_type = "cmkd_teacher"
     sub_configs = {"speech_config": AutoConfig, "text_config": AutoConfig}
 
-    def __init__(self, speech_config=None, text_config=None, **kwargs):
+    def __init__(
+        self,
+        speech_config: PreTrainedConfig | dict[str, Any] | None = None,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.text_config = _sub_config("text_config", text_config)
         super().__init__(speech_config=speech_config, **kwargs)
 
-    def _check_fields(self):
+    def _check_fields(self) -> None:
         if self.speech_config is None and self.text_config is None:
             raise ValueError("speech_config and text_config are both None: a teacher needs at least one encoder.")
         super()._check_fields()
@@ -287,7 +301,7 @@ class CMKDStudentConfig(_CMKDConfig):
         speech_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `HubertConfig()`):
             The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper or CPC.
         kwargs:
-            The other fields, their meaning and defaults are those of [`CMKDTeacherConfig`], less `text_config`.
+            The other fields, with the meaning and defaults of those of [`CMKDTeacherConfig`], except `text_config`.
 
     Raises:
         ValueError: a field is out of its range.
@@ -295,12 +309,12 @@ class CMKDStudentConfig(_CMKDConfig):
 
     model_type = "cmkd_student"
 
-    def __init__(self, speech_config=None, **kwargs):
+    def __init__(self, speech_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(speech_config={"model_type": "hubert"} if speech_config is None else speech_config, **kwargs)
 
 
 def hub_name(name_or_path: str) -> str:
-    """A name on the Hub as it is, and "" for a folder: what a file that others may read says of where a model is from.
+    """A name on the Hub unchanged, and "" for a folder: where a model is from, in files that others may read.
 
     >>> hub_name("facebook/hubert-base-ls960"), hub_name("/home/me/hubert"), hub_name("../hubert")
     ('facebook/hubert-base-ls960', '', '')
@@ -309,7 +323,7 @@ def hub_name(name_or_path: str) -> str:
     return name_or_path if is_name else ""
 
 
-def _sub_config(name, value):
+def _sub_config(name: str, value: Any) -> Any:
     """A sub-configuration from what `config.json` holds (a dict), what a user passes (a config), or None."""
     if value is None or isinstance(value, PreTrainedConfig):
         return value
@@ -323,7 +337,7 @@ def _sub_config(name, value):
     return CONFIG_MAPPING[value["model_type"]](**fields)
 
 
-if not __package__:  # what a checkpoint brought along serves that checkpoint only
+if not __package__:  # the files of a checkpoint serve only that checkpoint
     AutoConfig.register(CPCConfig.model_type, CPCConfig, exist_ok=True)
 CPCConfig.register_for_auto_class()
 CMKDTeacherConfig.register_for_auto_class()

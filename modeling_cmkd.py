@@ -1,9 +1,9 @@
 """The CMKD teacher, which hears and reads, and the student, which only hears (Figure 1 of arXiv 2112.00158).
 
-This file travels to the Hub with every checkpoint, beside `configuration_cmkd.py` and `speech_encoder_cmkd.py`. It
-imports these, torch and transformers; `pipeline_cmkd.py`, and with it `audio_cmkd.py`, only to name it when a model is
-saved. What a model answers for an utterance does not depend on what else is in its batch, nor on the padding: see
-[`SpeechEncoder`].
+This file travels to the Hub with every checkpoint, together with `configuration_cmkd.py` and `speech_encoder_cmkd.py`.
+It imports these, torch and transformers; it imports `pipeline_cmkd.py`, and with it `audio_cmkd.py`, only to name it
+when a model is saved. A model's output for an utterance depends neither on what else is in the batch nor on the
+padding: see [`SpeechEncoder`].
 """
 
 import copy
@@ -45,7 +45,7 @@ except ImportError:
         trains,
     )
 
-_LABEL_ROUNDING = 1e-3  # by which a label may lie outside the unit interval
+_LABEL_ROUNDING = 1e-3  # how far a label may lie outside the unit interval
 
 
 @dataclass
@@ -62,15 +62,15 @@ class CMKDOutput(ModelOutput):
         embeddings (`torch.FloatTensor` of shape `(batch, embedding_size)`):
             The utterance embedding e (Eq. 1 for a teacher, Eq. 2 for a student).
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, with `output_hidden_states`):
-            Of the speech encoder, each (batch, frames, size): the input of the first layer, and what every layer
-            returns, the last after the encoder's final norm if it has one. CPC has one state, the features. With
-            `speech_features` only those from the stored one on, unless the model has a weighted layer sum, for which
-            all are stored. So `hidden_states[-1]` is always the last layer's.
+            States of the speech encoder, each (batch, frames, size): the input of the first layer and the output of
+            every layer, the last one after the encoder's final norm if it has one. CPC has one state, the features.
+            With `speech_features` there are only those from the stored one on, unless the model has a weighted layer
+            sum, for which all are stored. So `hidden_states[-1]` is always that of the last layer.
         hidden_states_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*, with `output_hidden_states`):
-            True at real frames; what the states hold elsewhere is of no meaning.
+            True at real frames; elsewhere the states have no meaning.
         text_hidden_states (`tuple[torch.FloatTensor]`, *optional*, with `output_hidden_states`):
-            Of the text encoder, each (batch, tokens, size), as the stock encoder returns them; with `text_features`
-            these alone. Their mask is `text_attention_mask`.
+            States of the text encoder, each (batch, tokens, size), as the stock encoder returns them; with
+            `text_features` only these. Their mask is `text_attention_mask`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -84,16 +84,16 @@ class CMKDOutput(ModelOutput):
 def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The emotion loss (Eq. 3 and 5): the mean over the rated dimensions of 1 - CCC, each over its rated utterances.
 
-    The same formula is in `cmkd/losses.py`, which explains it. It is here a second time because this file travels
-    without that package; a test holds the two together.
+    The same formula is in `cmkd/losses.py`, which explains it. It is repeated here because this file travels without
+    that package; a test compares the two.
 
     Args:
-        predictions (`torch.Tensor` of shape `(n, dims)`): NaN only where the label is.
-        labels (`torch.Tensor` of shape `(n, dims)`): NaN means "not rated".
+        predictions (`torch.Tensor` of shape `(n, dims)`): the predictions, NaN only where the label is NaN.
+        labels (`torch.Tensor` of shape `(n, dims)`): the labels; NaN means "not rated".
 
     Returns:
         A scalar in [0, 2], in fp32 or better. A dimension without a rating does not count; one without covariance,
-        because predictions or labels are constant or only one is rated, counts as CCC 0. 1 where nothing is rated.
+        because predictions or labels are constant or only one is rated, counts as CCC 0. It is 1 if nothing is rated.
     """
     dtype = torch.promote_types(torch.promote_types(predictions.dtype, labels.dtype), torch.float32)
     rated = ~labels.isnan()
@@ -116,7 +116,7 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class TextEncoder(nn.Module):
-    """A stock text encoder. While none of its parameters has `requires_grad` it is kept in eval mode."""
+    """A stock text encoder, which is kept in eval mode while none of its parameters has `requires_grad`."""
 
     def __init__(self, config):
         super().__init__()
@@ -139,7 +139,7 @@ class TextEncoder(nn.Module):
             self.encoder.train(mode)
 
     def check_frozen(self):
-        """Raises ValueError where some parameter would train, so that the output cannot be stored."""
+        """Raises a ValueError if a parameter would train, so that the output cannot be stored."""
         if not trains(self.encoder):
             return
         name = next(name for name, parameter in self.encoder.named_parameters() if parameter.requires_grad)
@@ -154,7 +154,7 @@ class TextEncoder(nn.Module):
         return states[-1], text_attention_mask
 
     def states(self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None, keep_all: bool = False):
-        """As `forward`, with a tuple of states in the place of the features: all of them, or the last one only."""
+        """As `forward`, but with a tuple of states instead of the features: all of them, or only the last one."""
         self._set_modes()
         if text_attention_mask is None:
             text_attention_mask = torch.ones_like(input_ids)
@@ -169,9 +169,10 @@ class TextEncoder(nn.Module):
 
 
 class GRUSummarizer(nn.Module):
-    """A GRU whose output at the last real frame stands for the utterance.
+    """A GRU whose output at the last real frame represents the utterance.
 
-    The GRU runs over the padding too; being unidirectional, its output at the last real frame does not know of it.
+    The GRU also runs over the padding; since it is unidirectional, its output at the last real frame does not depend on
+    it.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int):
@@ -186,7 +187,7 @@ class GRUSummarizer(nn.Module):
 
 
 class CMKDPreTrainedModel(PreTrainedModel):
-    """Network, loading and saving of teacher and student."""
+    """The network of teacher and student, and how they are loaded and saved."""
 
     base_model_prefix = ""
     main_input_name = "input_values"
@@ -210,8 +211,8 @@ class CMKDPreTrainedModel(PreTrainedModel):
         self.embedding_head = nn.Linear(summary_size, config.embedding_size)
         self.prediction_head = nn.Linear(config.embedding_size, len(EMOTION_DIMENSIONS))
         self.post_init()
-        # What FSDP keeps in shards of their own. It gathers a module when its `forward` runs; `SpeechEncoder` runs the
-        # rest of an encoder part by part, so that has to stay with the whole model.
+        # The modules that FSDP shards separately. It gathers a module when its `forward` runs; `SpeechEncoder` runs the
+        # rest of an encoder part by part, so the rest has to stay with the whole model.
         self._no_split_modules = {type(module).__name__ for module in self._modules_run_by_forward()}
 
     def _modules_run_by_forward(self) -> list[nn.Module]:
@@ -224,7 +225,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return found
 
     def get_input_embeddings(self) -> None:
-        """None: there is no table that a vocabulary could be added to. accelerate asks for it before it shards."""
+        """Returns None, since there is no table to add a vocabulary to; accelerate asks for it before it shards."""
 
     def _text_config(self):
         return None
@@ -234,7 +235,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return GRUSummarizer(size, self.config.gru_hidden_size, self.config.gru_num_layers)
 
     def _init_weights(self, module):
-        """torch's own initialisation of GRU and linear layers; the encoders have initialisations of their own."""
+        """Initialises GRU and linear layers as torch does; the encoders have initialisations of their own."""
         if isinstance(module, nn.GRU):
             bound = module.hidden_size**-0.5
             for parameter in module.parameters():
@@ -247,7 +248,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
             init.zeros_(module.layer_weights)
 
     def freeze_encoders(self):
-        """Sets `requires_grad` of the encoders' parameters as `config.num_trainable_layers` says now.
+        """Sets `requires_grad` of the encoders' parameters according to `config.num_trainable_layers`.
 
         Raises:
             ValueError: a field of the configuration is out of its range.
@@ -258,7 +259,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
                 encoder.freeze()
 
     def _adopt(self, encoders: dict[str, nn.Module]):
-        """Puts loaded encoders ("speech", "text") in the place of the random ones."""
+        """Replaces the random encoders ("speech", "text") with loaded ones."""
         for name, encoder in encoders.items():
             getattr(self, f"{name}_encoder").encoder = encoder
         self.freeze_encoders()
@@ -295,7 +296,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return self.text_encoder(input_ids, text_attention_mask)
 
     def _speech_states(self, input_values, input_features, speech_features, attention_mask, keep_all: bool):
-        """States of the speech encoder, all of them or those that are needed, and their mask."""
+        """The states of the speech encoder, all of them or only those that are needed, and their mask."""
         given = {"input_values": input_values, "input_features": input_features, "speech_features": speech_features}
         given = {name: value for name, value in given.items() if value is not None}
         expected = self.config.speech_input_name
@@ -313,7 +314,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return self.speech_encoder.states_above(speech_features, mask, keep_all), mask
 
     def _text_states(self, input_ids, text_features, text_attention_mask, keep_all: bool):
-        """States of the text encoder, all of them or the last, and their mask."""
+        """The states of the text encoder, all of them or only the last one, and their mask."""
         if (input_ids is None) == (text_features is None):
             raise ValueError(
                 "This model reads: pass input_ids, or the text encoder's output as text_features, not both."
@@ -393,8 +394,8 @@ class CMKDPreTrainedModel(PreTrainedModel):
         Takes what [`~transformers.PreTrainedModel.from_pretrained`] takes.
 
         Raises:
-            ValueError: weights are missing or have another shape than the configuration says, or `use_safetensors` is
-                False.
+            ValueError: weights are missing or have a different shape than the configuration says, or `use_safetensors`
+                is False.
             OSError: there is no such checkpoint, or its weights are not safetensors.
         """
         if kwargs.pop("use_safetensors", True) is False:
@@ -428,7 +429,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
 
         Takes what [`~transformers.PreTrainedModel.save_pretrained`] takes.
         """
-        # That this file imports the pipeline relatively is also what makes transformers copy it along.
+        # transformers copies the pipeline along because this file imports it relatively.
         try:
             from .pipeline_cmkd import CUSTOM_PIPELINES
         except ImportError:
@@ -473,21 +474,22 @@ class CMKDTeacherModel(CMKDPreTrainedModel):
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, *optional*): the transcript's tokens.
             text_attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 where tokens are real.
             speech_features (`torch.Tensor` of shape `(batch, frames, hidden size)`, *optional*): output of
-                `extract_speech_features`, in the place of speech.
+                `extract_speech_features`, instead of speech.
             text_features (`torch.Tensor` of shape `(batch, tokens, hidden size)`, *optional*): output of
-                `extract_text_features`, in the place of `input_ids`.
+                `extract_text_features`, instead of `input_ids`.
 
             labels (`torch.Tensor` of shape `(batch, 3)`, *optional*): activation, valence and dominance on the unit
-                interval, NaN where not rated: the output then has a `loss`, that of this batch.
+                interval, NaN where not rated; the output then has a `loss`, that of this batch.
             output_hidden_states (`bool`, *optional*, defaults to `config.output_hidden_states`): also return the
                 states of the encoders' layers.
-            output_attentions (`bool`, *optional*): must not be True; here because peft passes it.
-            return_dict (`bool`, *optional*, defaults to `config.return_dict`): False: a tuple of what is not None.
-            inputs_embeds (*optional*): must be None; here because peft passes it.
+            output_attentions (`bool`, *optional*): must not be True; it is here because peft passes it.
+            return_dict (`bool`, *optional*, defaults to `config.return_dict`): False returns a tuple of all that is not
+                None.
+            inputs_embeds (*optional*): must be None; it is here because peft passes it.
 
         Raises:
-            ValueError: a modality is missing, doubled, or of the wrong kind for the encoder; stored features are given
-                of a part that would train; labels are no ratings on the unit interval.
+            ValueError: a modality is missing, given twice, or of the wrong kind for the encoder; stored features are
+                given for a part that would train; labels are not ratings on the unit interval.
         """
         _refuse(inputs_embeds=inputs_embeds)
         speech = (input_values, input_features, speech_features, attention_mask)
@@ -503,7 +505,7 @@ class CMKDTeacherModel(CMKDPreTrainedModel):
         text_revision: str | None = None,
         **config,
     ):
-        """A teacher with pretrained encoders and a fresh head.
+        """Makes a teacher with pretrained encoders and a new, random head.
 
         Args:
             speech (`str`, *optional*): Hub name or folder of a speech encoder.
@@ -542,14 +544,14 @@ class CMKDStudentModel(CMKDPreTrainedModel):
         input_ids: None = None,
         inputs_embeds: None = None,
     ) -> CMKDOutput | tuple[torch.Tensor, ...]:
-        """Predicts from speech; the arguments are those of [`CMKDTeacherModel`], `input_ids` must be None."""
+        """Predicts from speech; the arguments are those of [`CMKDTeacherModel`], and `input_ids` must be None."""
         _refuse(input_ids=input_ids, inputs_embeds=inputs_embeds)
         speech = (input_values, input_features, speech_features, attention_mask)
         return self._answer(speech, (), labels, output_hidden_states, output_attentions, return_dict)
 
     @classmethod
     def from_pretrained_encoder(cls, speech: str, revision: str | None = None, **config):
-        """A student with a pretrained speech encoder and a fresh head.
+        """Makes a student with a pretrained speech encoder and a new, random head.
 
         Args:
             speech (`str`): Hub name or folder of a speech encoder.
@@ -572,7 +574,7 @@ def _refuse(**inputs):
 
 
 def _without_pooler(encoder: nn.Module) -> nn.Module:
-    """A text encoder without the pooler, on which no output depends."""
+    """The text encoder without its pooler, on which no output depends."""
     if "add_pooling_layer" in inspect.signature(type(encoder)).parameters:
         encoder.pooler = None  # type: ignore[assignment]
     return encoder

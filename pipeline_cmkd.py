@@ -1,8 +1,8 @@
-"""Audio of any length, rate and channel count -> activation, valence and dominance, by `transformers.pipeline`.
+"""Scores audio of any length, rate and channel count with `transformers.pipeline`.
 
-This file travels to the Hub with every checkpoint, beside `modeling_cmkd.py` and `audio_cmkd.py`, which reads files. It
-imports numpy, torch and transformers; soxr only to change a rate. Audio is read, resampled and scored piece by piece:
-an hour takes no more memory than a minute.
+This file travels to the Hub with every checkpoint, together with `modeling_cmkd.py` and `audio_cmkd.py`, which reads
+files. It imports numpy, torch and transformers, and soxr only to change a rate. Audio is read, resampled and scored
+piece by piece, so that an hour takes no more memory than a minute.
 """
 
 import math
@@ -52,18 +52,18 @@ CUSTOM_PIPELINES = {"speech-emotion": {"impl": "pipeline_cmkd.SpeechEmotionPipel
 """The entry in `config.json` by which `pipeline(model=…, trust_remote_code=True)` finds this file."""
 
 LONGEST_UTTERANCE = 30.0
-"""Seconds of audio that are scored as one utterance where no window is asked for."""
+"""The longest audio, in seconds, that is scored as one utterance if no window is given."""
 
 LONG_AUDIO_WINDOW = 10.0
-"""Seconds of the windows that longer audio is cut into where no window is asked for."""
+"""The length, in seconds, of the windows that longer audio is cut into if no window is given."""
 
 SHORTEST_AUDIO = 0.1
-"""Seconds; less is refused."""
+"""The shortest audio that is scored, in seconds; anything shorter is refused."""
 
 
 @dataclass
 class _Listed:
-    """An entry of a list of inputs, with a name for messages."""
+    """An entry of a list of inputs, with a name for error messages."""
 
     name: str
     audio: object
@@ -72,12 +72,12 @@ class _Listed:
 class SpeechEmotionPipeline(ChunkPipeline):
     """Scores speech with a CMKD student, or with a teacher that only hears.
 
-    Audio of up to 30 s, or of up to `window` where that is given, is scored as one utterance: the values are those that
-    the model itself and the stock `audio-classification` pipeline give. Longer audio is cut into windows of `window`
-    seconds, one every `hop` seconds; each is scored on its own, as if it were an utterance. The last window ends where
-    the audio ends and is as long as the others, so it may overlap more than they do. At an instant that several windows
-    cover, the value is the mean of theirs; the values of the whole audio are the mean over time. Silent windows are
-    scored and flagged, but count towards the whole only if all are silent.
+    Audio of up to 30 s, or of up to `window` if that is given, is scored as one utterance, with the same values as the
+    model itself and the stock `audio-classification` pipeline give. Longer audio is cut into windows of `window`
+    seconds, one every `hop` seconds, each of which is scored on its own, as if it were an utterance. The last window
+    ends where the audio ends and is as long as the others, so it may overlap more than they do. At an instant that
+    several windows cover, the value is the mean of theirs; the values of the whole audio are the mean over time. Silent
+    windows are scored and flagged, but count towards the whole only if all are silent.
 
     Calling it takes the audio, or a list, a generator or a data set of it, and these arguments, which `pipeline(…)`
     takes as well:
@@ -85,26 +85,29 @@ class SpeechEmotionPipeline(ChunkPipeline):
     Args:
         inputs: A path (`str` or `Path`); the `bytes` of a file; an array or tensor of floating point numbers,
             (samples,) or with two axes of which the shorter is the channels; a dict, `{"array" or "raw": …,
-            "sampling_rate": …}` or `{"path": …, "bytes": …}`, where the bytes come first unless they are None; or an
+            "sampling_rate": …}` or `{"path": …, "bytes": …}`, of which the bytes are used unless they are None; or an
             `AudioDecoder` of torchcodec, as columns of sound in 🤗 datasets hold.
-        channel (`str` or `int`, *optional*, defaults to `"mean"`): What of several channels is scored: their mean;
-            one, by its number from 0; or `"each"`, for calls with a speaker on either side.
-        sampling_rate (`int`, *optional*): Hz of an array that is given without a dict; required there.
-        window (`float`, *optional*): Seconds of a window, at least 0.1; with Whisper at most 30. None: audio of up to
-            30 s is not cut, longer audio is cut into windows of 10 s.
-        hop (`float`, *optional*, defaults to `window`): Seconds from the start of a window to the next, at most
+        channel (`str` or `int`, *optional*, defaults to `"mean"`): Which channels are scored: their mean; one of them,
+            by its number, counted from 0; or `"each"`, for calls with a speaker on each side.
+        sampling_rate (`int`, *optional*): The rate, in Hz, of an array that is given without a dict, for which it is
+            required.
+        window (`float`, *optional*): The length of a window in seconds, at least 0.1, and with Whisper at most 30. With
+            None, audio of up to 30 s is not cut, and longer audio is cut into windows of 10 s.
+        hop (`float`, *optional*, defaults to `window`): Seconds from the start of one window to the next, at most
             `window`.
-        return_embeddings (`bool`, *optional*, defaults to `False`): Also return the utterance embedding.
-        batch_size (`int`, *optional*, defaults to 1): Windows that are scored together, of one input or several.
+        return_embeddings (`bool`, *optional*, defaults to `False`): Whether to return the utterance embedding too.
+        batch_size (`int`, *optional*, defaults to 1): The number of windows, of one input or several, that are scored
+            together.
 
     Returns:
-        A dict for each input (a list of them for a list; with `channel="each"` every input has the two entries
-        **duration** and **channels**, which is a list of such dicts, one per channel):
+        A dict for each input, or a list of dicts for a list. With `channel="each"` every input has the two entries
+        **duration** and **channels**, which is a list of such dicts, one per channel.
 
         - **scores** (`dict[str, float]`): activation, valence and dominance on the unit interval, not clipped.
         - **ratings** (`dict[str, float]`): the same on the rating scale of the corpus, `config.label_scale`.
-        - **duration** (`float`): seconds.
-        - **silent** (`bool`): all windows are silent, that is below -60 dB of full scale: the scores mean nothing.
+        - **duration** (`float`): the duration in seconds.
+        - **silent** (`bool`): whether all windows are silent, that is below -60 dB of full scale; the scores then mean
+          nothing.
         - **timeline** (`list[dict]`): `start` and `end` in seconds, `scores`, `ratings` and `silent` of each window.
         - **embedding** (`list[float]`): with `return_embeddings`, here and in each window of the timeline; here it is
           the mean over time, as the scores are.
@@ -112,7 +115,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
     Raises:
         ValueError: The audio is shorter than 0.1 s, empty, truncated or unreadable, or not all of it is finite; it
             lacks the channel, or its channels cancel each other out; an array has no rate; an argument is out of its
-            range; the model needs text. What is wrong with a file is an `AudioError`, which is a ValueError.
+            range; the model needs text. A problem with a file is an `AudioError`, which is a ValueError.
         FileNotFoundError: There is no such file.
         TypeError: The input is something else.
         ImportError: soundfile, soxr or av is needed and missing.
@@ -133,7 +136,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
             )
 
     def __call__(self, inputs, **kwargs):
-        """Scores audio: see the class for the arguments and the result."""
+        """Scores audio; see the class for the arguments and the result."""
         if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray, memoryview)):
             inputs = [_Listed(f"inputs[{index}]", audio) for index, audio in enumerate(inputs)]
             return super().__call__(inputs, **kwargs) if inputs else []
@@ -148,7 +151,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
         return reading, {}, answering
 
     def preprocess(self, inputs, sampling_rate=None, window=None, hop=None, channel="mean"):
-        """Yields the model's input for one window after the other, for each channel that is scored."""
+        """Yields the model's inputs, window by window, for each channel that is scored."""
         check_channel(channel, "mean", "each")
         listed = inputs if isinstance(inputs, _Listed) else _Listed("audio", inputs)
         rate = self.feature_extractor.sampling_rate
@@ -182,7 +185,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
         }
 
     def _lengths(self, window, hop) -> tuple[int, int, int]:
-        """In samples: the longest audio that is not cut, the windows of longer audio, and their hop."""
+        """The longest audio that is not cut, the length of the windows of longer audio, and their hop, in samples."""
         rate = self.feature_extractor.sampling_rate
         limit = self._longest_input()
         longest = min(LONGEST_UTTERANCE, limit) if window is None else window
@@ -199,7 +202,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
         return round(longest * rate), round(window * rate), round(hop * rate)
 
     def _longest_input(self) -> float:
-        """Seconds of audio that the encoder takes at once."""
+        """The longest audio, in seconds, that the encoder takes at once."""
         if self.model.config.speech_input_name == "input_values":
             return math.inf
         frames = 2 * self.model.config.speech_config.max_source_positions
@@ -243,7 +246,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
 
 
 def _time_shares(windows: list[dict]) -> np.ndarray:
-    """What share of the time each window speaks for, (windows,), sum 1: an instant is shared by all that cover it.
+    """The fraction of the time that each window counts for, (windows,), with sum 1; windows share what they both cover.
 
     >>> _time_shares([{"start": 0, "end": 4, "silent": False}, {"start": 2, "end": 6, "silent": False}])
     array([0.5, 0.5])
@@ -256,7 +259,7 @@ def _time_shares(windows: list[dict]) -> np.ndarray:
     starts, ends = (np.array([window[edge] for window in windows])[audible] for edge in ("start", "end"))
     edges = np.unique(np.concatenate([starts, ends]))
     covering = np.searchsorted(starts, edges, "right") - np.searchsorted(ends, edges, "right")
-    seconds_each = np.diff(edges) / np.maximum(covering[:-1], 1)  # from one edge to the next; nobody covers silence
+    seconds_each = np.diff(edges) / np.maximum(covering[:-1], 1)  # between edges; silence is covered by none
     clock = np.concatenate([[0.0], np.cumsum(seconds_each)])
     shares = np.zeros(len(windows))
     shares[audible] = clock[np.searchsorted(edges, ends)] - clock[np.searchsorted(edges, starts)]
@@ -264,7 +267,7 @@ def _time_shares(windows: list[dict]) -> np.ndarray:
 
 
 def _cut(blocks: Iterator[np.ndarray], longest: int, window: int, hop: int) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """Windows of a stream, as their first sample's position, their samples, and whether this is the last.
+    """Windows of a stream: the position of the first sample, the samples, and whether the window is the last.
 
     >>> [(start, samples.tolist()) for start, samples, _ in _cut(iter([np.arange(4), np.arange(4, 7)]), 3, 3, 2)]
     [(0, [0, 1, 2]), (2, [2, 3, 4]), (4, [4, 5, 6])]
@@ -286,7 +289,7 @@ def _cut(blocks: Iterator[np.ndarray], longest: int, window: int, hop: int) -> I
 
 
 def _long_enough(blocks: Iterator[np.ndarray], name: str, rate: int) -> Iterator[np.ndarray]:
-    """The blocks of a stream, which together are long enough."""
+    """The blocks of a stream, refused at its end if they are too short together."""
     total = 0
     for block in blocks:
         total += len(block)
@@ -311,7 +314,7 @@ def _mean(samples: np.ndarray, sound: Sound, times: dict[str, float]) -> np.ndar
 
 @contextmanager
 def _opened(audio, name: str, given_rate) -> Iterator[Sound]:
-    """Opens whatever holds sound."""
+    """Opens a file, its content, an array or a decoder as a `Sound`."""
     if isinstance(audio, dict):
         array = audio.get("array") if audio.get("array") is not None else audio.get("raw")
         if array is not None:
@@ -325,7 +328,7 @@ def _opened(audio, name: str, given_rate) -> Iterator[Sound]:
     if not is_decoder:
         name, content = name_and_content(audio, name, also="an array with its sampling_rate")
     if given_rate is not None:
-        raise ValueError(f"{name}: sampling_rate={given_rate!r} is for arrays: a file says its own; leave it out.")
+        raise ValueError(f"{name}: sampling_rate={given_rate!r} is for arrays, and a file has its own: leave it out.")
     if is_decoder:
         decoded = audio.get_all_samples()
         yield _sound_of_frames(decoded.data.numpy().T, name, decoded.sample_rate)
@@ -341,8 +344,8 @@ def _sound_of_array(array, name: str, rate) -> Sound:
     array = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
     if not isinstance(rate, (int, float, np.number)) or not 0 < rate < math.inf:
         raise ValueError(
-            f"{name}: sampling_rate={rate!r}: say the array's rate in Hz, as sampling_rate=… or as "
-            "{'array': …, 'sampling_rate': …}; an array does not tell it."
+            f"{name}: sampling_rate={rate!r}: give the array's rate in Hz, as sampling_rate=… or as "
+            "{'array': …, 'sampling_rate': …}; an array does not have it."
         )
     if array.dtype.kind != "f":
         raise ValueError(

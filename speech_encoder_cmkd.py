@@ -1,10 +1,10 @@
-"""Speech encoders, of which a teacher or student has one: a small class per family over what all of them share.
+"""The speech encoders of teachers and students: a small class per family, and a base class for what all of them share.
 
-This file travels to the Hub with every checkpoint, beside `configuration_cmkd.py`. It imports torch and transformers
-and nothing else. Modified CPC, which transformers lacks, is here too.
+This file travels to the Hub with every checkpoint, together with `configuration_cmkd.py`. It imports torch and
+transformers and nothing else. Modified CPC, which transformers lacks, is here too.
 
-A further family is a subclass of [`SpeechEncoder`], an entry in `SPEECH_ENCODERS`, and its model type among those of
-`configuration_cmkd`, which says what it takes as input without torch.
+To add a family, write a subclass of [`SpeechEncoder`], add an entry to `SPEECH_ENCODERS`, and add its model type to
+those of `configuration_cmkd`, which knows the kind of input without torch.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -24,25 +24,25 @@ except ImportError:
     from configuration_cmkd import CPCConfig
 
 CPC_CONVOLUTIONS = ((10, 5, 3), (8, 4, 2), (4, 2, 1), (4, 2, 1), (4, 2, 1))
-"""Kernel size, stride and padding on either side of CPC's convolutions: a frame every 160 samples."""
+"""Kernel size, stride and padding on each side of CPC's convolutions, which give a frame every 160 samples."""
 
 WHISPER_HOP = 160
 """Samples from one log-mel frame to the next, in all Whisper models."""
 
 FRAMES_AT_A_TIME = 100
-"""Frames of an encoder's output, 2 s with most, for which the convolutions over the waveform run at a time."""
+"""The number of output frames (2 s in most encoders) for which the convolutions over the waveform run at a time."""
 
 CHANNELS_AT_A_TIME = 64
-"""Channels of which the statistics of a group norm are taken at a time."""
+"""The number of channels for which the statistics of a group norm are computed at a time."""
 
 
 def is_traced() -> bool:
-    """Whether `torch.export`, `torch.compile` or the older tracing records what runs: values cannot be looked at."""
+    """Whether `torch.export`, `torch.compile` or the older tracing is recording, so that values cannot be looked at."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def real_lengths(mask: torch.Tensor, name: str) -> torch.Tensor:
-    """Number of real positions in each row of a right-padded mask (batch, positions)."""
+    """The number of real positions in each row of a right-padded mask (batch, positions)."""
     if not is_traced() and (mask[:, 1:] > mask[:, :-1]).any():
         raise ValueError(f"{name} has padding before real positions: pad on the right (padding_side='right').")
     return mask.long().sum(-1)
@@ -62,14 +62,14 @@ def check_not_empty(frames: torch.Tensor):
 
 
 def _first(output):
-    """The hidden states of a layer that returns them alone or first in a tuple, as versions of transformers differ."""
+    """The hidden states of a layer, which returns them alone or first in a tuple, depending on transformers."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def trains(module: nn.Module, but: Collection[nn.Module] = ()) -> bool:
-    """Whether a parameter of the module has `requires_grad`, those of some modules in it aside.
+    """Whether a parameter of the module has `requires_grad`, not counting those of some modules in it.
 
-    Runs in every step; it takes a third of a millisecond for HuBERT Large.
+    This runs in every step and takes a third of a millisecond for HuBERT Large.
     """
     if any(parameter is not None and parameter.requires_grad for parameter in module._parameters.values()):
         return True
@@ -85,7 +85,7 @@ def shorten(names: list[str], most: int = 5) -> str:
 def load_stock(
     name_or_path: str, revision: str | None = None, kind: type[PreTrainedModel] | type[AutoModel] = AutoModel
 ) -> nn.Module:
-    """A pretrained model in fp32; of an encoder-decoder only the encoder.
+    """Loads a pretrained model in fp32, and only the encoder of an encoder-decoder.
 
     Args:
         name_or_path: Hub name or folder.
@@ -93,7 +93,7 @@ def load_stock(
         kind: the class whose `from_pretrained` loads it.
 
     Raises:
-        ValueError: weights are missing that an output depends on.
+        ValueError: weights that an output depends on are missing.
     """
     model, info = kind.from_pretrained(name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True)
     unused = ("masked_spec_embed", "pooler.dense.weight", "pooler.dense.bias")
@@ -106,27 +106,27 @@ def load_stock(
 
 
 def build_stock(config) -> nn.Module:
-    """A randomly initialised model of transformers; of an encoder-decoder only the encoder."""
+    """A randomly initialised model of transformers, or only the encoder of an encoder-decoder."""
     return encoder_of(AutoModel.from_config(config, dtype=torch.get_default_dtype()))
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
-    """The encoder of an encoder-decoder; any other model as it is."""
+    """The encoder of an encoder-decoder; any other model is returned unchanged."""
     return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 class SpeechEncoder(nn.Module):
     """A speech encoder, run part by part so that padding never reaches a real frame.
 
-    The stock `forward` lets the padding leak in: through the group norm of HuBERT Base and its kin, through the stacked
-    positional convolutions of data2vec-audio, and Whisper's insists on 30 s. Here each part sees the real frames
-    only, or zeros where the unpadded utterance would see zeros.
+    The stock `forward` lets padding leak into real frames, through the group norm of HuBERT Base and similar models and
+    through the stacked positional convolutions of data2vec-audio, and Whisper's insists on 30 s. Here each part sees
+    only the real frames, or zeros where the unpadded utterance would see zeros.
 
-    What trains is what has `requires_grad`, and nothing else is said anywhere. The part below the lowest layer with
-    such a parameter is kept in eval mode, so that its output depends on nothing but the utterance; the rest follows
-    `train()` and `eval()`. Of that output, the part below the top `config.num_trainable_layers` can be stored.
+    What trains is decided by `requires_grad` alone. The part below the lowest layer with such a parameter is kept in
+    eval mode, so that its output depends on nothing but the utterance; the rest follows `train()` and `eval()`. The
+    output of the part below the top `config.num_trainable_layers` can be stored.
 
-    This is what all families share. A family says what its encoder's parts are and how they run: `embed` in any case;
+    This class is what all families share. A family defines its encoder's parts and how they run: `embed` always, and
     `model_class`, `build`, `prepared`, `layers`, `final_norm`, `layer_options`, `set_requires_grad` and
     `run_by_forward` where it differs from most.
 
@@ -148,12 +148,12 @@ class SpeechEncoder(nn.Module):
 
     @classmethod
     def build(cls, speech_config) -> nn.Module:
-        """A randomly initialised encoder."""
+        """Makes a randomly initialised encoder."""
         return cls.prepared(build_stock(speech_config))
 
     @classmethod
     def prepared(cls, encoder: nn.Module) -> nn.Module:
-        """An encoder without what no output depends on, so that whatever has `requires_grad` gets a gradient."""
+        """The encoder without parameters that no output depends on, so that all with `requires_grad` get a gradient."""
         return encoder
 
     @property
@@ -163,15 +163,15 @@ class SpeechEncoder(nn.Module):
 
     @property
     def final_norm(self) -> nn.Module | None:
-        """What the last layer's output goes through; None where it is left as it is."""
+        """The norm that the last layer's output goes through; None if there is none."""
         return self.encoder.layer_norm
 
     def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """What comes below the layers, for inputs as in `forward`.
+        """Runs the part below the layers, for inputs as in `forward`.
 
         Returns:
             The input of the first layer (batch, frames, hidden size) and the number of real frames of each row
-            (batch,). No real frame depends on what the padding holds, nor on how much of it there is.
+            (batch,). No real frame depends on the content of the padding, nor on its length.
 
         Raises:
             ValueError: an utterance is too short to have a frame, or is padded on the left.
@@ -179,18 +179,18 @@ class SpeechEncoder(nn.Module):
         raise NotImplementedError
 
     def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What each layer takes besides its input: of that (batch, frames, hidden size) and the mask of real frames."""
+        """Further arguments of each layer, from its input (batch, frames, hidden size) and the mask of real frames."""
         return {"attention_mask": create_bidirectional_mask(self.encoder.config, hidden, mask)}
 
     def set_requires_grad(self):
-        """Sets `requires_grad` of the encoder's parameters as `config.num_trainable_layers` says."""
+        """Sets `requires_grad` of the encoder's parameters according to `config.num_trainable_layers`."""
         self.encoder.requires_grad_(not self.has_frozen_part)
         if self.config.num_trainable_layers > 0:
             for module in self._above(self.num_frozen_layers):
                 module.requires_grad_(True)
 
     def run_by_forward(self) -> list[nn.Module]:
-        """The modules that this class runs by their `forward` alone, so that FSDP may shard each by itself."""
+        """The modules that this class runs only through their `forward`, so that FSDP may shard each separately."""
         return list(self.layers)
 
     @property
@@ -204,7 +204,7 @@ class SpeechEncoder(nn.Module):
         return len(self.layers) - self.config.num_trainable_layers if self.has_frozen_part else 0
 
     def freeze(self):
-        """Sets `requires_grad` as `config.num_trainable_layers` says, and the modes that follow from it."""
+        """Sets `requires_grad` according to `config.num_trainable_layers`, and the modes that follow from it."""
         self.set_requires_grad()
         self._follow_gradient()
 
@@ -214,17 +214,17 @@ class SpeechEncoder(nn.Module):
         return self
 
     def _above(self, start: int) -> list[nn.Module]:
-        """The layers from `start` on, and the norm after the last."""
+        """The layers from `start` on, and the norm after the last one."""
         return [*self.layers[start:], *([] if self.final_norm is None else [self.final_norm])]
 
     def _follow_gradient(self):
         """Finds the lowest layer that trains, as it may have changed since `train` was called.
 
-        It is -1 where something below the layers trains; the number of layers, or more, where none of them does.
+        It is -1 if something below the layers trains, and the number of layers, or more, if none of them does.
         """
         if trains(self.encoder, {self.layers, self.final_norm}):
             lowest = -1
-        else:  # without next(), of which the export of torch 2.6 knows no default
+        else:  # without next(), whose default the export of torch 2.6 does not support
             lowest = [*(index for index, layer in enumerate(self.layers) if trains(layer)), len(self.layers)][0]
         if lowest != self._lowest:
             self._lowest = lowest
@@ -243,7 +243,8 @@ class SpeechEncoder(nn.Module):
 
         Args:
             inputs (`torch.Tensor`): `input_values` (batch, samples) or `input_features` (batch, mel bins, frames).
-            attention_mask (`torch.Tensor`, *optional*): (batch, samples or frames), 1 where real. None: all is real.
+            attention_mask (`torch.Tensor`, *optional*): (batch, samples or frames), 1 where real. None means that all
+                is real.
 
         Returns:
             Hidden states (batch, frames, hidden size) and their mask (batch, frames), True at real frames.
@@ -265,8 +266,8 @@ class SpeechEncoder(nn.Module):
         """Runs the part whose output can be stored, for inputs as in `forward`.
 
         Returns:
-            Features (batch, frames, hidden size), with a weighted layer sum (batch, frames, states, hidden size), and
-            their mask (batch, frames).
+            Features (batch, frames, hidden size), or (batch, frames, states, hidden size) with a weighted layer sum,
+            and their mask (batch, frames).
 
         Raises:
             ValueError: something in that part would train.
@@ -277,10 +278,10 @@ class SpeechEncoder(nn.Module):
         return states[-1] if self.layer_weights is None else torch.stack(states, dim=2), mask
 
     def states_above(self, features: torch.Tensor, mask: torch.Tensor, keep_all: bool = False):
-        """The states from what `frozen_features` returned; as `states`, of which it has the last ones.
+        """The last ones of the `states`, computed from what `frozen_features` returned.
 
         Raises:
-            ValueError: something in the part that gave the features would train, and does not by these.
+            ValueError: something in the part that computed the features would train, which it cannot with these.
         """
         self._check_frozen()
         features = features.to(self.encoder.dtype)
@@ -289,7 +290,7 @@ class SpeechEncoder(nn.Module):
         return self._normalized(states)
 
     def summed(self, states: list[torch.Tensor]) -> torch.Tensor:
-        """What the GRU is fed with: the last state, or the weighted sum of all."""
+        """The input of the GRU: the last state, or the weighted sum of all states."""
         if self.layer_weights is None:
             return states[-1]
         weights = self.layer_weights.softmax(0)
@@ -307,7 +308,7 @@ class SpeechEncoder(nn.Module):
             if parameter.requires_grad and id(parameter) not in spared
         )
         raise ValueError(
-            "speech_features are the output of what lies below the trainable layers, with num_trainable_layers="
+            "speech_features are the output of the part below the trainable layers, with num_trainable_layers="
             f"{self.config.num_trainable_layers} in the configuration, but {trained} there has requires_grad=True and "
             f"would not train. Pass {self.config.speech_input_name} instead; or set config.num_trainable_layers and "
             "call freeze_encoders()."
@@ -336,13 +337,13 @@ class SpeechEncoder(nn.Module):
 class HubertSpeechEncoder(SpeechEncoder):
     """HuBERT and wav2vec 2.0: convolutions over the waveform, a positional convolution, and transformer layers.
 
-    Their one norm beside the layers comes before the first of them, as in the Base models, or with
-    `do_stable_layer_norm` after the last.
+    Their one norm outside the layers comes before the first layer, as in the Base models, or, with
+    `do_stable_layer_norm`, after the last one.
     """
 
     @classmethod
     def prepared(cls, encoder: nn.Module) -> nn.Module:
-        """Without what takes the place of masked frames in pretraining."""
+        """The encoder without the vector that replaces masked frames in pretraining."""
         if "masked_spec_embed" in dict(encoder.named_parameters(recurse=False)):
             del encoder.masked_spec_embed
         return encoder
@@ -360,14 +361,14 @@ class HubertSpeechEncoder(SpeechEncoder):
             attention_mask = torch.ones_like(inputs, dtype=torch.long)
         layers = self.encoder.feature_extractor.conv_layers
         lengths = real_lengths(attention_mask, "attention_mask")
-        reach = hop = 1  # samples that a frame hears, and from one frame to the next
+        reach = hop = 1  # the samples that a frame depends on, and those from one frame to the next
         for kernel, stride in zip(self.encoder.config.conv_kernel, self.encoder.config.conv_stride, strict=True):
             reach += (kernel - 1) * hop
             hop *= stride
         frames = torch.div(lengths - reach, hop, rounding_mode="floor") + 1
         check_not_empty(frames)
 
-        # All at once, what the first convolution gives would be by far the largest tensor of the model.
+        # Run all at once, the output of the first convolution would be by far the largest tensor of the model.
         first = self.first_convolution(inputs, lengths)
         parts = []
         for piece in [inputs] if is_traced() else _pieces(inputs, reach, hop):
@@ -384,13 +385,13 @@ class HubertSpeechEncoder(SpeechEncoder):
         return inner.dropout(inner.layer_norm(hidden) if self.final_norm is None else hidden), frames
 
     def positions(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """What is added to the frames (batch, frames, hidden size), 0 where `keep` (batch, frames, 1) is False."""
+        """What to add to the frames (batch, frames, hidden size), 0 where `keep` (batch, frames, 1) is False."""
         return self.encoder.encoder.pos_conv_embed(hidden)
 
     def first_convolution(self, wave: torch.Tensor, lengths: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """The first convolutional layer, as a function of any stretch (batch, 1, samples) of the wave.
 
-        Where it has a group norm, of one channel a group, this takes its statistics from the real frames of the whole
+        If it has a group norm, with one channel per group, the statistics are those of the real frames of the whole
         wave (batch, samples), of which `lengths` (batch,) samples are real.
         """
         layer = self.encoder.feature_extractor.conv_layers[0]
@@ -429,7 +430,7 @@ class WavLMSpeechEncoder(HubertSpeechEncoder):
         return super().prepared(encoder)
 
     def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The relative position bias is layer 0's; the other layers take it over."""
+        """The relative position bias of layer 0, which the other layers share."""
         bias = self.layers[0].attention.compute_bias(mask.shape[1], mask.shape[1])
         return {"attention_mask": mask.long(), "position_bias": bias.repeat(mask.shape[0], 1, 1)}
 
@@ -454,7 +455,7 @@ class Data2VecAudioSpeechEncoder(HubertSpeechEncoder):
 
 
 class WhisperSpeechEncoder(SpeechEncoder):
-    """The encoder of Whisper, for utterances of any length up to its 30 s, none of which is silence put there."""
+    """The encoder of Whisper, for utterances of any length up to its 30 s, without added silence."""
 
     @classmethod
     def build(cls, speech_config) -> nn.Module:
@@ -488,13 +489,13 @@ class WhisperSpeechEncoder(SpeechEncoder):
 
 
 def _pieces(wave: torch.Tensor, reach: int, hop: int) -> Iterator[torch.Tensor]:
-    """Stretches of the wave (batch, samples), each the samples that `FRAMES_AT_A_TIME` frames hear."""
+    """Stretches of the wave (batch, samples), each with the samples that `FRAMES_AT_A_TIME` frames depend on."""
     for start in range(0, (wave.shape[1] - reach) // hop + 1, FRAMES_AT_A_TIME):
         yield wave[:, start * hop : (start + FRAMES_AT_A_TIME - 1) * hop + reach]
 
 
 def _moments(rows: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Variance and mean (batch, channels, 1) of rows (batch, channels, frames) over the first `real` frames of each."""
+    """The variance and mean (batch, channels, 1) of rows (batch, channels, frames) over their first `real` frames."""
     keep = mask_of(real, rows.shape[2])[:, None]
     count = real[:, None, None]
     mean = rows.masked_fill(~keep, 0.0).sum(-1, keepdim=True) / count
@@ -502,7 +503,7 @@ def _moments(rows: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def _moments_in_parts(conv: nn.Conv1d, wave: torch.Tensor, real: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `_moments`, of what a convolution returns for a wave (batch, samples), a few channels at a time."""
+    """As `_moments`, for the output of a convolution over a wave (batch, samples), a few channels at a time."""
     moments = []
     for start in range(0, conv.out_channels, CHANNELS_AT_A_TIME):
         some = slice(start, start + CHANNELS_AT_A_TIME)
@@ -518,10 +519,10 @@ def _moments_in_parts(conv: nn.Conv1d, wave: torch.Tensor, real: list[int]) -> t
 
 
 class ThroughProjections(WavLMAttention):
-    """WavLM's attention, which calls its four projections.
+    """WavLM's attention, calling its four projections as modules.
 
-    The stock one hands their weights to one function of torch: what peft or a hook puts in the place of a projection
-    is never called there, and so neither takes effect nor trains.
+    The stock attention passes their weights to one function of torch, so that what peft or a hook puts in place of a
+    projection is never called, and neither takes effect nor trains.
     """
 
     def torch_multi_head_self_attention(self, hidden_states, attention_mask, gated_position_bias):
@@ -539,7 +540,7 @@ class ThroughProjections(WavLMAttention):
 
 
 class ChannelNorm(nn.Module):
-    """Normalises every frame over its channels by the unbiased variance; torch's layer norm takes the biased one."""
+    """Normalises every frame over its channels with the unbiased variance; torch's layer norm uses the biased one."""
 
     eps = 1e-5
 
@@ -567,13 +568,13 @@ class CPCLayer(nn.Module):
         return nn.functional.relu(self.norm(self.conv(hidden)))
 
     def num_frames(self, lengths: torch.Tensor) -> torch.Tensor:
-        """How many frames come out where `lengths` go in."""
+        """The number of output frames for inputs of these lengths."""
         kernel, stride, padding = self.conv.kernel_size[0], self.conv.stride[0], self.conv.padding[0]
         return torch.div(lengths + 2 * padding - kernel, stride, rounding_mode="floor") + 1
 
 
 class CPCModel(PreTrainedModel):
-    """Modified CPC (Rivière et al. 2020, arXiv 2002.02848): five convolutions and a recurrent network over 100 Hz.
+    """Modified CPC (Rivière et al. 2020, arXiv 2002.02848): five convolutions and a recurrent network at 100 Hz.
 
     It takes the waveform as it is, not scaled to unit variance. Padding does not reach a real frame: before every
     convolution it is set to the zeros that the unpadded utterance would see, and the recurrent network runs from left
@@ -595,7 +596,7 @@ class CPCModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module):
-        """torch's own initialisation."""
+        """Initialises the layers as torch does."""
         if isinstance(module, nn.Conv1d):
             bound = (module.in_channels * module.kernel_size[0]) ** -0.5
         elif isinstance(module, nn.LSTM | nn.GRU):
@@ -617,8 +618,7 @@ class CPCModel(PreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch, samples)`, *optional*): 1 where real, padding on the right.
 
         Returns:
-            `last_hidden_state` (batch, frames, hidden size), what comes after an utterance's last real frame being
-            of no meaning.
+            `last_hidden_state` (batch, frames, hidden size), which has no meaning after an utterance's last real frame.
 
         Raises:
             ValueError: an utterance has fewer than 159 samples, which give no frame, or is padded on the left.
@@ -640,7 +640,7 @@ class CPCModel(PreTrainedModel):
 
 
 class CPCSpeechEncoder(SpeechEncoder):
-    """Modified CPC, which trains wholly or not at all: its features are its one state."""
+    """Modified CPC, which trains as a whole or not at all; its only state is the features."""
 
     model_class = CPCModel
 
@@ -650,7 +650,7 @@ class CPCSpeechEncoder(SpeechEncoder):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """None: the recurrent layers are one module."""
+        """An empty list, since the recurrent layers are one module."""
         return nn.ModuleList()
 
     @property
@@ -681,7 +681,7 @@ def build_speech_encoder(config) -> SpeechEncoder:
 
 
 def load_speech_encoder(name_or_path: str, revision: str | None = None) -> nn.Module:
-    """A pretrained encoder in fp32, as [`SpeechEncoder`] runs it; of an encoder-decoder only the encoder.
+    """Loads a pretrained encoder in fp32, as [`SpeechEncoder`] runs it, and only the encoder of an encoder-decoder.
 
     Args:
         name_or_path: Hub name or folder.
@@ -691,7 +691,7 @@ def load_speech_encoder(name_or_path: str, revision: str | None = None) -> nn.Mo
         ValueError: its weights are incomplete.
     """
     fields, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
-    # Of another model type the CMKD configuration says that it is none of a speech encoder.
+    # The CMKD configuration refuses model types that are not speech encoders.
     family = SPEECH_ENCODERS.get(fields.get("model_type"), SpeechEncoder)
     return family.prepared(load_stock(name_or_path, revision, family.model_class))
 

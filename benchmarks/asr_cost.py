@@ -33,7 +33,7 @@ STAGES = ("text", "teacher")
 
 
 def word_errors(truth: list[str], heard: list[str]) -> dict[str, Any]:
-    """Word error rate and what it is made of, over all utterances whose true sentence has a word."""
+    """The word error rate and its components, over all utterances whose true sentence has a word."""
     normalise = EnglishTextNormalizer({})
     pairs = [(normalise(sentence), normalise(text)) for sentence, text in zip(truth, heard, strict=True)]
     pairs = [(sentence, text) for sentence, text in pairs if sentence]
@@ -73,8 +73,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the JSON file")
     parser.add_argument("--model", default="openai/whisper-tiny.en", help="the recogniser")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/spoken_emobank/common.yaml")
-    parser.add_argument("--max_utterances", type=int, default=1500, help="of each split")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of initial weights and order, a run each")
+    parser.add_argument("--max_utterances", type=int, default=1500, help="the most utterances of each split")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="seeds of initial weights and order, each with a run"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/asr_cost"), help="folder of transcripts and runs")
     arguments = parser.parse_args()
 

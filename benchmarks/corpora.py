@@ -1,12 +1,12 @@
-"""Time and memory of building MSP-Podcast: a JSON file.
+"""Measures the time and memory of building MSP-Podcast, and writes a JSON file.
 
     python -m benchmarks.corpora --output docs/results/corpora.json
 
-Makes a tree of the size of release 1.6 (50,362 utterances) with short noise in a temporary folder, and loads it twice,
-each time in a process of its own: the first one reads and checks everything and writes the cache, the second one only
-looks whether anything has changed. The audio is shorter than the real one (84 h are 9.7 GB), so the figures are those
-of the work for each utterance; reading the samples comes on top, and is measured apart on longer audio. Where other
-processes have the machine too, the CPU time says more than the wall time.
+It makes a tree of the size of release 1.6 (50,362 utterances) with short noise in a temporary folder, and loads it
+twice, each time in a process of its own: the first reads and checks everything and writes the cache, the second only
+checks whether anything has changed. The audio is shorter than the real one (84 h are 9.7 GB), so the figures are those
+of the work per utterance; reading the samples comes on top, and is measured separately on longer audio. If other
+processes use the machine too, the CPU time says more than the wall time.
 """
 
 import argparse

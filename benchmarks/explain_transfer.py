@@ -1,14 +1,14 @@
-"""Why T/S helps, or does not, on a run of `train_distill.py`: what can be learned, and what of it the student learned.
+"""Why T/S helps, or does not, on a run of `train_distill.py`: what can be learned, and how much the student learned.
 
     python benchmarks/explain_transfer.py runs/spoken_emobank --corpus.data_dir path/to --output docs/results/why.json
 
-Reads the run and its corpus, trains nothing but a linear regression, and writes a JSON file with
+It reads the run and its corpus, trains nothing but a linear regression, and writes a JSON file with
 
-- `perfect_ears`: valence CCC of a ridge regression on which words are in the sentence, that is of a listener who makes
-  out every word and knows none: trained on the labels, and on the teacher's predictions in their place. Strength and
-  scale are chosen on validation. Also the share of the test split's words that are in the training split at all.
-- `teacher_embedding`: the share of the variance of its training embeddings that lies in the first principal components.
-- `valence_ccc`: of every system on every split, so that what was learnt by heart can be told from what was learnt.
+- `perfect_ears`: the valence CCC of a ridge regression on which words are in the sentence, that is of a listener who
+  makes out every word and knows none, trained on the labels and, instead, on the teacher's predictions. Strength and
+  scale are chosen on validation. Also the fraction of the test split's words that are in the training split at all.
+- `teacher_embedding`: the fraction of the variance of its training embeddings in the first principal components.
+- `valence_ccc`: that of every system on every split, which shows what was learned and what was only memorised.
 """
 
 import json
@@ -38,7 +38,7 @@ SCALES = (1, 1.5, 2, 3, 4)  # a CCC asks for the spread of the labels, which a r
 def perfect_ears(
     words: dict[str, list[set[str]]], targets: np.ndarray, labels: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """Valence CCC on validation and test of a ridge regression from words to `targets` of the training split."""
+    """The valence CCC on validation and test of a ridge regression from words to `targets` of the training split."""
     vocabulary = {word: column for column, word in enumerate(Counter(word for row in words["train"] for word in row))}
 
     def design(rows: list[set[str]]) -> csr_matrix:

@@ -1,4 +1,4 @@
-"""What can only be found out on a GPU: precision, exactness and speed there, with random weights and noise.
+"""Measures what only a GPU can show: precision, exactness and speed there, with random weights and noise.
 
     python -m benchmarks.gpu --output docs/results/gpu.json                    # HuBERT Base, some minutes
     python -m benchmarks.gpu --device cpu --small --output /tmp/gpu.json       # a rehearsal anywhere, within a minute
@@ -9,10 +9,10 @@ installed. The same checks are tests, with tolerances, in tests/test_cuda.py. Ea
 
 - `batch_invariance`: how far the answers for utterances in a padded batch are from those for each alone, in fp32 with
   TF32 off and on, and in bf16; and what TF32 and bf16 themselves change.
-- `loss_over`: the gradient of a step in two batches against that in one, relative; with `loss_over="batch"` it is
-  another one.
-- `stage`: training in fp32 and bf16: the loss of each epoch, utterances a second and peak memory.
-- `resume`: how far the weights of an interrupted training are from those of another, at most.
+- `loss_over`: the relative difference between the gradient of a step in two batches and that in one; with
+  `loss_over="batch"` the gradients do differ.
+- `stage`: training in fp32 and bf16: the loss of each epoch, utterances per second and peak memory.
+- `resume`: how far the weights of an interrupted training are at most from those of one without interruption.
 - `fsdp`: how far the weights of a training with launch/fsdp.yaml in one process are from those without.
 """
 
@@ -72,7 +72,7 @@ def student(small: bool, dropout: float = 0.1) -> CMKDStudentModel:
 
 
 def utterances(number: int, small: bool) -> list[dict[str, Any]]:
-    """Noise of 2 to 12 s (small: .3 to .8 s) whose loudness goes with the activation; and what a teacher may say."""
+    """Noise of 2 to 12 s (small: .3 to .8 s) that is louder with more activation, with outputs of a random teacher."""
     generator = np.random.default_rng(0)
     found = []
     for index in range(number):
@@ -127,7 +127,7 @@ def batch_invariance(device: str, small: bool) -> dict[str, dict[str, float]]:
 def train(
     folder: Path, device: str, small: bool, number: int = 16, callbacks=(), resume=None, dropout=0.1, **arguments
 ) -> CMKDTrainer:
-    """A training of two epochs; returns the trainer."""
+    """Trains for two epochs and returns the trainer."""
     settings: dict[str, Any] = {
         "num_train_epochs": 2,
         "per_device_train_batch_size": 8,
@@ -150,7 +150,7 @@ def train(
 
 
 class KeepGradient(TrainerCallback):
-    """The gradient of the first step, after which training stops."""
+    """Keeps the gradient of the first step, after which training stops."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
@@ -159,7 +159,7 @@ class KeepGradient(TrainerCallback):
 
 
 class Interrupt(TrainerCallback):
-    """Ctrl-C in the second epoch."""
+    """Raises what Ctrl-C would raise, in the second epoch."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 3:
@@ -184,7 +184,7 @@ def loss_over(device: str, small: bool) -> dict[str, float]:
 
 
 def stage(device: str, small: bool) -> dict[str, dict[str, Any]]:
-    """Two epochs in fp32 (TF32 off) and in bf16."""
+    """The figures of two epochs in fp32 (TF32 off) and in bf16."""
     found = {}
     number = 16 if small else 256
     for name in ("fp32", "bf16"):
@@ -207,7 +207,7 @@ def stage(device: str, small: bool) -> dict[str, dict[str, Any]]:
 
 
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest of a weight."""
+    """The largest difference of a weight."""
     return max((one[name].cpu().double() - other[name].cpu().double()).abs().max().item() for name in one)
 
 

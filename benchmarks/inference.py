@@ -1,13 +1,13 @@
-"""Speed and peak memory of the pipeline on long audio, beside the stock pipeline on the same windows.
+"""Measures the speed and peak memory of the pipeline on long audio, and of the stock pipeline on the same windows.
 
     python benchmarks/inference.py --stock_minutes 10 --output docs/results/inference.json
 
 The audio is noise at 44.1 kHz, because a model's cost does not depend on what is said. Each measurement runs in a
 process of its own: `cmkd` hands the file to `pipeline(model=…)`; `stock` reads the file whole, resamples it, cuts the
 same windows and hands them to `pipeline("audio-classification")`. Times include reading; loading the model is left out.
-The real-time factor is CPU seconds for a second of audio. Memory is the most that the process ever held (`VmHWM` of
-Linux), libraries and weights included; some of that depends on what else is installed, because transformers imports
-scipy and accelerate where it finds them: `--python` names the interpreter of another environment.
+The real-time factor is CPU seconds per second of audio. Memory is the peak of the process (`VmHWM` of Linux), including
+libraries and weights; some of that depends on what else is installed, because transformers imports scipy and accelerate
+if they are there: `--python` names the interpreter of another environment.
 """
 
 import argparse
@@ -97,7 +97,7 @@ print(json.dumps({"measured": measured, "scores": scores, "versions": versions, 
 
 
 def measure(python: str, system: str, model: Path, minutes: int, batch_size: int) -> dict[str, Any]:
-    """What `MEASURE` prints of this many minutes of noise, with the real-time factor."""
+    """What `MEASURE` prints for this many minutes of noise, with the real-time factor."""
     audio = model.with_name(f"{system}.wav")
     write_noise(audio, minutes)
     command = [python, "-c", MEASURE, system, str(model), str(audio), str(batch_size)]
@@ -133,10 +133,12 @@ def compare(python: str, name: str, minutes: int, stock_minutes: int, batch_size
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="the JSON file")
-    parser.add_argument("--demo_minutes", type=int, default=60, help="of audio for the demo's encoder; 0 leaves it out")
-    parser.add_argument("--hubert_minutes", type=int, default=60, help="of audio for HuBERT Base; 0 leaves it out")
+    parser.add_argument("--demo_minutes", type=int, default=60, help="minutes for the demo's encoder, or 0")
     parser.add_argument(
-        "--stock_minutes", type=int, default=60, help="at most, for the stock pipeline; 0 leaves it out"
+        "--hubert_minutes", type=int, default=60, help="minutes of audio for HuBERT Base; 0 leaves it out"
+    )
+    parser.add_argument(
+        "--stock_minutes", type=int, default=60, help="the most minutes for the stock pipeline; 0 leaves it out"
     )
     parser.add_argument("--batch_size", type=int, default=1, help="windows that are scored together")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that scores")

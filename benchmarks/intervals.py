@@ -1,4 +1,4 @@
-"""Do tests keep their level and do intervals cover, with few speakers? By simulation, beside the bootstrap of before.
+"""Simulates whether tests keep their level and intervals cover with few speakers, and compares them with the bootstrap.
 
     python benchmarks/intervals.py --output docs/results/statistics.json      # minutes
 
@@ -49,7 +49,7 @@ class System:
 
     @property
     def ccc(self) -> float:
-        """Over all speakers that there could be."""
+        """The CCC over all speakers that there could be."""
         of_labels = BY_SPEAKER**2 + 1
         errors = self.by_speaker**2 + self.by_utterance**2 + SHARED_BY_SPEAKER**2 + SHARED**2
         return 2 * self.slope * of_labels / (of_labels * (1 + self.slope**2) + errors + self.bias**2)
@@ -137,7 +137,7 @@ def _ccc(sums: np.ndarray) -> np.ndarray:
 
 
 def measure(repeats: int, speakers: int, has_equal_sizes: bool, name: str) -> dict[str, Any]:
-    """How often p is below .05, and how often intervals hold the truth."""
+    """How often p is below .05, and how often intervals cover the true value."""
     pair = PAIRS[name]
     truth = [system.ccc for system in pair]
     generator = np.random.default_rng([speakers, has_equal_sizes, *name.encode()])
@@ -199,7 +199,7 @@ def to_markdown(content: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=700, help="simulated test sets of three dimensions a case")
+    parser.add_argument("--repeats", type=int, default=700, help="simulated test sets of three dimensions per case")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file; a table goes beside it as .md")
     arguments = parser.parse_args()
     confidence.PERMUTATIONS = PERMUTATIONS

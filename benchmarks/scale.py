@@ -1,4 +1,4 @@
-"""Cost of an epoch of training on stored features against the size of the corpus.
+"""Measures how the cost of an epoch of training on stored features depends on the size of the corpus.
 
     python benchmarks/scale.py --output docs/results/scale.json
 
@@ -35,7 +35,7 @@ SIZE = 64
 
 
 class Memory(TrainerCallback):
-    """The most memory of this process alone that any step saw."""
+    """Records the peak memory of this process alone over all steps."""
 
     peak = 0.0
 

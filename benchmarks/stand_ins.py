@@ -1,6 +1,7 @@
-"""What recipes need and this repository may not hold: encoders with random weights, and noise in the corpora's layouts.
+"""Stand-ins for what recipes need and we may not distribute: random encoders, and noise in the layout of corpora.
 
-For dry runs only: what is trained on them means nothing. The architectures are those of the published checkpoints.
+They are for dry runs only: what is trained on them means nothing. The architectures are those of the published
+checkpoints.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def write_encoder(name: str, models: Path, small: bool = False) -> None:
     Args:
         name: one of `ENCODERS`.
         models: the folder for `--models_dir`.
-        small: with layers as many as in the original, but narrow ones.
+        small: whether the layers are narrow, though as many as in the original.
     """
     config, folder = ENCODERS[name], models / name
     if small:
@@ -117,10 +118,10 @@ def write_msp_podcast(folder: Path, utterances: Mapping[str, int], seconds: floa
     """Writes a tree in the layout of release 1.6.
 
     Args:
-        folder: where to.
-        utterances: how many in each of the splits train, validation and test.
-        seconds: length of each.
-        speakers: in each split.
+        folder: the folder to write to.
+        utterances: the number of utterances in each of the splits train, validation and test.
+        seconds: the length of each utterance.
+        speakers: the number of speakers in each split.
 
     Returns:
         The ids of the utterances.
@@ -143,7 +144,7 @@ def write_msp_podcast(folder: Path, utterances: Mapping[str, int], seconds: floa
 
 
 def write_iemocap(folder: Path, turns: int, seconds: float) -> None:
-    """Writes the five sessions of a release with one dialogue each, in which both speakers have as many turns."""
+    """Writes the five sessions of a release with one dialogue each, in which both speakers have equally many turns."""
     rng = np.random.default_rng(0)
     for session in range(1, 6):
         dialogue = f"Ses0{session}F_impro01"

@@ -1,11 +1,11 @@
-"""Every recipe of recipes/ at its real size: does it run, and what does it take?
+"""Runs every recipe of recipes/ at its real size and measures what it takes.
 
     python -m benchmarks.systems --output docs/results/systems.json --page docs/systems.md
 
 Each recipe trains two steps and is evaluated by train_distill.py itself, in a process of its own, with encoders of the
 published architectures and random weights, on noise in the layout of its corpus. The hours on a GPU are an estimate
 from the arithmetic that torch's FlopCounterMode counts (matrix products, convolutions and attention; on a CPU the GRU
-too); the page says how. `--only NAME` repeats single recipes and keeps what the file has of the others.
+too); the page explains how. `--only NAME` repeats individual recipes and keeps the file's entries for the others.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ TRAIN_HOURS = {"msp_podcast": 34_280 * 5.9 / 3600, "iemocap": 12 * 3 / 5}
 TRAIN_UTTERANCES = {"msp_podcast": 34_280, "iemocap": 10_039 * 3 // 5}
 FOLDS = {"msp_podcast": 1, "iemocap": 5}
 GPU_FLOPS = 0.3 * 989e12  # 30 % of the dense bf16 peak of an H100
-GPU_STEP = 0.02  # seconds a step for two GRU layers over some 300 frames, one after the other; assumed
+GPU_STEP = 0.02  # seconds per step for two GRU layers over some 300 frames, one after the other; assumed
 
 
 def recipes() -> list[Path]:
-    """In an order in which a teacher comes before its students."""
+    """The recipes, ordered so that a teacher comes before its students."""
     found = [path for folder in FOLDERS for path in (ROOT / "recipes" / folder).glob("*.yaml")]
     key = [(FOLDERS.index(path.parent.name), path.stem.startswith("later"), path.stem) for path in found]
     return [path for _, path in sorted(zip(key, found, strict=True)) if path.stem != "common"]
 
 
 def encoders(recipe: Recipe) -> set[str]:
-    """The names of those that a recipe's stages load."""
+    """The names of the encoders that a recipe's stages load."""
     return set(recipe.model_dump(include={name for stage in recipe.stages for name in STAGES[stage].encoders}).values())
 
 
@@ -113,7 +113,7 @@ def run(path: Path, place: Path) -> dict[str, Any]:
 
 
 def gpu_hours(corpus: str, epochs: int, stages: dict[str, dict[str, Any]]) -> float:
-    """Of one current GPU, for all stages and folds: the page says how."""
+    """The estimated hours on one current GPU, for all stages and folds; the page explains the estimate."""
     seconds = 0.0
     audio = 3600 * TRAIN_HOURS[corpus]
     for stage in stages.values():
@@ -147,18 +147,18 @@ are no scores here.
 python -m benchmarks.systems --output docs/results/systems.json --page docs/systems.md
 ```
 
-| recipe | stage | parameters, M | trained, M | peak memory, GB | seconds a step | GPU hours, estimated |
+| recipe | stage | parameters, M | trained, M | peak memory, GB | seconds per step | GPU hours, estimated |
 |---|---|---:|---:|---:|---:|---:|
 {table}
 
-- **Peak memory** and **seconds a step** were measured on {results["device"]} in fp32, with batches of {BATCH} (for
+- **Peak memory** and **seconds per step** were measured on {results["device"]} in fp32, with batches of {BATCH} (for
   IEMOCAP 30) utterances of {SECONDS:g} s. A step is the second of two, and runs on stored features wherever layers are
   frozen: of a frozen encoder it is the GRU alone. The memory is that of the whole process, including the encoder that
   fills the cache. Utterances of a podcast are 2 to 12 s long: what trains layers of an encoder needs accordingly more.
 - **GPU hours are an estimate**, not a measurement, for all stages of a recipe: all its epochs over the paper's training
   split ({TRAIN_UTTERANCES["msp_podcast"]:,} utterances of 5.9 s; for IEMOCAP five folds of
   {TRAIN_HOURS["iemocap"]:.1f} h), with the counted arithmetic at 30 % of the bf16 peak of one H100 (989 TFLOP/s), plus
-  {1000 * GPU_STEP:g} ms a step for the GRU, which takes one frame after the other, plus the frozen layers once; the
+  {1000 * GPU_STEP:g} ms per step for the GRU, which takes one frame after the other, plus the frozen layers once; the
   30 % and the {1000 * GPU_STEP:g} ms are assumed.
   Validation after each epoch and decoding the audio come on top. Students need their teacher's hours besides.
 - {versions_used}.

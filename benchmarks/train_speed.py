@@ -4,17 +4,17 @@
 
 HuBERT Base student with its top 6 layers trained, HuBERT Large + BERT Base teacher, random weights, noise of durations
 as in podcasts (2 to 12 s, 5.9 on average). Straightforward is: the same models and losses, batches in random order
-padded to the longest, the teacher run in every step, nothing stored. Ours: batches of like length, the output of the
+padded to the longest, the teacher run in every step, nothing stored. Ours: batches of similar length, the output of the
 student's frozen layers and the teacher's embeddings stored beforehand. On a GPU both run in bf16 autocast.
 
 The steps are some of those of an epoch of `CORPUS` utterances: of the straightforward ones, which are all alike, the
 first; of ours, which differ in length, those at equal distances from the shortest to the longest. Steps of both
-alternate. All is counted by the second of real audio; an utterance is one of average length. What is stored beforehand
-is measured on the utterances of our steps.
+alternate. Everything is counted per second of real audio; an utterance is one of average length. What is stored
+beforehand is measured on the utterances of our steps.
 
-Memory is the most that the process held during a pass, with both networks loaded; ours could drop the teacher by then.
-Arithmetic is what torch's FlopCounterMode counts (matrix products, convolutions, attention; on a CPU the GRU too), a
-second of real audio, and compared with a matrix product of 4096 x 4096 on the same machine in the same run.
+Memory is the peak of the process during a pass, with both networks loaded; ours could drop the teacher by then.
+Arithmetic is what torch's FlopCounterMode counts (matrix products, convolutions, attention; on a CPU the GRU too) per
+second of real audio, compared with a matrix product of 4096 x 4096 on the same machine in the same run.
 """
 
 import argparse

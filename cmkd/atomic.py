@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to; at the end it takes the place of `path`; an error removes it."""
+    """Gives a path beside `path` to write to, which takes the place of `path` at the end; an error removes it."""
     unfinished = unfinished_path(path)
     try:
         yield unfinished
@@ -22,7 +22,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def unfinished_path(path: Path) -> Path:
-    """Where this process may make what is to become `path`; what killed processes of this machine left is removed."""
+    """A path where this process may write what is to become `path`; leftovers of killed processes here are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = platform.node()
     for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(machine)}-*.tmp"):
@@ -35,8 +35,8 @@ def unfinished_path(path: Path) -> Path:
 def put_in_place(unfinished: Path, path: Path) -> None:
     """Renames a file or folder to what it is to be called, once its content is on the disk; then so is the name.
 
-    Without the first a name may, after a power cut, stand for content that was never written; without the second what
-    is written next, such as a mark that all is complete, may be there and this not.
+    Without the first, a name may stand for content that was never written after a power cut; without the second, what
+    is written next, such as a mark that all is complete, may be there although this is not.
     """
     sync(unfinished)
     unfinished.replace(path)

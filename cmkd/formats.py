@@ -27,11 +27,11 @@ def check_version(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ValueError: its `schema_version` is not a whole number from 1 to that of this release.
 
-    >>> check_version(Path("run/stage.json"), {"complete": True})  # of before versions were written down
+    >>> check_version(Path("run/stage.json"), {"complete": True})  # made before versions were written down
     """
-    newest, found = SCHEMA_VERSIONS[path.name], content.get("schema_version", 1)
-    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= newest:
+    newest, version = SCHEMA_VERSIONS[path.name], content.get("schema_version", 1)
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= newest:
         raise ValueError(
-            f"{path} says that its schema_version is {found!r}, but this release of cmkd reads versions 1 to {newest}: "
-            "a newer release wrote the file, so use that release or a later one (pip install --upgrade cmkd)."
+            f"{path} says that its schema_version is {version!r}, but this release of cmkd reads versions 1 to "
+            f"{newest}: a newer release wrote the file. Use that release or a later one (pip install --upgrade cmkd)."
         )

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on beside its recipe: the commit of every encoder, and the precision of the launch."""
+"""What a run's numbers depend on besides its recipe: the commit of every encoder, and the precision of the launch."""
 
 import hashlib
 from pathlib import Path
@@ -40,12 +40,12 @@ def read_encoder(source: str, revision: str | None = None) -> tuple[Any, str]:
 
 
 def hub_commit(name: str, revision: str | None = None) -> str:
-    """The commit that a revision of a model on the Hub is, which is what its folder in the cache is named by."""
+    """The commit that a revision of a model on the Hub stands for; its folder in the cache is named after it."""
     return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
 
 
 def folder_digest(folder: Path) -> str:
-    """A short name for what the folder of a model holds, weights, settings and vocabulary: "sha256-" and 12 digits."""
+    """A short name for what the folder of a model holds (weights, settings, vocabulary): "sha256-" and 12 digits."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in _WEIGHTS_AND_SETTINGS:

@@ -12,7 +12,7 @@ def read_json(path: Path, advice: str) -> Any:
 
     Args:
         path: the file, in UTF-8.
-        advice: what to do where it cannot be read; the end of the message, with its full stop.
+        advice: what to do if it cannot be read; it ends the message, and has its full stop.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -14,16 +14,17 @@ def concordance_cc(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     """Lin's concordance correlation coefficient of each dimension (Eq. 3).
 
     `2 cov(p, y) / (var p + var y + (mean p - mean y)^2)` with population moments (division by n), computed on centred
-    values in fp32, or fp64 if the input is. It does not change if predictions and labels are put on another scale
-    together.
+    values in fp32, or in fp64 if the input is fp64. It does not change if predictions and labels are put on another
+    scale together.
 
     Args:
         predictions: (n, dims), or (n,) for one dimension.
-        labels: the same shape; NaN means "not rated": that pair is left out of that dimension, whatever the prediction.
+        labels: of the same shape; NaN means "not rated", and leaves that pair out of that dimension, whatever the
+            prediction.
 
     Returns:
         (dims,) in [-1, 1]. A dimension in which predictions or labels are constant, or fewer than two pairs are rated,
-        has no covariance and gets 0, with a finite gradient. Values that differ by rounding only count as constant.
+        has no covariance and gets 0, with a finite gradient. Values that differ only by rounding count as constant.
 
     Raises:
         ValueError: the shapes differ, or have more than two axes.
@@ -59,8 +60,8 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor, alpha: torch.Tenso
     Args:
         predictions: (n, dims).
         labels: (n, dims); NaN means "not rated".
-        alpha: (dims,) weights of the dimensions. None: the mean over those that have a rating, so that the loss lies in
-            [0, 2]; 1 where none has.
+        alpha: (dims,) weights of the dimensions. None takes the mean over the dimensions that have a rating, so that
+            the loss lies in [0, 2]; it is 1 if none has.
 
     Returns:
         A scalar in fp32 or better. One sample, or constant predictions or labels, count as CCC 0.
@@ -76,16 +77,16 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor, alpha: torch.Tenso
         is_rated = (~labels.isnan()).reshape(len(labels), -1).any(0).to(loss.dtype)
         return weighted_mean(loss, is_rated) if is_rated.any() else loss.mean()
     if alpha.shape != loss.shape:
-        raise ValueError(f"alpha {tuple(alpha.shape)} must hold one weight a dimension, {tuple(loss.shape)}.")
+        raise ValueError(f"alpha {tuple(alpha.shape)} must hold one weight per dimension, {tuple(loss.shape)}.")
     return (alpha * loss).sum()
 
 
 def embedding_distance(student: torch.Tensor, teacher: torch.Tensor, distance: Distance = "norm") -> torch.Tensor:
     """How far each student embedding is from the teacher's: L_STU of one utterance (Eq. 6).
 
-    The paper writes an L2 norm and does not say whether it is squared. With d = student - teacher, of `size` values:
-    `"norm"` is ||d||, `"squared_norm"` ||d||^2 and `"mean_squared"` ||d||^2 / size; the paper's lambda means three
-    different things with them, `squared_norm` pulling `size` (128) times harder than `mean_squared`.
+    The paper writes an L2 norm and does not say whether it is squared. With d = student - teacher, of `size` values,
+    `"norm"` is ||d||, `"squared_norm"` is ||d||^2 and `"mean_squared"` is ||d||^2 / size. The paper's lambda means
+    something different with each: `squared_norm` pulls `size` (128) times harder than `mean_squared`.
 
     Args:
         student: (n, size).
@@ -93,7 +94,7 @@ def embedding_distance(student: torch.Tensor, teacher: torch.Tensor, distance: D
         distance: one of the three.
 
     Returns:
-        (n,) in fp32 or better. The gradient of the norm at distance 0 is 0.
+        (n,), in fp32 or better. The gradient of the norm at distance 0 is 0.
 
     Raises:
         ValueError: the shapes differ, or the distance is unknown.
@@ -115,7 +116,7 @@ def embedding_distance(student: torch.Tensor, teacher: torch.Tensor, distance: D
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` over the utterances that are kept: sum(weights * values) / sum(weights).
+    """The mean of `values` over the utterances that are kept: sum(weights * values) / sum(weights).
 
     The denominator is the sum of the weights, not the batch size: leaving utterances out does not weaken the pull on
     those that stay.

@@ -1,4 +1,4 @@
-"""Where the package finds what the repository keeps in its root, and a wheel keeps inside the package (setup.py)."""
+"""Finds files that the repository keeps in its root and a wheel keeps inside the package (setup.py)."""
 
 from pathlib import Path
 

@@ -7,8 +7,8 @@ while the others have nothing to do, building a corpus or running folds, there i
 store on the main process. Whoever has been silent for `SILENCE` seconds has been killed or stopped, or its machine
 cannot be reached; the waiting processes then end, and say which one it was and what they were waiting for.
 
-Threads say nothing of a process whose work alone stands still, for example in a read from a disk that does not answer.
-So a process that waits for long says for whom.
+The thread of a process goes on even when its work stands still, for example in a read from a disk that does not answer.
+So a process that waits for long says which one it is waiting for.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""After which a collective operation is given up that some process does not take part in."""
+"""Time after which a collective operation that some process does not take part in is given up."""
 
 INTERVAL = 2.0
-"""Seconds between two signs of life."""
+"""Seconds between two signs of life of a process."""
 
 SILENCE = 300.0
-"""Seconds without one after which a process is given up."""
+"""Seconds without a sign of life after which a process is given up."""
 
 READING_TIMEOUT = 600.0
-"""Seconds after which a process that reads ahead is given up, if it has not brought what it was asked for."""
+"""Seconds after which a process that reads ahead is given up if it has not delivered what it was asked for."""
 
 PATIENCE = 600.0
-"""Seconds after which a process that waits says for whom, and again whenever that time has doubled."""
+"""Seconds after which a process that waits says which one it waits for, and again whenever that time has doubled."""
 
 
 def join_launch() -> PartialState:
@@ -71,15 +71,15 @@ def wait_for_all(task: str) -> None:
         task: what a process may still have to do before it comes here, such as "build the corpus".
 
     Raises:
-        TimeoutError: a process has not come and gives no sign of life.
-        ConnectionError: a process has ended without coming.
+        TimeoutError: a process has not arrived and gives no sign of life.
+        ConnectionError: a process has ended without arriving.
     """
     if PartialState().num_processes > 1:
         _watch().wait(task)
 
 
 def print_once(text: Any) -> None:
-    """Prints on the main process of the launch alone, at once."""
+    """Prints on the main process of the launch only, without buffering."""
     if PartialState().is_main_process:
         print(text, flush=True)
 
@@ -96,7 +96,7 @@ def main_process_first(task: str) -> Iterator[None]:
 
 
 def silent_processes() -> str | None:
-    """Which processes give no sign of life, after a collective operation has failed; None where all do.
+    """Names the processes that give no sign of life after a collective operation has failed; None where all do.
 
     It takes a few seconds to find out.
     """
@@ -109,12 +109,12 @@ class _Process:
 
     Attributes:
         name: its number, machine and process id.
-        beat: of its last sign of life.
+        beat: the number of its last sign of life.
         heard: when that was noticed, by this process's clock.
         arrived: how many times it has come to a `wait_for_all`.
         passed: how many of these it has left again.
         ended: whether it has said that it ends.
-        told: whether its silence has been told.
+        reported: whether its silence has been reported.
     """
 
     name: str
@@ -123,16 +123,16 @@ class _Process:
     arrived: int = 0
     passed: int = 0
     ended: bool = False
-    told: bool = False
+    reported: bool = False
 
 
-@functools.cache  # one a process, as the launch has
+@functools.cache  # one per process, as there is one launch
 def _watch() -> _Watch:
     return _Watch()
 
 
 class _Watch:
-    """Says that this process is alive, and listens to the others. All processes must make it at the same time."""
+    """Announces that this process is alive and listens to the others; all processes must create it at the same time."""
 
     def __init__(self) -> None:
         state = PartialState()
@@ -148,13 +148,13 @@ class _Watch:
             self._store = connect(address, port[0], is_master=False)
         now = time.monotonic()
         self.others = {rank: _Process(f"process {rank}", heard=now) for rank in range(number) if rank != self.rank}
-        self._arrived = self._said = self._passed = self._beat = 0
+        self._arrived = self._announced = self._passed = self._beat = 0
         self._broken: str | None = None
         self._round = now
         self._stop = threading.Event()
-        self._hurry = threading.Event()
-        self._say()
-        state.wait_for_everyone()  # now the store has a word of everybody
+        self._is_waiting = threading.Event()
+        self._announce()
+        state.wait_for_everyone()  # now every process has written to the store
         self._listen()
         self._thread = threading.Thread(target=self._run, name="signs of life", daemon=True)
         self._thread.start()
@@ -163,36 +163,36 @@ class _Watch:
     def wait(self, task: str) -> None:
         self._arrived += 1
         begun = awake = time.monotonic()
-        told = PATIENCE
-        self._hurry.set()
-        while (late := self._late()) or self._said < self._arrived:
+        report_after = PATIENCE
+        self._is_waiting.set()
+        while (late := self._late()) or self._announced < self._arrived:
             now = time.monotonic()
-            if now - awake > SILENCE / 2:  # it was this process that had been stopped
-                self._forgive(now)
+            if now - awake > SILENCE / 2:  # it was this process that had been suspended
+                self._restart_clocks(now)
             awake = now
             for other in late:
                 if other.ended:
-                    raise ConnectionError(f"{other.name} has ended, and process {self.rank} waited for it to {task}.")
+                    raise ConnectionError(f"{other.name} has ended, while process {self.rank} waited for it to {task}.")
             if self._broken is not None:
                 raise ConnectionError(
                     f"process 0 has died or cannot be reached, and process {self.rank} waited for {_listed(late)} to "
                     f"{task}: {self._broken}"
                 )
             silent = [other for other in late if now - other.heard > SILENCE]
-            if now - self._round > SILENCE:  # nothing can be heard of anybody where process 0 stands still
+            if now - self._round > SILENCE:  # no process can be heard while process 0 stands still
                 silent = [other for rank, other in self.others.items() if rank == 0]
             if silent:
                 raise TimeoutError(
                     f"{_listed(silent)} has given no sign of life for {SILENCE:.0f} s, and process {self.rank} waited "
                     f"for {_listed(late)} to {task}. It was killed or stopped, or its machine cannot be reached. Stop "
-                    "this launch and give the same command again, less --overwrite: it goes on where it stopped."
+                    "this launch and give the same command again, without --overwrite: it goes on where it stopped."
                 )
-            if now - begun > told:
-                _tell(f"process {self.rank} has waited {told / 60:.0f} minutes for {_listed(late)} to {task}")
-                told *= 2
+            if now - begun > report_after:
+                _report(f"process {self.rank} has waited {report_after / 60:.0f} minutes for {_listed(late)} to {task}")
+                report_after *= 2
             time.sleep(0.1)
         self._passed = self._arrived
-        self._hurry.clear()
+        self._is_waiting.clear()
 
     def _late(self) -> list[_Process]:
         return [other for other in self.others.values() if other.arrived < self._arrived]
@@ -207,9 +207,9 @@ class _Watch:
         return f"{_listed(still)} gives no sign of life" if still else None
 
     def close(self) -> None:
-        """Says that this process ends. The main one stays for a moment, until all have heard that it came."""
+        """Announces that this process ends. The main one stays for a moment, until all have heard that it arrived."""
         self._stop.set()
-        self._hurry.set()
+        self._is_waiting.set()
         self._thread.join(3 * INTERVAL)
         end = time.monotonic() + 3 * INTERVAL
         while self.rank == 0 and not self._thread.is_alive() and self._broken is None and time.monotonic() < end:
@@ -221,40 +221,40 @@ class _Watch:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                self._say()
+                self._announce()
                 self._listen()
-                if not self._hurry.is_set():
-                    self._hurry.wait(INTERVAL)
+                if not self._is_waiting.is_set():
+                    self._is_waiting.wait(INTERVAL)
                 else:
                     self._stop.wait(0.1)
-            self._say(ended=True)
+            self._announce(ended=True)
         except RuntimeError as error:  # torch's DistError: the store is gone
             self._broken = str(error).splitlines()[0]
 
-    def _say(self, ended: bool = False) -> None:
+    def _announce(self, ended: bool = False) -> None:
         self._beat += 1
         arrived = self._arrived
         word: dict[str, Any] = {"beat": self._beat, "arrived": arrived, "passed": self._passed, "ended": ended}
         word["name"] = f"process {self.rank} (on {socket.gethostname()}, pid {os.getpid()})"
         self._store.set(str(self.rank), json.dumps(word))
-        self._said = arrived
+        self._announced = arrived
 
     def _listen(self) -> None:
         words = self._store.multi_get([str(rank) for rank in self.others])
         now = time.monotonic()
         if now - self._round > SILENCE / 2:
-            self._forgive(now)
+            self._restart_clocks(now)
         for other, word in zip(self.others.values(), map(json.loads, words), strict=True):
             if word["beat"] != other.beat:
                 other.heard = now
             other.beat, other.name = word["beat"], word["name"]
             other.arrived, other.passed, other.ended = word["arrived"], word["passed"], word["ended"]
-            if now - other.heard > SILENCE and not other.ended and not other.told:
-                other.told = True
-                _tell(f"WARNING: {other.name} has given no sign of life for {SILENCE:.0f} s")
+            if now - other.heard > SILENCE and not other.ended and not other.reported:
+                other.reported = True
+                _report(f"WARNING: {other.name} has given no sign of life for {SILENCE:.0f} s")
         self._round = now
 
-    def _forgive(self, now: float) -> None:
+    def _restart_clocks(self, now: float) -> None:
         for other in self.others.values():
             other.heard = now
         self._round = now
@@ -264,5 +264,5 @@ def _listed(processes: list[_Process]) -> str:
     return " and ".join(process.name for process in processes) or "the others"
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -6,16 +6,16 @@ import torch
 def fit_residuals(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Residuals of a least-squares line from the teacher's predictions to the labels (Eq. 8).
 
-    In each dimension, w and b minimise the squares of r_i = w p_i + b - y_i over the rated utterances. They are
-    meant to be fitted, and taken, on the training split.
+    In each dimension, w and b minimise the sum of squares of r_i = w p_i + b - y_i over the rated utterances. The line
+    is meant to be fitted, and the residuals to be taken, on the training split.
 
     Args:
-        predictions: (n, dims) of the teacher.
+        predictions: (n, dims), the teacher's.
         labels: (n, dims); NaN means "not rated".
 
     Returns:
-        (n, dims) in fp64; NaN where the label is, which may be a whole dimension. Where all predictions are the same,
-        the line is flat at the mean label.
+        (n, dims) in fp64; NaN where the label is NaN, which may be a whole dimension. Where all predictions are the
+        same, the line is flat at the mean label.
 
     Raises:
         ValueError: the shapes differ, a prediction of a rated dimension is not finite, or a dimension has just one
@@ -33,7 +33,7 @@ def fit_residuals(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         raise ValueError(f"predictions[{row}] = {predictions[row].tolist()}: every prediction must be finite.")
     if (count == 1).any() or not count.any():
         raise ValueError(
-            f"Rated utterances a dimension: {count.tolist()}; a line needs at least 2 in each that is rated."
+            f"The dimensions have {count.tolist()} rated utterances: a line needs at least 2 in each that is rated."
         )
     predictions, labels = predictions.double(), labels.double()
 
@@ -53,12 +53,12 @@ def residual_std(residuals: torch.Tensor) -> torch.Tensor:
 
 
 def quality_weights(residuals: torch.Tensor, threshold: float = 2.0) -> torch.Tensor:
-    """The paper's hard rule for which utterances the student learns from the teacher.
+    """The paper's hard rule for the utterances on which the student learns from the teacher.
 
     Args:
-        residuals: (n, dims) of `fit_residuals`; NaN where an utterance is not rated, which then is no
-            reason to leave it out.
-        threshold: in standard deviations of each dimension's residuals.
+        residuals: (n, dims), from `fit_residuals`; NaN where an utterance is not rated, which is no reason to leave it
+            out.
+        threshold: the threshold, in standard deviations of each dimension's residuals.
 
     Returns:
         (n,): 0 where the absolute value of r exceeds the threshold in any dimension, 1 elsewhere.

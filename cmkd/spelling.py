@@ -15,7 +15,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def enumerated(names: Sequence[str]) -> str:
-    """Names as a sentence has them.
+    """Names joined as in a sentence, with commas and "and".
 
     >>> enumerated(["A"]), enumerated(["A", "B"]), enumerated(["A", "B", "C"])
     ('A', 'A and B', 'A, B and C')

@@ -1,8 +1,8 @@
-"""What the stages of the method are: each stands here once, in the order in which they run and are shown.
+"""The stages of the method. Each is defined here once, in the order in which they run and are shown.
 
-Everything that differs from stage to stage is read from here: which encoders are loaded, which settings decide on what
-is learned, whether a teacher is needed, what the result is compared with, and what people call it. CONTRIBUTING.md says
-how a stage is added.
+Everything that differs from stage to stage is read from here: which encoders are loaded, which settings affect what is
+learned, whether a teacher is needed, what the result is compared with, and what people call it. CONTRIBUTING.md says
+how to add a stage.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Stage:
         speech_encoder: the setting that names the speech encoder that it loads; None: it does not hear the speech.
         text_encoder: the setting that names the text encoder that it loads; None: it does not read the words. A stage
             that reads words has a `CMKDTeacherModel`, any other a `CMKDStudentModel`.
-        own_settings: those that change what it learns, beside the encoders and what is common to all stages.
-        needs_teacher: whether it is drawn towards the embeddings of the stage `TEACHER`. Such stages come last.
-        is_conditional: whether it is drawn only where the teacher was judged good (Eq. 8), and not everywhere.
+        own_settings: those that change what it learns, besides the encoders and what is common to all stages.
+        needs_teacher: whether it is pulled towards the embeddings of the stage `TEACHER`. Such stages come last.
+        is_conditional: whether it is pulled only where the teacher was judged good (Eq. 8), and not everywhere.
         compared_with: the stages that it is tested against.
         builds_on: the stage that it adds one thing to.
-        colour: of its line and dots in figures.
-        line_style: of its line in figures, as matplotlib writes it.
+        colour: the colour of its line and dots in figures.
+        line_style: the style of its line in figures, as matplotlib writes it.
     """
 
     name: str

@@ -292,7 +292,9 @@ def test_wav_whose_writer_could_not_go_back_is_read_to_its_end(riff, data, subty
 
 def test_wav_that_tells_nothing_of_half_its_sound_is_refused():
     content = of_soundfile(TEN, format="WAV")
-    with pytest.raises(AudioError, match="unreadable audio: its header tells nothing of the 160000 bytes at its end"):
+    with pytest.raises(
+        AudioError, match="unreadable audio: its header does not account for the 160000 bytes at its end"
+    ):
         read_audio(with_sizes(content, 160036, 160000))
 
 
@@ -333,7 +335,7 @@ def test_joined_files_are_heard_one_after_the_other(settings):
     assert part.tolist() == expected[24000:64000].tolist()
     with pytest.raises(AudioError, match="truncated audio|unreadable audio"):
         read_audio(first + second[:-300])
-    with pytest.raises(AudioError, match=r"unreadable audio: its parts differ|unreadable audio: .* no Ogg page"):
+    with pytest.raises(AudioError, match=r"unreadable audio: its parts differ|unreadable audio: .* not an Ogg page"):
         read_audio(first + of_soundfile(TEN[:32000].reshape(-1, 2), **settings))
 
 

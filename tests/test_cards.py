@@ -91,8 +91,8 @@ def test_a_student_says_what_it_is_and_where_its_limits_are(results):
         "0 is the minimum of the rating scale of the training corpus, 1, and 1 its maximum, 7",
         "**activation, valence, dominance**, in this order",
         "In brackets the 95% interval over the 9 speakers of",
-        "It was trained with one seed; what another would bring was not measured.",
-        "On 12.7% of the training utterances it is more than 2 standard deviations off",
+        "It was trained with one seed; how much another seed would change was not measured.",
+        "On 12.7% of the training utterances the teacher is more than 2 standard deviations off",
         "Those utterances were left out of the distance",
         "better mean CCC on validation (T/S 0.500, cT/S 0.600)",
         "Training utterances were of 1-2 s (30), 2-3 s (6)",
@@ -178,7 +178,7 @@ def test_a_run_of_one_stage_says_that_baseline_and_teacher_are_not_in_it(stage):
     text = " ".join(str(card).split())
     for expected in (
         "was not fine-tuned without a teacher in this run, so there is no baseline to compare with",
-        "The teacher was trained in another run, so this one has no scores of it",
+        "The teacher was trained in another run, so this one does not have its scores",
         "On 12.7% of the training utterances",
         f"{stage} 34 s (the teacher's training, in another run, comes on top) on 1 cpu process",
     ):

@@ -394,7 +394,7 @@ def test_one_speaker_has_no_interval_and_unknown_genders_no_score():
 def test_answers_about_other_utterances_are_not_compared():
     answers = make_answers()
     answers["ts"].ids[0] = "another"
-    with pytest.raises(ValueError, match="predictions of finetune and ts on test are about other utterances"):
+    with pytest.raises(ValueError, match="predictions of finetune and ts on test are about different utterances"):
         score_systems({"test": answers})
 
 

@@ -292,17 +292,17 @@ def without(name: str) -> dict:
         (changed("config", cpc_mode="reverse"), r"config\['cpc_mode'\] is 'reverse'; only None or 'none'"),
         (changed("config", nLevelsGRU=0), "num_hidden_layers=0: must be a whole number"),
         (changed("config", hiddenGar="6"), "hidden_size='6': must be a whole number"),
-        (changed("config", nLevelsGRU=1), r"missing none; not expected gAR\.baseNet\.bias_hh_l1, gAR"),
-        (changed("config", nLevelsGRU=3), r"missing gAR\.baseNet\.bias_hh_l2, .*; not expected none"),
+        (changed("config", nLevelsGRU=1), r"missing none; unexpected gAR\.baseNet\.bias_hh_l1, gAR"),
+        (changed("config", nLevelsGRU=3), r"missing gAR\.baseNet\.bias_hh_l2, .*; unexpected none"),
         (changed("config", arMode="GRU"), r"gAR\.baseNet\.weight_ih_l0 is \(24, 8\); .* shape \(18, 8\)"),
         (changed("config", hiddenEncoder=9), r"gEncoder\.conv0\.weight is \(8, 1, 10\); .* shape \(9, 1, 10\)"),
-        (without("gEncoder.conv2.bias"), r"missing gEncoder\.conv2\.bias; not expected none"),
-        (changed("weights", gEncoder__batchNorm0__running_mean=torch.zeros(8)), "not expected gEncoder.*running_mean"),
+        (without("gEncoder.conv2.bias"), r"missing gEncoder\.conv2\.bias; unexpected none"),
+        (changed("weights", gEncoder__batchNorm0__running_mean=torch.zeros(8)), "unexpected gEncoder.*running_mean"),
         (changed("weights", gEncoder__batchNorm1__bias=torch.zeros(8)), r"batchNorm1\.bias is \(8,\); .*\(1, 8, 1\)"),
         (changed("weights", gEncoder__conv1__bias=[0.0] * 8), r"conv1\.bias is list; .* shape \(8,\)"),
         ({"gEncoder": {}, "cpcCriterion": {}}, "holds no dict 'config', but gEncoder, cpcCriterion. Expected a publ"),
         ({"config": {}, "weights": torch.zeros(3)}, "holds no dict 'weights', but config, weights"),
-        ([1, 2], "holds a list in the place of a dict"),
+        ([1, 2], "holds a list instead of a dict"),
         ({"config": argparse.Namespace(nLevelsGRU=2), "weights": {}}, "holds objects whose code would have to run"),
     ],
 )
@@ -348,7 +348,7 @@ def test_nothing_in_a_checkpoint_runs(tmp_path):
 
 def test_a_folder_is_not_written_over(folder, tmp_path):
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         convert_cpc(saved(tmp_path / "published.pt", published("GRU")), folder)
     assert (folder / "model.safetensors").read_bytes() == before
 

@@ -189,7 +189,7 @@ def test_a_dimension_that_a_fold_has_no_ccc_of_is_said_to_have_none(tmp_path, ev
     said = format_folds(results).splitlines()
     assert said[1].endswith(" n/a") and "±" in said[1]
     assert said[2].endswith(" n/a") == everywhere
-    assert said[3].startswith("n/a: in a fold, or in all together")
+    assert said[3].startswith("n/a: a fold, or all of them together")
     pooled = results["systems"]["audio"]["test"]["ccc"]["dominance"]
     assert (pooled is None) == everywhere
     assert json.loads((tmp_path / "results.json").read_text()) == results

@@ -80,7 +80,8 @@ def test_what_other_code_has_stored_does_not_count_against_the_limit(tmp_path, c
     check(load(tmp_path, Part(), rows=rows, limit_gb=1.1 * needed / 1e9))
     assert load(tmp_path, Part(), rows=rows, settings="b", limit_gb=2 * needed / 1e9) is None
     output = capsys.readouterr().out
-    assert f"of other code, are not counted, and cannot be used: cmkd cache {tmp_path / 'cache'} --other_code" in output
+    assert "were stored by other code; they are not counted" in output
+    assert f"cmkd cache {tmp_path / 'cache'} --other_code" in output
     monkeypatch.setattr(feature_store, "code_version", lambda: "new")  # the code changes
     monkeypatch.setattr(feature_cache, "code_version", lambda: "new")
     check(load(tmp_path, Part(), rows=rows, limit_gb=1.1 * needed / 1e9))

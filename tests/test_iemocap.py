@@ -583,7 +583,7 @@ def test_the_version_follows_labels_and_transcripts(copy, kind):
         (ValueError, "beyond_scale is 'klip', .* Did you mean 'clip'", {"beyond_scale": "klip"}),
         (ValueError, "prefer_transcripts is 'asr', but there are none", {"prefer_transcripts": "asr"}),
         (ValueError, "prefer_transcripts is 'whisper'", {"prefer_transcripts": "whisper"}),
-        (FileNotFoundError, "no folder with Session1 to Session5", {"data_dir": "nowhere"}),
+        (FileNotFoundError, "not a folder with Session1 to Session5", {"data_dir": "nowhere"}),
         (ValueError, "data_dir is None", {"data_dir": None}),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_checkpoint_of_unknown_settings_is_not_gone_on_from(tmp_path, capsys):
     begin_stage(tmp_path, "audio", given, "1.0")
     assert usable_checkpoint(tmp_path / "audio") is None
     assert (tmp_path / "audio/unused-checkpoint-9/model.safetensors").is_file()
-    assert "there is no stage.json that says with what settings it began" in capsys.readouterr().out
+    assert "there is no stage.json that records the settings that it began with" in capsys.readouterr().out
     checkpoint = make_checkpoint(tmp_path / "audio", 12)
     begin_stage(tmp_path, "audio", given, "1.0")
     assert usable_checkpoint(tmp_path / "audio") == checkpoint

@@ -438,7 +438,7 @@ def test_a_public_push_of_a_licensed_corpus_is_refused(pushed):
     assert answers["public"].startswith(f"PermissionError: private is False, but 'toys' is licensed: {TERMS}")
     assert answers["no sentence"].startswith("ValueError: public_permission is 'yes', but must be a sentence")
     assert ("datasets", "user/open") not in hub.repositories
-    assert answers["already public"].startswith("PermissionError: repo_id is 'user/allowed', which is there already")
+    assert answers["already public"].startswith("PermissionError: repo_id is 'user/allowed', which exists and is")
 
 
 def test_a_sentence_allows_it_and_stands_on_the_card(pushed):
@@ -446,7 +446,7 @@ def test_a_sentence_allows_it_and_stands_on_the_card(pushed):
     assert answers["allowed"] is None
     assert not hub.repositories["datasets", "user/allowed"].private
     card = hub.files("datasets", "user/allowed")["README.md"].decode()
-    assert "**Public, since** whoever pushed it says: The Institute of Toys wrote so." in card
+    assert "**Public** with this reason from whoever pushed it: The Institute of Toys wrote so." in card
 
 
 @pytest.mark.parametrize("streaming", [False, True])

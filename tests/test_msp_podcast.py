@@ -197,7 +197,7 @@ def test_wavs_without_labels_and_other_files_are_counted(folder, sounds):
     (folder / "Audios" / "readme.txt").write_text("hello")
     notes = load(folder).report.notes
     assert "wav files without labels: 2, the first 'MSP-PODCAST_0009_0001'" in notes
-    assert "files in Audios that are no wav: 1, the first 'Audios/readme.txt'" in notes
+    assert "files in Audios that are not wav: 1, the first 'Audios/readme.txt'" in notes
 
 
 def test_labels_that_are_withheld_are_counted_but_no_error(folder, sounds):

@@ -440,7 +440,7 @@ BROKEN[RATE] = np.nan
         (wav(noise(2), format="OGG")[:-500], r"inputs\[1\]: truncated audio: the last Ogg page"),
         (np.zeros(RATE, np.int16), r"inputs\[1\]: the array is int16, .*divide 16-bit integers by 32768"),
         (np.zeros((2, 3, RATE), np.float32), r"inputs\[1\]: the array has shape \(2, 3, 16000\)"),
-        ({"array": noise(1)}, r"inputs\[1\]: sampling_rate=None: say the array's rate in Hz"),
+        ({"array": noise(1)}, r"inputs\[1\]: sampling_rate=None: give the array's rate in Hz"),
         ({"array": noise(1), "sampling_rate": 0}, r"inputs\[1\]: sampling_rate=0: say"),
         ({"array": BROKEN, "sampling_rate": RATE, "path": "b.wav"}, "b.wav: non-finite audio"),
         ({"bytes": b"", "path": "c.wav"}, "c.wav: empty audio"),

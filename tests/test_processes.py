@@ -64,7 +64,7 @@ def test_a_main_process_that_builds_for_long_is_waited_for(tmp_path):
             0,
             r"process 1 \(on .*, pid \d+\) has given no sign of life for 3 s, .* to compute its share",
         ),
-        ("other-failed", 0, r"process 1 .*has ended, and process 0 waited for it to compute its share"),
+        ("other-failed", 0, r"process 1 .*has ended, while process 0 waited for it to compute its share"),
         ("training-killed", 0, r"(?s)RuntimeError.*silent: process 1 \(on .*, pid \d+\) gives no sign of life"),
         ("training-stopped", 0, r"(?s)RuntimeError.*silent: process 1 \(on .*, pid \d+\) gives no sign of life"),
     ],

@@ -290,7 +290,7 @@ def test_what_only_the_push_before_made_is_removed_on_that_branch(pushes, hub):
 
 def test_a_licensed_model_goes_into_the_open_only_on_request(pushes, hub):
     code, _, error = pushes["open_already"]
-    assert code == 1 and "user/open', which is there already and public" in error and TERMS in error
+    assert code == 1 and "user/open', which exists and is public" in error and TERMS in error
     assert hub.files("models", "user/open") == OLD
     assert pushes["in_public"][0] == 0 and not hub.repositories["models", "user/in_public"].private
 
@@ -425,7 +425,7 @@ def test_the_code_on_the_card_gives_what_the_run_s_own_checkpoint_gives(pulls, r
 
     speech = 0.1 * np.random.default_rng(0).standard_normal(8000)
     speech = np.round(speech * 2**15) / 2**15  # as a file of 16 bits holds it
-    tokens = AutoTokenizer.from_pretrained(run / "teacher")("what is said in it", return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(run / "teacher")("the words that are spoken in it", return_tensors="pt")
     text = {"input_ids": tokens["input_ids"], "text_attention_mask": tokens["attention_mask"]}
     for name, model_class, more in (("student", CMKDStudentModel, {}), ("teacher", CMKDTeacherModel, text)):
         model = model_class.from_pretrained(run / name).eval()

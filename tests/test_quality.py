@@ -57,5 +57,5 @@ def test_what_cannot_be_fitted_is_refused():
         fit_residuals(torch.zeros(3, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"predictions\[1\] = .*nan.*finite"):
         fit_residuals(torch.tensor([[0.0], [float("nan")]]), torch.zeros(2, 1))
-    with pytest.raises(ValueError, match=r"\[2, 1\]; a line needs at least 2"):
+    with pytest.raises(ValueError, match=r"\[2, 1\] rated utterances: a line needs at least 2"):
         fit_residuals(torch.zeros(2, 2), torch.tensor([[0.0, 1.0], [0.5, float("nan")]]))

@@ -80,7 +80,7 @@ def test_the_report_says_so(run):
 def test_the_card_says_so_and_the_pipeline_leaves_it_out(run, tmp_path):
     stage_run(run, "me/two-dimensions", tmp_path)
     card = (tmp_path / "README.md").read_text()
-    assert "**Not valence**: the training corpus has no such ratings, so nothing was learnt there." in card
+    assert "**Not valence**: the training corpus has no such ratings, so nothing was learned there." in card
     scores = card.split("## How good it is")[1]
     test = next(line for line in scores.splitlines() if line.startswith("| test | 8 | "))
     assert test.split("|")[4].strip() == "not rated"

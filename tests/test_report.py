@@ -262,7 +262,7 @@ def test_stages_that_were_not_run_are_said_to_be(tmp_path):
     assert cells(report, "cT/S student") == ["not run"] * 6
     assert cells(report, "audio only, fine-tuned")[4] == "0.600 [0.550, 0.649]"
     assert "Not known: it takes two of fine-tuned, T/S and cT/S." in report
-    assert "Not known: it takes both the teacher and the fine-tuned baseline" in report
+    assert "Not known: this needs both the teacher and the fine-tuned baseline" in report
     assert "`student/` holds" not in report
     assert not (folder / "figures" / "residuals.png").exists()
     assert "||" not in report.replace(" ", "")

@@ -170,18 +170,18 @@ def test_students_learn_from_the_teacher_of_the_same_seed(run, recipe, tmp_path)
         assert found["teacher"] == expected["teacher"]
     with pytest.raises(FileNotFoundError, match=r"several seeds; name one of them, seed_3, seed_5"):
         train_distill.main([*arguments, str(run), "--seed", "3", "--output_dir", str(tmp_path / "one")])
-    with pytest.raises(FileNotFoundError, match=r"has one of a single seed, but with seeds each student learns"):
+    with pytest.raises(FileNotFoundError, match=r"has a teacher of a single seed, but with seeds each student learns"):
         train_distill.main([*arguments, str(run / "seed_3"), "--output_dir", str(tmp_path / "two")])
-    with pytest.raises(FileNotFoundError, match=r"teacher of .*seed_8' .*no complete one"):
+    with pytest.raises(FileNotFoundError, match=r"teacher of .*seed_8' .*no complete teacher"):
         train_distill.main([*arguments, str(run), "--seeds", "3", "8", "--output_dir", str(tmp_path / "three")])
 
 
 def test_a_folder_holds_one_kind_of_run(run, recipe, tmp_path):
-    with pytest.raises(ValueError, match=r"run' holds a run of several seeds, and a single run would take its place"):
+    with pytest.raises(ValueError, match=r"run' holds a run of several seeds, and a single run would replace it"):
         train_distill.main([str(recipe), "--seed", "3", "--output_dir", str(run)])
-    with pytest.raises(ValueError, match=r"holds a single run, and a run of several seeds would take its place"):
+    with pytest.raises(ValueError, match=r"holds a single run, and a run of several seeds would replace it"):
         train_distill.main([str(recipe), "--output_dir", str(run / "seed_3")])
-    with pytest.raises(ValueError, match=r"holds a run of several seeds, and a cross-validation would take its place"):
+    with pytest.raises(ValueError, match=r"holds a run of several seeds, and a cross-validation would replace it"):
         check_kind(run, "folds")
     for path, kind in (
         ("seed_1/ts", "a run of several seeds"),

@@ -213,7 +213,7 @@ def test_demo_words_are_ranked_and_evenly_spread():
 
 def test_demo_sentences_are_short_and_different():
     sentences = list(spoken_demo.sentences("gloomy", random.Random(0)))
-    assert len(sentences) == len(set(sentences)) == spoken_demo.SENTENCES_A_WORD == 1280
+    assert len(sentences) == len(set(sentences)) == spoken_demo.SENTENCES_PER_WORD == 1280
     assert {len(sentence.split()) for sentence in sentences} <= {4, 5, 6, 7}
     assert all(re.fullmatch(r"[A-Z][A-Za-z, ]*\.", sentence) for sentence in sentences)
     assert all(len(re.findall("gloomy", sentence, re.IGNORECASE)) == 1 for sentence in sentences)
@@ -290,7 +290,7 @@ def test_demo_is_drawn_by_seed(plan):
         ({"train": 0}, "train is 0"),
         ({"label_noise": -1}, "label_noise is -1"),
         ({"train_label_noise": -1}, "train_label_noise is -1"),
-        ({"train": 52_000}, "needs 1,316 sentences with each word, but there are 1,280"),
+        ({"train": 52_000}, "needs 1,316 sentences per word, but there are 1,280"),
     ],
 )
 def test_demo_settings(config, message):

@@ -198,7 +198,7 @@ def test_the_teacher_is_judged_where_there_is_one_or_a_student_needs_it(tmp_path
     judge(set(), stages=["audio", "teacher"])  # no teacher, and nobody who needs it
     judge({"ts"}, stages=["ts"])
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileNotFoundError, match=r"The stages ts and cts need the teacher, .* add the stage teacher"):
+    with pytest.raises(FileNotFoundError, match=r"The stages ts and cts need a teacher, .* add the stage teacher"):
         judge(set(), stages=["ts"])
 
 

@@ -641,7 +641,7 @@ def test_runs_on_other_test_sets(tmp_path, what):
     else:
         labels[3, 1] = 0.123
     write_predictions(runs[1] / "predictions/ts_test.parquet", ids, predictions, labels, speakers, [""] * len(ids))
-    with pytest.raises(ValueError, match=r"two and \S*one were scored on other utterances or labels of test"):
+    with pytest.raises(ValueError, match=r"two and \S*one were scored on different utterances or labels of test"):
         gather_tables(runs)
 
 

@@ -302,7 +302,7 @@ def test_a_stage_does_not_go_on_with_steps_of_another_size(run, recipe):
 
 def test_a_run_does_not_take_the_place_of_a_cross_validation(recipe, tmp_path):
     (tmp_path / "results.json").write_text('{"folds": {}}')
-    with pytest.raises(ValueError, match="holds a cross-validation, and a single run would take its place"):
+    with pytest.raises(ValueError, match="holds a cross-validation, and a single run would replace it"):
         train_distill.main([str(recipe), "--output_dir", str(tmp_path)])
 
 
@@ -466,7 +466,7 @@ def test_labels_that_go_with_the_length_are_named(recipe, tmp_path, capsys):
     arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "audio", "--num_epochs", "1"]
     train_distill.main(arguments)
     grouped = capsys.readouterr().out
-    assert "WARNING: activation goes with the length of the utterance (correlation 1.00)" in grouped
+    assert "WARNING: activation correlates with the length of the utterance (1.00)" in grouped
     assert "WARNING: valence" not in grouped
     train_distill.main([*arguments, "--overwrite", "--group_by_length", "false"])
     assert "WARNING" not in capsys.readouterr().out

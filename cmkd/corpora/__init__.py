@@ -1,7 +1,7 @@
 """Corpora of rated speech behind one function, `load_corpus`.
 
 A corpus is a module with a function `build(data_dir, on_error, *, ...) -> Corpus`, whose keyword-only parameters are
-the corpus' settings, and a line in `CORPORA`. `cmkd.corpora.building` says how it is kept on the disk.
+the corpus's settings, and a line in `CORPORA`. `cmkd.corpora.building` says how it is kept on the disk.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def load_corpus(
 ) -> Corpus | StreamedCorpus:
     """Loads and checks a corpus.
 
-    Every corpus has the columns of `cmkd.corpora.schema.FEATURES` and the splits train, validation and test, as far as
-    it has rows for them; "dev", "development", "val" and the like are called validation, other splits keep their names.
+    Every corpus has the columns of `cmkd.corpora.schema.FEATURES` and those of the splits train, validation and test
+    that it has rows for; "dev", "development", "val" and the like are called validation, and other splits keep their
+    names.
 
     Args:
         name (`str`): One of "manifest" (your own table), "dataset" (a data set of the Hub or the disk), "msp-podcast",
@@ -64,15 +65,17 @@ def load_corpus(
         data_dir (`str` or path, *optional*): The folder of the corpus.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do about rows that would corrupt results (missing,
             unreadable, truncated or empty audio, labels outside the scale, duplicate ids, a speaker in two splits and
-            the like): "raise" an error that lists them all, or "skip" them and count them in the report. Either way a
-            CSV file with all cases is written, which the error or a note of the report names.
+            the like). `"raise"` raises an error that lists them all, `"skip"` leaves them out and counts them in the
+            report; see `cmkd.corpora.checks` for which rows are left out when rows clash. In both cases all problems
+            are written to a CSV file in the folder `cmkd/problems` of `HF_DATASETS_CACHE`, which the error or a note of
+            the report names.
         **config: The settings of that corpus, which are the keyword parameters of its module's `build`. The licensed
             corpora, manifests and data sets have `num_proc`, the processes that write the cache, and `streaming`.
 
     Returns:
         `Corpus`: A `DatasetDict` with the attribute `report`, a `CorpusReport`; `cmkd.push_corpus` puts it on the Hub.
-        `StreamedCorpus`: With `streaming=True`, an `IterableDatasetDict` with that attribute; see there what its report
-        cannot know.
+        `StreamedCorpus`: With `streaming=True`, an `IterableDatasetDict` with that attribute; its docstring says what
+        such a report cannot know.
 
     Raises:
         CorpusError: A `ValueError`: there are such rows, or nothing usable was found. `.report` has all cases.

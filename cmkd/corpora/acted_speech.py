@@ -1,14 +1,14 @@
 """Acted speech: activation and dominance in the voice, valence only in the words.
 
-What the spoken corpora (`spoken-emobank`, `spoken-demo`) share: how levels of activation and dominance become prosody,
-how a level becomes a rating, and how many utterances are spoken in parallel and kept on the disk.
+This is what the spoken corpora (`spoken-emobank`, `spoken-demo`) share: how levels of activation and dominance become
+prosody, how a level becomes a rating, and how many utterances are spoken in parallel and kept on the disk.
 
 An utterance is acted at two levels between -1 and 1, activation a and dominance d, drawn uniformly and independently
 of one another, of the words and of the speaker:
 
 | espeak-ng's parameter | value                                        | for a, d = -1 .. 1, without the noise |
 |-----------------------|----------------------------------------------|---------------------------------------|
-| speaking rate         | 175 x 1.3^a words a minute                   | 135 .. 228                            |
+| speaking rate         | 175 x 1.3^a words per minute                 | 135 .. 228                            |
 | pitch                 | 50 + 8 a - 20 d, and noise of 3              | 22 .. 78 of 0 .. 100                  |
 | pitch range           | 50 + 18 a - 22 d                             | 10 .. 90 of 0 .. 100                  |
 | volume                | 50, 1.5 a + 4.5 d decibels and noise of 1 on | 25 .. 100 of 0 .. 200                 |
@@ -17,7 +17,7 @@ Activation is a faster, livelier, slightly higher and louder voice; it has the r
 steadier and louder voice, to be told from the pitch and loudness that each speaker has anyway: it can be heard, but it
 is harder. The noise (Gaussian, its standard deviation in the table) is the actor's: in the audio and in no label.
 
-A rating is the middle of the corpus' scale, plus the level times a third of the scale's width, plus Gaussian noise of
+A rating is the middle of the corpus's scale, plus the level times a third of the scale's width, plus Gaussian noise of
 the rater with a standard deviation of `label_noise` x that of the noise-free ratings of a uniform level. A rating
 beyond an end of the scale becomes that end.
 
@@ -66,9 +66,9 @@ _ROWS_A_BATCH = 64
 
 @dataclass(frozen=True)
 class Prosody:
-    """What espeak-ng is told beside the words and the voice, in its own units."""
+    """The settings of espeak-ng besides the words and the voice, in its own units."""
 
-    rate: int  # words a minute
+    rate: int  # words per minute
     pitch: int  # 0 to 100
     pitch_range: int  # 0 to 100
     volume: int  # 0 to 200
@@ -76,7 +76,7 @@ class Prosody:
 
 @dataclass(frozen=True)
 class ActedUtterance:
-    """A row of a spoken corpus before it is spoken; the ratings are on the corpus' scale."""
+    """A row of a spoken corpus before it is spoken; the ratings are on the corpus's scale."""
 
     id: str
     transcript: str
@@ -118,12 +118,12 @@ def rating(level: float, label_scale: tuple[float, float], label_noise: float, r
 
     Args:
         level (`float`): -1 to 1.
-        label_scale (`tuple[float, float]`): Minimum and maximum of the corpus' scale.
+        label_scale (`tuple[float, float]`): Minimum and maximum of the corpus's scale.
         label_noise (`float`): The rater's noise, in standard deviations of the noise-free ratings.
         rng (`random.Random`): The source of the noise.
 
     Returns:
-        `float`: A rating on the corpus' scale.
+        `float`: A rating on the corpus's scale.
 
     >>> [rating(level, (1, 7), 0.0, random.Random()) for level in (-1, 0, 0.5)]
     [2.0, 4.0, 5.0]
@@ -146,11 +146,11 @@ def perform(
     """Gives a sentence to a speaker: draws the voice, the levels of activation and dominance, and all noise.
 
     Args:
-        id (`str`): Of the utterance.
-        transcript (`str`): What is said.
-        valence (`float`): The rating of the words, on the corpus' scale.
+        id (`str`): The id of the utterance.
+        transcript (`str`): The words that are spoken.
+        valence (`float`): The rating of the words, on the corpus's scale.
         split (`str`): "train", "validation" or "test".
-        label_scale (`tuple[float, float]`): Minimum and maximum of the corpus' scale.
+        label_scale (`tuple[float, float]`): Minimum and maximum of the corpus's scale.
         label_noise (`float`): See `rating`.
         rng (`random.Random`): The source of all that is drawn.
     """
@@ -168,7 +168,7 @@ def perform(
 
 
 def spoken_corpus(splits: Mapping[str, Sequence[ActedUtterance]], report: CorpusReport, num_proc: int) -> Corpus:
-    """Speaks a corpus, or takes it from the disk if the very same one was spoken before.
+    """Speaks a corpus, or takes it from the disk if exactly the same one was spoken before.
 
     It is kept in the folder `cmkd` of the cache of datasets (`HF_DATASETS_CACHE`), under a key made of all utterances
     with their labels and prosody, and of the code that speaks them. It appears there complete or not at all. Rows are
@@ -176,8 +176,8 @@ def spoken_corpus(splits: Mapping[str, Sequence[ActedUtterance]], report: Corpus
 
     Args:
         splits (`dict[str, list[ActedUtterance]]`): The utterances by split; a split without any is left out.
-        report (`CorpusReport`): Gets the key as release, and the counts.
-        num_proc (`int`): The number of processes that speak. It has no influence on what is spoken.
+        report (`CorpusReport`): The report, which gets the key as its release, and the counts.
+        num_proc (`int`): The number of processes that speak. It does not change what is spoken.
 
     Raises:
         ValueError: `num_proc` is less than 1.
@@ -222,7 +222,7 @@ def _key(splits: Mapping[str, Sequence[ActedUtterance]], label_scale: tuple[floa
 
 
 def _write(folder: Path, splits: Mapping[str, Sequence[ActedUtterance]], report: CorpusReport, num_proc: int) -> None:
-    """Speaks into one Arrow file a split."""
+    """Speaks each split into an Arrow file."""
     import pyarrow
     from datasets.utils import tqdm
 
@@ -260,10 +260,10 @@ def _row(
 
 
 def speak_utterances(utterances: Sequence[ActedUtterance], num_proc: int) -> Iterator[tuple[bytes, float]]:
-    """Speaks utterances in `num_proc` processes and yields a FLAC file and its seconds for each, in their order.
+    """Speaks utterances in `num_proc` processes and yields a FLAC file and its duration for each, in their order.
 
-    The processes are fresh interpreters, neither forks of this one nor runs of its main module: threads and a GPU here
-    do not trouble them, and a script needs no `if __name__ == "__main__":`.
+    The processes are fresh interpreters, neither forks of this one nor runs of its main module, so threads and a GPU
+    here do not affect them, and a script needs no `if __name__ == "__main__":`.
 
     Raises:
         RuntimeError: One of the processes died.
@@ -290,11 +290,11 @@ def speak_utterances(utterances: Sequence[ActedUtterance], num_proc: int) -> Ite
 
 
 _ERRORS: dict[str, type[Exception]] = {"ImportError": ImportError, "ValueError": ValueError}
-"""What a worker raises that is raised here as the same; everything else is raised as a RuntimeError."""
+"""The errors of a worker that are raised here with the same type; all others are raised as a RuntimeError."""
 
 
 _PATIENCE = 120.0
-"""Seconds after which a process that speaks is ended if it has not spoken one utterance; it takes milliseconds."""
+"""Seconds after which a process is ended if it has not spoken an utterance, which takes milliseconds."""
 
 
 class _Worker:
@@ -324,7 +324,7 @@ class _Worker:
         if not line.endswith(b"\n"):
             raise RuntimeError(
                 f"A process that speaks ended with exit code {self._process.wait(_PATIENCE)} at utterance "
-                f"{utterance.id!r}; what it said itself is above. (-9: it was killed, as it is after {_PATIENCE:.0f} s "
+                f"{utterance.id!r}; its own output is above. (-9: it was killed, as it is after {_PATIENCE:.0f} s "
                 "without an answer.)"
             )
         reply = json.loads(line)
@@ -334,7 +334,7 @@ class _Worker:
 
     def close(self) -> None:
         try:
-            self._process.communicate(timeout=_PATIENCE)  # closes its input, and with that its loop ends
+            self._process.communicate(timeout=_PATIENCE)  # closes its input, which ends its loop
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate(timeout=_PATIENCE)

@@ -1,6 +1,6 @@
-"""From the rows of a corpus' files to a `Corpus` that is built once and then loaded from the disk in seconds.
+"""Makes a `Corpus` of the rows of a corpus's files, which is built once and then loaded from the disk in seconds.
 
-What a corpus module does to use it:
+A corpus module uses it like this:
 
 ```py
 def build(data_dir, on_error, *, annotators=False, num_proc=None, streaming=False) -> Corpus | StreamedCorpus:
@@ -25,9 +25,9 @@ def build(data_dir, on_error, *, annotators=False, num_proc=None, streaming=Fals
     )
 ```
 
-The label files are read at each load, which tells whether the corpus has changed. Checking the rows and reading the
-audio happens once for the same rows, settings, code, and sizes and times of the audio files. The Arrow files hold the
-paths of the audio, not the audio: 50,000 utterances take about 10 MB.
+The label files are read at each load, which shows whether the corpus has changed. The rows are checked and the audio is
+read once for the same rows, settings, code, and sizes and times of the audio files. The Arrow files hold the paths of
+the audio, not the audio: 50,000 utterances take about 10 MB.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from cmkd.features.audio import AudioError, measure_audio
 from cmkd.features.stretch import stretch_of
 
 VERSION = "1.0.0"
-"""Of what is kept on the disk."""
+"""The version of what is kept on the disk."""
 
 _REPORT = "report.json"
 _PORTIONS = 64  # what a split is divided into for processes and for the workers of a DataLoader
@@ -82,23 +82,24 @@ def build_corpus(
 ) -> Corpus | StreamedCorpus:
     """Checks a corpus and keeps it in the cache of datasets, or takes it from there if nothing has changed.
 
-    It lies in the folder `cmkd` of `HF_DATASETS_CACHE`, complete or not at all. Warnings of the report are logged too.
+    It is kept in the folder `cmkd` of `HF_DATASETS_CACHE`, complete or not at all. Warnings of the report are also
+    logged.
 
     Args:
-        source_rows (`list[SourceRow]`): In the order of the corpus.
-        report (`CorpusReport`): As `check_rows` takes it; the report of the result is another object.
+        source_rows (`list[SourceRow]`): The rows, in the order of the corpus.
+        report (`CorpusReport`): As for `check_rows`; the report of the result is another object.
         on_error (`str`): See `check_rows`.
         audio_folder (path or None): Where relative audio paths start, and which no path may leave; None where paths
             are absolute and may lead anywhere.
         annotators (`bool`, *optional*, defaults to `False`): Whether the rows get the columns of `ANNOTATOR_FEATURES`.
         known_size (`KnownSize`, *optional*): What the release should hold; a mismatch becomes a warning of the report.
-        num_proc (`int`, *optional*): Processes that write the Arrow files. The audio is read in threads whatever it is:
-            what takes the time there does not hold Python's lock.
+        num_proc (`int`, *optional*): The number of processes that write the Arrow files. The audio is always read in
+            threads, since what takes the time there does not hold Python's lock.
         streaming (`bool`, *optional*, defaults to `False`): Returns a `StreamedCorpus` and builds nothing: the audio of
-            a row is read when the row comes.
+            a row is read when the row is reached.
 
     Raises:
-        CorpusError: There are problems and `on_error` is "raise", or there are no rows left, of the corpus or a split.
+        CorpusError: There are problems and `on_error` is "raise", or the corpus or one of its splits has no rows left.
         ValueError: `num_proc` is less than 1.
     """
     if num_proc is not None and num_proc < 1:
@@ -127,9 +128,9 @@ def build_corpus(
 
 
 class _CorpusBuilder(datasets.GeneratorBasedBuilder):
-    """Builds a corpus from rows that are read already.
+    """Builds a corpus from rows that have already been read.
 
-    Its configuration is named by the version and a digest of all that the rows depend on, which names the folder too.
+    Its configuration, and with it the folder, is named by the version and a digest of all that the rows depend on.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
 def measured_row(
     row: dict[str, Any], report: CorpusReport, on_error: str, annotators: bool = False
 ) -> dict[str, Any] | None:
-    """A row of a stream with its sound and the duration of that; None for broken audio that is to be skipped.
+    """A row of a stream with its sound and its duration; None for broken audio that is to be skipped.
 
     Raises:
         CorpusError: The audio is broken and `on_error` is "raise".
@@ -237,7 +238,7 @@ def _key(
 
 
 def _with_content(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with the content of its sound where that is still in somebody's table."""
+    """The row with the content of its sound, if that is still in the user's table."""
     content = row["audio"]["bytes"]
     if content is None or isinstance(content, bytes):
         return row
@@ -245,7 +246,7 @@ def _with_content(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _size_and_time(path: str) -> tuple[int, int] | None:
-    """Size in bytes and time of change of a file in nanoseconds, None if it cannot be found."""
+    """The size of a file in bytes and its modification time in nanoseconds; None if it cannot be found."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):

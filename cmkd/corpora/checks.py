@@ -1,6 +1,6 @@
-"""The checks that every corpus passes through; `cmkd.corpora.report` says what they found.
+"""The checks that every corpus passes through; `cmkd.corpora.report` lists the problems.
 
-A builder reads its files into `SourceRow`s, values as they stand there, and hands them to `check_rows`, or to
+A builder reads its files into `SourceRow`s, with values as they stand there, and hands them to `check_rows`, or to
 `cmkd.corpora.building.build_corpus`, which does so and keeps the result on the disk:
 
 ```py
@@ -9,15 +9,15 @@ rows = check_rows(read_my_corpus(data_dir), report, on_error, audio_folder=data_
 return Corpus.from_rows(rows, report)
 ```
 
-With `on_error="skip"` every row that has a problem is left out. Where rows clash with each other (an id or an audio
-file used twice, a speaker or an audio file in two splits) evaluation stays whole: rows of test, and of splits with
-names of their own, stay before those of validation, and these before those of train; of the rows of one split the first
-stays. A speaker in two splits neither of which is train or validation ("test1" and "test2", say) is no clash, since
-nothing is learned or chosen on either. Sound that occurs twice is told by its samples
-(`cmkd.features.audio.digest_audio`): in two splits it is a clash, in different files of one split a note.
+With `on_error="skip"` every row that has a problem is left out. If rows clash with each other (an id or an audio file
+used twice, a speaker or an audio file in two splits), evaluation stays whole: rows of test, and of splits with names of
+their own, are kept in preference to those of validation, and these in preference to those of train; within one split,
+the first row is kept. A speaker in two splits neither of which is train or validation (for example "test1" and "test2")
+is not a clash, since nothing is learned or chosen on either. Sound that occurs twice is recognised by its samples
+(`cmkd.features.audio.digest_audio`): in two splits it is a clash, in different files of one split it gets a note.
 
-Rows may be stretches of one file, or channels of it. Such rows clash where they have sound in common and are in two
-splits, or where they are the same stretch. Within a split stretches may overlap, as people who interrupt each other do.
+Rows may be stretches of one file, or channels of it. Such rows clash if they share sound and are in two splits, or if
+they are the same stretch. Within a split stretches may overlap, as the speech of people who interrupt each other does.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")  # the names that datasets allows
 
 
 class Rating(NamedTuple):
-    """What one annotator said about an utterance, as it stands in the corpus' files.
+    """The ratings of one annotator for an utterance, as they stand in the corpus's files.
 
     Attributes:
-        row (`str`): Where it stands, for example "labels_detailed.csv:12".
-        annotator (`str`): The name.
+        row (`str`): Where they stand, for example "labels_detailed.csv:12".
+        annotator (`str`): The annotator's name.
         activation, valence, dominance (`float` or `str`, *optional*): On the scale of the corpus; NaN, None or "" if
             not rated.
     """
@@ -76,35 +76,35 @@ class Rating(NamedTuple):
 
 @runtime_checkable
 class StoredSound(Protocol):
-    """The content of a sound file in somebody's table, read whenever it is needed, since all of it may be too much."""
+    """The content of a sound file in a user's table, read when it is needed, since all of it may be too much."""
 
     name: str
-    """Of the file, "" if it has none."""
+    """The name of the file, "" if it has none."""
 
     def read(self) -> bytes: ...
 
 
 @dataclass(slots=True)
 class SourceRow:
-    """A row of a corpus as it stands in the corpus' files, not yet checked.
+    """A row of a corpus as it stands in the corpus's files, not yet checked.
 
     Attributes:
         row (`str`): Where it stands, for example "manifest.csv:12".
-        id (`str`): Unique in the corpus.
+        id (`str`): The id of the utterance, unique in the corpus.
         audio (`str`, `bytes` or `StoredSound`): The path of a sound file or its content.
-        split (`str`): Any spelling that `normalise_split` knows.
-        transcript (`str`, *optional*): "" if there is none.
+        split (`str`): The name of its split, in any spelling that `normalise_split` knows.
+        transcript (`str`, *optional*): The transcript, "" if there is none.
         activation, valence, dominance (`float` or `str`, *optional*): On the scale of the corpus; NaN, None or "" if
             not rated.
-        speaker (`str`, *optional*): "" if unknown.
+        speaker (`str`, *optional*): The name of the speaker, "" if unknown.
         gender (`str`, *optional*): "female", "male", "f" or "m" in any case; everything else is taken as unknown.
-        ratings (`list[Rating]`, *optional*): Of the single annotators, for a corpus that is loaded with them.
+        ratings (`list[Rating]`, *optional*): Ratings of the individual annotators, if the corpus is loaded with them.
         start, end (`float` or `str`, *optional*): The stretch of the file, in seconds; None or "" for its beginning and
             its end.
         channel (`int` or `str`, *optional*): The channel of the file, counted from 0; None, "" or "mean" for the mean
             of all.
 
-    For None and NaN a text field counts as empty, and whole numbers are taken as text.
+    A text field that is None or NaN counts as empty, and a whole number in it is taken as text.
     """
 
     row: str
@@ -136,22 +136,22 @@ def check_rows(
     Audio files are read once, in threads, and not kept.
 
     Args:
-        source_rows (iterable of `SourceRow`): In the order of the corpus.
-        report (`CorpusReport`): Problems in it, of rows that could not even be read, count as rows left out, beside
-            what `skipped` counts already. Gets all problems, notes and counts.
+        source_rows (iterable of `SourceRow`): The rows, in the order of the corpus.
+        report (`CorpusReport`): The report, which gets all problems, notes and counts. Problems that it already has, of
+            rows that could not even be read, count as rows left out, in addition to those in `skipped`.
         on_error (`str`): "raise" raises an error if there are any problems, "skip" leaves out the rows that have one. A
-            problem of a single annotator's rating costs that rating, not the row.
+            problem with an individual annotator's rating removes that rating, not the row.
         audio_folder (path, *optional*): Where relative audio paths start, and which no path may leave. Symbolic links
             in it are followed wherever they lead. Not needed if the audio is given as bytes.
         read_sound (`bool`, *optional*, defaults to `True`): Whether audio files are read. If not, missing ones are
-            found all the same, but durations stay NaN.
+            still reported, but durations stay NaN.
         annotators (`bool`, *optional*, defaults to `False`): Whether the rows get the columns of `ANNOTATOR_FEATURES`.
 
     Returns:
         `list[dict]`: Rows with the columns of `FEATURES` and absolute audio paths, for `Corpus.from_rows`.
 
     Raises:
-        CorpusError: There are problems and `on_error` is "raise", or there are no rows left, of the corpus or a split.
+        CorpusError: There are problems and `on_error` is "raise", or the corpus or one of its splits has no rows left.
     """
     unread = {problem.row: problem.reason for problem in reversed(report.problems)}
     candidates = [_Candidate(row, report, audio_folder) for row in source_rows]
@@ -191,7 +191,7 @@ def _digest(rows: list[dict[str, Any]], sounds: list[str]) -> str:
 
 
 class _Candidate:
-    """A row on its way through the checks: its values, clean or replaced by nothing, and its problems."""
+    """A row on its way through the checks: its values, valid or else empty, and its problems."""
 
     __slots__ = (
         "audio",
@@ -234,13 +234,13 @@ class _Candidate:
 
     @property
     def stretch(self) -> Stretch:
-        """What of which file it is."""
+        """The file and the part of it that the row is."""
         end = math.inf if self.end is None else self.end
         return Stretch(self.file, self.start or 0.0, end, self.channel)
 
     @property
     def rank(self) -> int:
-        """The rows of a split of higher rank stay where rows clash."""
+        """The rank of its split: if rows clash, those of the split with the higher rank are kept."""
         return {"": -1, "train": 0, "validation": 1}.get(self.split, 2)
 
     def refuse(self, field: str, reason: str, detail: str = "") -> None:
@@ -297,7 +297,7 @@ class _Candidate:
         return row
 
     def _rating(self, rating: Rating, label_scale: tuple[float, float]) -> tuple[str, list[float]]:
-        """The annotator and the ratings, NaN where there is none or where it has a problem."""
+        """The annotator and the ratings, with NaN where there is none or it has a problem."""
         minimum, maximum = label_scale
         values = []
         for dimension in EMOTION_DIMENSIONS:
@@ -432,7 +432,7 @@ def _check_clashes(candidates: list[_Candidate]) -> None:
 
 
 def _check_stretches(candidates: list[_Candidate]) -> None:
-    """Finds rows that are the same stretch of a file, and rows of two splits that have a part of a file in common."""
+    """Refuses rows that are the same stretch of a file, and rows of two splits that share a part of a file."""
     stretches: dict[Stretch, _Candidate] = {}
     for candidate, first in _clashing(candidates, lambda candidate: candidate.stretch if candidate.file else None):
         if candidate is first:
@@ -454,7 +454,7 @@ def _check_stretches(candidates: list[_Candidate]) -> None:
 def _clashing(
     candidates: list[_Candidate], key: Callable[[_Candidate], Hashable]
 ) -> Iterator[tuple[_Candidate, _Candidate]]:
-    """Every candidate with the one of the same key that stays before all others, often itself."""
+    """Every candidate with the one of the same key that is kept in preference to the others, which is often itself."""
     groups: dict[Hashable, list[_Candidate]] = defaultdict(list)
     for candidate in candidates:
         if key(candidate):
@@ -473,7 +473,7 @@ def _shown_audio(candidate: _Candidate) -> str:
 
 
 def _notes_on_names(kept: list[_Candidate]) -> list[str]:
-    """Where a name is not to the letter what stands in the table."""
+    """Notes about names that differ from their spelling in the table."""
     notes = []
     for column in ("id", "speaker", "gender", "split", "transcript"):
         found = [(getattr(candidate.raw, column), candidate) for candidate in kept]

@@ -1,4 +1,4 @@
-"""Which column of somebody's table is which column of a corpus."""
+"""Decides which column of a user's table is which column of a corpus."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ COLUMNS = (
     "end",
     "channel",
 )
-"""What is read of a table, which are the fields of a `SourceRow`."""
+"""The columns that are read from a table, which are the fields of a `SourceRow`."""
 
 OTHER_NAMES = {"arousal": "activation", "audio.path": "audio"}
-"""Names that are read as others, since they mean the same."""
+"""Names that are read as another name with the same meaning."""
 
 _STRETCH_LIKE = {
     *("begin", "onset", "offset", "stop", "tmin", "tmax", "xmin", "xmax", "t_start", "t_end", "from_time", "to_time"),
@@ -39,13 +39,13 @@ _STRETCH_LIKE = {
     *(f"{edge}{unit}" for edge in ("start", "end") for unit in ("_frame", "_sample")),
     *(f"{part}_{edge}" for part in ("segment", "seg", "clip") for edge in ("start", "end")),
 }
-"""Names of columns that say that a row is a stretch of a file, but not surely in seconds from its beginning."""
+"""Names of columns that say that a row is a stretch of a file, but not necessarily in seconds from its beginning."""
 
 _LENGTHS = {"duration", "dur", "length", *(f"duration_{unit}" for unit in ("s", "sec", "seconds", "ms"))}
-"""Names of columns that say, beside a start, where a stretch ends."""
+"""Names of columns that say, together with a start, where a stretch ends."""
 
 Reading = dict[str, str]
-"""The name in the table by the name of the column, of those that are read."""
+"""For each column that is read, its name in the table."""
 
 
 def read_columns(
@@ -58,12 +58,12 @@ def read_columns(
     """Decides which columns are read, and refuses a table whose columns are too few or ambiguous.
 
     Args:
-        names (`list[str]`): The columns of the table; fields of nested objects with dots.
-        table (`str`): Its name, for messages.
-        report (`CorpusReport`): Gets notes on what is read under another name, and on what is not read.
+        names (`list[str]`): The columns of the table; fields of nested objects are written with dots.
+        table (`str`): The name of the table, for messages.
+        report (`CorpusReport`): The report, which gets notes on what is read under another name and what is not read.
         columns (`dict[str, str | None]`, *optional*): The table's names by those of `COLUMNS`, given by the user; None
-            where the table is said to have no such column, whatever its names look like.
-        required (sequence of `str`, *optional*): Columns that there must be, besides one of the three dimensions.
+            says that the table has no such column, whatever its names look like.
+        required (sequence of `str`, *optional*): Columns that must exist, besides one of the three dimensions.
 
     Raises:
         CorpusError: A required column is missing, or it is not clear which one is meant.
@@ -71,7 +71,7 @@ def read_columns(
     """
     listed = f"the columns are {', '.join(repr(name) for name in names)}"
     fix = (
-        "Correct the names of the columns, or say by the setting `columns` which is which, for example "
+        "Correct the names of the columns, or say with the setting `columns` which is which, for example "
         "columns={'activation': 'arousal_mean'}; a .csv file is separated by commas, a .tsv file by tabs."
     )
     if not names:
@@ -112,7 +112,7 @@ def read_columns(
 
 
 def default_id(audio: Any, start: Any = None, end: Any = None, channel: Any = None) -> Any:
-    """The id of a row that has none: the name of its file, and the stretch and channel where there are such.
+    """The id of a row that has none: the name of its file, with the stretch and channel if it has any.
 
     >>> default_id("calls/a.wav"), default_id("calls/a.wav", "12.50", 17.25, 1), default_id("a.wav", 3, None)
     ('a', 'a_12.5-17.25_channel1', 'a_3-')
@@ -166,7 +166,7 @@ def _check_setting(columns: Mapping[str, str | None], names: Sequence[str], list
 def _read_nested_labels(
     reading: Reading, none: set[str], names: Sequence[str], table: str, report: CorpusReport, fix: str
 ) -> None:
-    """Finds labels that are fields of an object under their own names, where there are none outside of it."""
+    """Reads labels that are fields of an object under their own names, if there are none outside of it."""
     for dimension in EMOTION_DIMENSIONS:
         if dimension in reading or dimension in none:
             continue
@@ -180,7 +180,7 @@ def _read_nested_labels(
 
 
 def _refuse_if_meant(name: str, reading: Reading, none: set[str], table: str, report: CorpusReport, fix: str) -> None:
-    """Refuses a column that is likely to be meant to be read: else something other than it says would be learnt."""
+    """Refuses a column that was probably meant to be read, since otherwise the wrong thing would be learned."""
     folded = name.strip().casefold()
     meant = OTHER_NAMES.get(folded, folded)
     if meant in COLUMNS and meant not in reading and meant not in none:
@@ -190,13 +190,13 @@ def _refuse_if_meant(name: str, reading: Reading, none: set[str], table: str, re
     if is_edge and not {"start", "end"} & (set(reading) | none):
         detail = (
             "if a row is a stretch of its file, name the columns 'start' and 'end', in seconds from the beginning of "
-            "the file; if not, say so by columns={'start': None}, or take the column out"
+            "the file; if not, say so with columns={'start': None}, or take the column out"
         )
         report.refuse(CorpusProblem(table, f"column {name!r}", detail), fix)
     if last in _LENGTHS and "start" in reading and "end" not in reading and "end" not in none:
         detail = (
-            f"beside {reading['start']!r} it says where a stretch ends, but is not read: add a column 'end', the sum of"
-            " both in seconds; if all rows go on to the end of their file, say so by columns={'end': None}"
+            f"together with {reading['start']!r} it says where a stretch ends, but it is not read: add a column 'end', "
+            "the sum of both in seconds; if all rows go on to the end of their file, say so with columns={'end': None}"
         )
         report.refuse(CorpusProblem(table, f"column {name!r}", detail), fix)
 
@@ -206,7 +206,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _plain(value: Any) -> str:
-    """A number without zeros that say nothing, and any other text as it stands, for the checks to refuse."""
+    """A number without superfluous zeros; any other text is left as it is, for the checks to refuse."""
     try:
         number = as_number(value)
     except (TypeError, ValueError, OverflowError):

@@ -10,18 +10,18 @@ corpus:
 
 - `path` is what `load_dataset` takes, a name on the Hub, a folder of Parquet, CSV, JSON or sound files, or "parquet"
   and the like with `data_files`; or a folder that `save_to_disk` wrote.
-- **Columns** are those of a manifest, see `cmkd.corpora.manifest`, and `columns` says which is which where they have
-  other names; fields of nested columns have names with dots. A class label is read by its name. Other columns are not
+- **Columns** are those of a manifest, see `cmkd.corpora.manifest`, and `columns` says which is which if they have other
+  names; fields of nested columns have names with dots. Class labels are read as their names. Other columns are not
   read, and the report says so.
 - **Sound** is the column `audio`, or the only one of the type `Audio`. It may also hold paths, or the content of files.
   It is read by this package's own reader: torchcodec is not needed.
 - **Splits** are those of the data set; `splits={"train": "train[:90%]", "validation": "train[90%:]"}` makes others. A
   data set of one split that has a column `split` is divided by that column.
-- **Ids** that the data set does not have are made of split and position: `train-17`.
+- **Ids** are made of split and position, as in `train-17`, if the data set has none.
 - **The scale** of a data set that `cmkd.push_corpus` made is known; for all others `label_scale` is needed.
 
-The rows are checked as those of every corpus, and kept with their sound in the cache of this package, so that they are
-on the disk twice. With `streaming` all rows are read once without their sound, which is checked as it comes.
+The rows are checked like those of every corpus, and kept with their sound in the cache of this package, so that they
+are on the disk twice. With `streaming` all rows are read once without their sound, which is checked when it is reached.
 """
 
 from __future__ import annotations
@@ -138,10 +138,10 @@ class DatasetSound:
 
     Attributes:
         rows (`Dataset` or `IterableDataset`): All rows of the split.
-        column (`str`): Of the sound; fields of nested columns with dots.
-        split (`str`): Of the data set.
-        index (`int`): Of the row.
-        name (`str`): Of the file, "" if it has none.
+        column (`str`): The column of the sound; fields of nested columns are written with dots.
+        split (`str`): The split of the data set.
+        index (`int`): The number of the row.
+        name (`str`): The name of the file, "" if it has none.
     """
 
     rows: Any = field(repr=False)
@@ -156,7 +156,7 @@ class DatasetSound:
 
 @contextmanager
 def _without_torchcodec() -> Iterator[None]:
-    """Lets datasets pass on paths and contents of sound files, for which its own code asks for torchcodec too."""
+    """Lets datasets pass on paths and contents of sound files, for which its own code also requires torchcodec."""
     original = datasets.Audio.encode_example
 
     def encode_example(self: datasets.Audio, value: Any) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _chosen(found: Mapping[str, Any], new: str, own: str, path: str) -> Any:
 
 
 def _undecoded(rows: Any) -> Any:
-    """The rows with sound as path and bytes, and without what else would have to be decoded."""
+    """The rows with sound as path and bytes, and without other columns that would have to be decoded."""
     if rows.features is None:  # a stream of JSON or CSV
         rows = rows._resolve_features()
     others = [name for name, feature in rows.features.items() if isinstance(feature, (datasets.Image, datasets.Video))]
@@ -248,12 +248,12 @@ def _with_audio(
 
 
 def _own_scale(parts: Mapping[str, Any], path: str, report: CorpusReport) -> Any:
-    """What stands in the column `label_scale` of all rows."""
+    """The value of the column `label_scale`, the same in all rows."""
     if any("label_scale" not in rows.features for rows in parts.values()):
         raise ValueError(f"label_scale is None, but {path!r} has no column of this name: pass the minimum and maximum.")
     scales = {tuple(row["label_scale"]) for rows in parts.values() for row in rows.select_columns(["label_scale"])}
     if len(scales) != 1:
-        raise ValueError(f"label_scale is None, but {path!r} has the scales {sorted(scales)}: pass the one that holds.")
+        raise ValueError(f"label_scale is None, but {path!r} has the scales {sorted(scales)}: pass the right one.")
     return scales.pop()
 
 
@@ -300,7 +300,7 @@ class _Path(str):
 
 
 def _cells(rows: Any, audio: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """The values of each row without its sound, and the path of that or, where the content is there, its name."""
+    """The values of each row without its sound, and the path of the sound, or its name if the content is there."""
     top = audio.split(".")[0]
     if isinstance(rows, datasets.IterableDataset):
         for row in rows:
@@ -317,7 +317,7 @@ def _cells(rows: Any, audio: str) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _without_content(column: pyarrow.Array) -> pyarrow.Array:
-    """Sound with b"" in the place of its bytes, which are not read from the disk then."""
+    """Sound with b"" instead of its bytes, so that these are not read from the disk."""
     if pyarrow.types.is_struct(column.type):
         fields = [_without_content(pyarrow.compute.struct_field(column, inner.name)) for inner in column.type]
         return pyarrow.StructArray.from_arrays(fields, [inner.name for inner in column.type], mask=column.is_null())
@@ -328,7 +328,7 @@ def _without_content(column: pyarrow.Array) -> pyarrow.Array:
 
 
 def _name(cell: Any) -> Any:
-    """The path of a sound, as a `_Path`, or the name of one whose content is there; what is neither as it is."""
+    """The path of a sound, as a `_Path`, or the name of one whose content is there; anything else is left as it is."""
     if isinstance(cell, dict):
         if cell.get("bytes") is not None:
             return cell.get("path") or ""
@@ -346,7 +346,7 @@ def _content(cell: Any) -> bytes:
 
 
 def _files(rows: datasets.Dataset) -> list[tuple[str, int, int]]:
-    """What a split is read from, with sizes and times, so that a change is noticed."""
+    """The files that a split is read from, with sizes and modification times, so that a change is noticed."""
     files = [Path(entry["filename"]) for entry in rows.cache_files]
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
@@ -358,7 +358,7 @@ def _stream(rows: list[dict[str, Any]], report: CorpusReport, on_error: str) -> 
 
 
 def _streamed_rows(stream: tuple[list[dict[str, Any]], CorpusReport, str]) -> Iterator[dict[str, Any]]:
-    """Checked rows with the sound that the data set has for them, in the order in which it comes."""
+    """Checked rows with the sound that the data set has for them, in the order in which it is reached."""
     rows, report, on_error = stream
     sources: dict[str, tuple[Any, dict[int, dict[str, Any]]]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Folders as they are on people's disks: unzipped twice, or not at all."""
+"""Folders that were unzipped twice, or not at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 
 
 def unzipped(folder: Path) -> Path:
-    """The folder of that name; if it holds nothing but another folder of its name, that one.
+    """The folder itself, or, if it holds nothing but another folder of the same name, that one.
 
-    Such are left by programs that unzip `Labels.zip`, which holds the folder `Labels`, into a folder `Labels`. What a
-    dot or an underscore hides (`.DS_Store`, `__MACOSX`) does not count.
+    Some programs leave such folders when they unzip `Labels.zip`, which holds the folder `Labels`, into a folder
+    `Labels`. Names that begin with a dot or an underscore (`.DS_Store`, `__MACOSX`) do not count.
     """
     while folder.is_dir():
         inner = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]

@@ -10,15 +10,15 @@ dialog/EmoEvaluation/Ses01F_impro01.txt                    their labels; not Att
 dialog/transcriptions/Ses01F_impro01.txt                   what is said
 ```
 
-- **Labels** are the means over the annotators that stand in the first line of a turn's block, `[6.2901 - 8.2357]`,
-  name, category, `[2.5000, 2.5000, 2.5000]`. The order there is valence, activation, dominance, and a header that says
-  otherwise makes the file's turns problems. Categories (`neu`, `xxx`, ...) are not read: all turns are rated.
-- **Scale**: 1 to 5. A handful of the published means lie half a step beyond it, at 0.5 or 5.5. `beyond_scale` says what
-  becomes of them; by default they stay as published, so that all 10,039 utterances of the paper are there. On the unit
-  interval, on which models are trained, such a label is -0.125 or 1.125, which no loss minds.
-- **Speakers** are the session and the letter of the turn, which is the last of a name: `Ses01F_impro01_M003` is said by
-  `Ses01_M`, a man. The first letter, in `Ses01F`, is of the one who wore the markers.
-- **Transcripts** are found by the turn's name; lines that have none (`M: ...`, notes) are counted in the report.
+- **Labels** are the means over the annotators, which are in the first line of a turn's block: `[6.2901 - 8.2357]`,
+  name, category, `[2.5000, 2.5000, 2.5000]`. The order there is valence, activation, dominance; a header that says
+  otherwise is a problem of each of the file's turns. Categories (`neu`, `xxx`, ...) are not read: all turns are rated.
+- **Scale**: 1 to 5. A few of the published means lie half a step beyond it, at 0.5 or 5.5. `beyond_scale` decides what
+  happens to them; by default they stay as published, so that all 10,039 utterances of the paper are there. On the unit
+  interval, on which models are trained, such a label is -0.125 or 1.125, which does no harm to the loss.
+- **Speakers** are the session and the letter of the turn, which is the last one of a name: `Ses01F_impro01_M003` is
+  spoken by `Ses01_M`, a man. The first letter, in `Ses01F`, says who wore the markers.
+- **Transcripts** are matched by the turn's name; lines that have none (`M: ...`, notes) are counted in the report.
 - **Text files** are UTF-8; those that are not are read as Windows-1252, or else Latin-1, and the report says how many.
   Files whose names start with a dot, such as the `._Ses01F_impro01.txt` that a Mac leaves behind, are not the corpus'.
 
@@ -29,8 +29,8 @@ No speaker is in two splits, whichever the protocol:
 | `"leave-one-session-out"` (the paper's) | 1 to 5 | session `fold` | the next session, 1 after 5 | the other three |
 | `"leave-one-speaker-out"` | 1 to 10: Ses01_F, Ses01_M, Ses02_F, ... | one speaker | the partner | the other four |
 
-Leaving one speaker out, the checkpoint is chosen on the very conversations that are tested, if on the other voice in
-them, which may flatter the results.
+When one speaker is left out, the checkpoint is chosen on the same conversations that are tested, although on the other
+voice in them, which may flatter the results.
 
 With `annotators=True` the corpus has the columns of `ANNOTATOR_FEATURES` in `cmkd.corpora.schema`, from the lines
 `A-E3: val 3; act 2; dom  2; ()`. A rating outside 1 to 5 is left out of them, and the report counts those.
@@ -60,25 +60,25 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 LABEL_SCALE = (1.0, 5.0)
 
 LABEL_LIMITS = (0.5, 5.5)
-"""Half a step beyond the scale: as far as published labels go. What lies further is an error of the copy."""
+"""Half a step beyond the scale, which is as far as published labels go; anything further is an error of the copy."""
 
 SESSIONS = (1, 2, 3, 4, 5)
 SPEAKERS = tuple(f"Ses0{session}_{letter}" for session in SESSIONS for letter in "FM")
-"""In the order of the folds of "leave-one-speaker-out"."""
+"""The speakers, in the order of the folds of "leave-one-speaker-out"."""
 
 NUM_FOLDS = {"leave-one-session-out": len(SESSIONS), "leave-one-speaker-out": len(SPEAKERS)}
-"""By protocol."""
+"""The number of folds by protocol."""
 
 BEYOND_SCALE = ("keep", "clip", "refuse")
 
 SESSION_SIZES = {1: 1819, 2: 1811, 3: 2136, 4: 2103, 5: 2170}
-"""Labelled turns of the full release."""
+"""The number of labelled turns in the full release."""
 
 SOURCE = "USC gives IEMOCAP to researchers on request: https://sail.usc.edu/iemocap"
 TERMS = "IEMOCAP is licensed by USC to you alone: its audio, labels and transcripts may not be passed on"
 
 TURN = re.compile(r"(?P<dialogue>Ses0(?P<session>[1-5])[FM]_\w+)_(?P<letter>[FM])(?:\d|XX)\w*", re.ASCII)
-"""The name of a turn: its dialogue, who speaks, its number, and now and then a suffix."""
+"""The name of a turn: its dialogue, who speaks, its number, and sometimes a suffix."""
 
 _LABELS = re.compile(r"\[[^\[\]]*\]\s*(?P<turn>\S+)\s+\S+\s+\[(?P<values>[^\[\]]*)\]")
 _NUMBER = re.compile(r"-?\d+(\.\d*)?", re.ASCII)
@@ -98,11 +98,11 @@ class LabelledTurn:
 
     Attributes:
         row (`str`): Where it stands, file and line.
-        name (`str`): Matches `TURN`.
-        dialogue (`str`): In which it is said.
-        speaker (`str`): Who says it, one of `SPEAKERS`.
-        activation, valence, dominance (`float`): On the scale of the corpus, or a little beyond it.
-        ratings (`list[Rating]`): Of the single annotators.
+        name (`str`): Its name, which matches `TURN`.
+        dialogue (`str`): The dialogue that it is part of.
+        speaker (`str`): The speaker, one of `SPEAKERS`.
+        activation, valence, dominance (`float`): Its labels on the scale of the corpus, or a little beyond it.
+        ratings (`list[Rating]`): The ratings of the individual annotators.
     """
 
     row: str
@@ -117,11 +117,11 @@ class LabelledTurn:
 
 @dataclass
 class LabelFile:
-    """What a label file says.
+    """The content of a label file.
 
     Attributes:
-        turns (`list[LabelledTurn]`): In the order of the file.
-        problems (`list[CorpusProblem]`): Of lines that start a turn's block, or name a turn, but cannot be used.
+        turns (`list[LabelledTurn]`): The turns, in the order of the file.
+        problems (`list[CorpusProblem]`): Problems with lines that start a turn's block or name a turn.
         other_lines (`list[str]`): Places of lines that are neither header, labels nor an annotator's ratings.
     """
 
@@ -132,10 +132,10 @@ class LabelFile:
 
 @dataclass
 class TranscriptionFile:
-    """What a transcription file says.
+    """The content of a transcription file.
 
     Attributes:
-        texts (`list[tuple[str, str, str]]`): Place, name of the turn, and what is said.
+        texts (`list[tuple[str, str, str]]`): Place, name of the turn, and the words.
         other_lines (`list[str]`): Places of lines that do not start with a turn's name and times.
     """
 
@@ -148,13 +148,13 @@ class Release:
     """What a copy of IEMOCAP holds, not yet checked.
 
     Attributes:
-        turns (`list[LabelledTurn]`): Of all sessions.
+        turns (`list[LabelledTurn]`): The turns of all sessions.
         texts (`dict[str, str]`): Transcripts by the name of the turn.
-        sounds (`dict[str, str]`): Paths from the folder of the release, by the name of the turn.
-        problems (`list[CorpusProblem]`): Of lines of label files.
-        incomplete (`list[CorpusProblem]`): Folders and label files that are missing or hold nothing.
-        observed (`dict[str, list[str]]`): What costs no row, and where it was seen.
-        version (`str`): Of the label and transcription files, so that a change can be told.
+        sounds (`dict[str, str]`): Paths relative to the folder of the release, by the name of the turn.
+        problems (`list[CorpusProblem]`): Problems with lines of label files.
+        incomplete (`list[CorpusProblem]`): Folders and label files that are missing or empty.
+        observed (`dict[str, list[str]]`): Observations for which no row is left out, with the places.
+        version (`str`): A digest of the label and transcription files, which changes if they do.
     """
 
     turns: list[LabelledTurn] = field(default_factory=list)
@@ -166,7 +166,7 @@ class Release:
     version: str = ""
 
     def observe(self, what: str, places: Collection[str]) -> None:
-        """Adds to `observed`, if there is anything to add."""
+        """Adds places to `observed`, if there are any."""
         if places:
             self.observed.setdefault(what, []).extend(places)
 
@@ -281,7 +281,7 @@ def speaker_splits(protocol: str, fold: int) -> dict[str, str]:
 
 
 def without_tags(text: str) -> str:
-    """A transcript without what stands in square brackets, "" if no word is left.
+    """A transcript without the tags in square brackets, "" if no word is left.
 
     >>> [without_tags(text) for text in ("Oh, [LAUGHTER] no [BREATHING].", "[LAUGHTER]", "[LAUGHTER]. Yes!")]
     ['Oh, no.', '', 'Yes!']
@@ -296,12 +296,12 @@ def parse_labels(text: str, name: str) -> LabelFile:
     """Reads a file of the folder EmoEvaluation.
 
     Args:
-        text (`str`): Its content.
-        name (`str`): Of the file, for places such as "Ses01F_impro01.txt:3".
+        text (`str`): The content of the file.
+        name (`str`): The name of the file, for places such as "Ses01F_impro01.txt:3".
 
     Returns:
         `LabelFile`: Every line that starts with "[" is a turn or has a problem, and so has every other line with the
-        name of a turn in it, except the header and what single annotators say. Ratings belong to the turn before them.
+        name of a turn in it, except the header and the annotators' ratings. Ratings belong to the turn before them.
     """
     found = LabelFile()
     order = "V, A, D"
@@ -361,11 +361,11 @@ def parse_transcriptions(text: str, name: str) -> TranscriptionFile:
     """Reads a file of the folder transcriptions.
 
     Args:
-        text (`str`): Its content.
-        name (`str`): Of the file, for places such as "Ses01F_impro01.txt:3".
+        text (`str`): The content of the file.
+        name (`str`): The name of the file, for places such as "Ses01F_impro01.txt:3".
 
     Returns:
-        `TranscriptionFile`: With every line that is not blank, as a transcript or as one of the other lines.
+        `TranscriptionFile`: Every line that is not blank, as a transcript or as one of the other lines.
     """
     found = TranscriptionFile()
     for row, line in _lines(text, name):
@@ -378,14 +378,14 @@ def parse_transcriptions(text: str, name: str) -> TranscriptionFile:
 
 
 def _lines(text: str, name: str) -> Iterator[tuple[str, str]]:
-    r"""Lines that are not blank, stripped, with their places; \n, \r\n and \r end a line."""
+    r"""The lines that are not blank, stripped, with their places; \n, \r\n and \r end a line."""
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if line.strip():
             yield f"{name}:{number}", line.strip()
 
 
 def find_release(data_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder with Session1 to Session5, or those of them that there are.
+    """The folder with Session1 to Session5, or some of them.
 
     Raises:
         FileNotFoundError: Neither `data_dir` nor IEMOCAP_full_release in it is such a folder.
@@ -398,16 +398,16 @@ def find_release(data_dir: str | os.PathLike[str] | None) -> Path:
             return folder
     packed = archive(Path(data_dir), {_RELEASE.casefold(), *(f"session{session}" for session in SESSIONS)})
     raise FileNotFoundError(
-        f"data_dir is {str(data_dir)!r}, but no folder with Session1 to Session5, nor has it one that is named"
-        f" {_RELEASE}. " + (f"Unpack {packed.name}, which is there." if packed else SOURCE)
+        f"data_dir is {str(data_dir)!r}, which is not a folder with Session1 to Session5, nor does it have one that is "
+        f"named {_RELEASE}. " + (f"Unpack {packed.name}, which is there." if packed else SOURCE)
     )
 
 
 def read_release(folder: Path) -> Release:
-    """Reads all labels and transcripts, and where the audio lies.
+    """Reads all labels and transcripts, and finds the audio.
 
     Args:
-        folder (`Path`): With Session1 to Session5.
+        folder (`Path`): The folder with Session1 to Session5.
     """
     release = Release()
     version = hashlib.sha256()
@@ -429,7 +429,7 @@ def read_release(folder: Path) -> Release:
 
 
 def _files(folder: Path, place: str, pattern: str, release: Release) -> list[tuple[Path, str]]:
-    """The files of a folder of the release, each with its path from there; without those that a dot hides."""
+    """The files of a folder of the release, each with its path from there, except hidden ones (with a dot)."""
     inner = folder
     for part in place.split("/"):
         inner = unzipped(inner / part)
@@ -443,7 +443,7 @@ def _files(folder: Path, place: str, pattern: str, release: Release) -> list[tup
 
 
 def _missing(folder: Path, place: str, detail: str = "") -> CorpusProblem:
-    """That a folder of the release is missing, or still packed."""
+    """The problem that a folder of the release is missing, or still packed."""
     packed = archive((folder / place).parent, {PurePath(place).name.casefold()})
     return CorpusProblem(place, "missing folder", f"unzip {packed.name}, which is there" if packed else detail)
 
@@ -489,7 +489,7 @@ def _add_sound(name: str, release: Release) -> None:
 
 
 def _compare(release: Release) -> None:
-    """Observes what lacks its counterpart; a labelled turn without sound is left to the checks."""
+    """Observes turns and sounds without a counterpart; a labelled turn without sound is left to the checks."""
     labelled = {turn.name for turn in release.turns} | {problem.id for problem in release.problems}
     release.observe(
         "transcribed turns without labels, not read", [turn for turn in release.texts if turn not in labelled]
@@ -546,7 +546,7 @@ def _source_row(
 
 
 def _rating_on_scale(rating: Rating, release: Release) -> Rating:
-    """The rating without what lies outside the scale; what is no number is left to the checks."""
+    """The rating without values outside the scale; what is not a number is left to the checks."""
     minimum, maximum = LABEL_SCALE
     beyond = {}
     for dimension in EMOTION_DIMENSIONS:
@@ -560,7 +560,7 @@ def _rating_on_scale(rating: Rating, release: Release) -> Rating:
 
 
 def _known_size(splits: Mapping[str, str], protocol: str) -> KnownSize:
-    """By split where these are sessions; the numbers of the single speakers are not known."""
+    """The known sizes, by split if splits are sessions; those of individual speakers are not known."""
     utterances = {}
     if protocol == "leave-one-session-out":
         utterances = {

@@ -1,4 +1,4 @@
-"""What a release of a corpus is known to hold, and what it means if a copy holds something else."""
+"""The published sizes of releases, and the likely causes if a copy has another size."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class KnownSize:
     """The published size of a release.
 
     Attributes:
-        release (`str`): Such as "MSP-Podcast 1.6".
-        utterances (`dict[str, int]`, *optional*): By split, where the release has splits of its own.
-        total (`int`, *optional*): Utterances of all splits; the sum of `utterances` if None.
-        hours (`float`, *optional*): Of all splits, where the published number is that of the same utterances.
+        release (`str`): The name of the release, such as "MSP-Podcast 1.6".
+        utterances (`dict[str, int]`, *optional*): The number of utterances by split, if the release has splits.
+        total (`int`, *optional*): The number of utterances in all splits; the sum of `utterances` if None.
+        hours (`float`, *optional*): The hours of all splits, if the published number is that of the same utterances.
     """
 
     release: str
@@ -32,17 +32,17 @@ class KnownSize:
         """Compares a corpus with the known size.
 
         Args:
-            report (`CorpusReport`): With its counts. Hours that were not measured are not compared.
+            report (`CorpusReport`): A report with its counts. Hours that were not measured are not compared.
 
         Returns:
             `list[str]`: A sentence for each number that differs, with the likely cause; empty if all agree.
         """
         sentences = []
         for split, known in self.utterances.items():
-            found = report.utterances.get(split, 0)
-            if found != known:
+            number = report.utterances.get(split, 0)
+            if number != known:
                 sentences.append(
-                    self._sentence(f"{split} has {found:,} utterances", f"{known:,}", found - known, report)
+                    self._sentence(f"{split} has {number:,} utterances", f"{known:,}", number - known, report)
                 )
         known_total = sum(self.utterances.values()) if self.total is None else self.total
         total = sum(report.utterances.values())
@@ -61,7 +61,7 @@ class KnownSize:
                 sentences.append(f"there are {found_hours:.2f} h, but {self.release} has {self.hours:g} h: {cause}")
         return sentences
 
-    def _sentence(self, found: str, known: str, difference: int, report: CorpusReport) -> str:
+    def _sentence(self, actual: str, known: str, difference: int, report: CorpusReport) -> str:
         left_out = sum(report.skipped.values())
         if difference > 0:
             cause = "this is another, probably later, release, or something was added"
@@ -71,4 +71,4 @@ class KnownSize:
             cause = f"{left_out:,} were left out, and the copy is incomplete or another release"
         else:
             cause = "the copy is incomplete, or another, probably earlier, release"
-        return f"{found}, but {self.release} has {known}: {cause}"
+        return f"{actual}, but {self.release} has {known}: {cause}"

@@ -1,12 +1,12 @@
 """`manifest`: your own corpus, described by one table with a row for each utterance.
 
-The table is a CSV, TSV, JSONL or Parquet file, text in UTF-8, the fields of CSV and TSV quoted by `"` where needed:
+The table is a CSV, TSV, JSONL or Parquet file, with text in UTF-8; fields of CSV and TSV are quoted with `"` if needed:
 
 | column | | value |
 |---|---|---|
 | `audio` | required | path of a sound file, from `data_dir` or else from the manifest's folder |
 | `split` | required | train, validation, test or another name |
-| `activation`, `valence`, `dominance` | at least one | number on the corpus' scale, empty if not rated |
+| `activation`, `valence`, `dominance` | at least one | number on the corpus's scale, empty if not rated |
 | `start`, `end` | optional | the stretch of the file, in seconds; empty for its beginning and its end |
 | `channel` | optional | which channel is heard, counted from 0; empty or "mean" for the mean of all |
 | `id` | optional | unique; without the column it is the name of the audio file without its ending |
@@ -16,10 +16,10 @@ The table is a CSV, TSV, JSONL or Parquet file, text in UTF-8, the fields of CSV
 - In Parquet `audio` may be the content of the files, and in Parquet and JSONL an object `{"path": ..., "bytes": ...}`,
   as datasets writes it.
 - Without the column `id`, a stretch or channel is added to the name of the file, as in `call_12.5-17.25_channel1`.
-  Sound without a name is called by where it stands, `manifest.parquet:12`.
+  Sound without a name is named after its place, `manifest.parquet:12`.
 - Fields of nested objects have names with dots: `{"labels": {"act": 3}}` has the column `labels.act`. Labels that are
   nested under their own names, as in `labels.activation`, are read.
-- The setting `columns` says which column is which where the table has other names:
+- The setting `columns` says which column is which if the table has other names:
   `{"activation": "labels.act", "audio": "file"}`; `{"start": None}` says that no column is meant.
 - Other columns are not read, and the report says so; the duration is measured.
 - Paths may be absolute, but may not leave the folder in which they start.
@@ -56,10 +56,10 @@ from cmkd.corpora.transcripts import join_transcripts
 _WHOLE = re.compile(r"\d+(\.0)?", re.ASCII)
 
 Row = tuple[str, dict[str, Any]]
-"""Where it stands, and its values by column."""
+"""A row: where it stands, and its values by column."""
 
 Table = tuple[list[str], list[Row]]
-"""The columns, and the rows that could be read."""
+"""A table: its columns, and the rows that could be read."""
 
 
 def build(
@@ -125,7 +125,7 @@ def build(
 
 
 def checked_scale(label_scale: Sequence[float]) -> tuple[float, float]:
-    """The minimum and the maximum of a scale, refused with a `ValueError` if it is none."""
+    """The minimum and the maximum of a scale; anything else is refused with a `ValueError`."""
     limits = tuple(label_scale) if isinstance(label_scale, Sequence) else ()
     numbers = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
     if not (numbers and -math.inf < limits[0] < limits[1] < math.inf):
@@ -163,7 +163,7 @@ def _source_row(row: str, values: dict[str, Any], reading: Reading) -> SourceRow
 
 
 def _read_whole_numbers(rows: Sequence[Row], reading: Reading, report: CorpusReport) -> None:
-    """Takes the ".0" from names that are all numbers: pandas writes a column of whole numbers that has gaps so."""
+    """Removes the ".0" from names that are all numbers: pandas writes columns of whole numbers with gaps like that."""
     for column in ("id", "speaker"):
         if column not in reading:
             continue
@@ -213,7 +213,7 @@ def _read_csv(content: bytes, name: str, report: CorpusReport, delimiter: str = 
             else:
                 rows.append((row, dict(zip(columns, fields, strict=True))))
     except csv.Error as error:
-        fix = 'Quote a field by " at both ends, and double each " within it.'
+        fix = 'Quote a field with " at both ends, and double each " within it.'
         report.refuse(CorpusProblem(f"{name}:{line}", "broken table", f"{error} (line {reader.line_num})"), fix)
     if broken:
         report.notes.append(f"rows with line breaks in a field: {len(broken):,}, the first at {broken[0]}")
@@ -255,7 +255,7 @@ def _read_parquet(content: bytes, name: str, report: CorpusReport) -> Table:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
         rows = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        report.refuse(CorpusProblem(name, "broken table", str(error)), "Write the Parquet file anew.")
+        report.refuse(CorpusProblem(name, "broken table", str(error)), "Write the Parquet file again.")
     return flat_names(table.schema), [(f"{name}:{number}", flat(values)) for number, values in enumerate(rows, start=1)]
 
 
@@ -265,4 +265,4 @@ READERS: dict[str, Callable[[bytes, str, CorpusReport], Table]] = {
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
-"""By the ending of the file's name."""
+"""What reads a table, by the ending of the file's name."""

@@ -1,13 +1,13 @@
 """The label files of MSP-Podcast: `labels_consensus` and `labels_detailed`, as CSV or JSON.
 
-Consensus, one row an utterance; in JSON an object of the same fields (or a list that holds one) by file name:
+Consensus: one row per utterance; in JSON, an object of the same fields (or a list that holds one) by file name:
 
 ```
 FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set
 MSP-PODCAST_0001_0008.wav,N,4.2,3.6,4.0,127,Female,Train
 ```
 
-Detailed, one row a rating, in one of two forms; in JSON by file name, then by annotator:
+Detailed: one row per rating, in one of two forms; in JSON, by file name and then by annotator:
 
 ```
 FileName,Workers,EmoClass_Major,EmoClass_Second,EmoAct,EmoVal,EmoDom
@@ -50,8 +50,8 @@ class Label:
 
     Attributes:
         row (`str`): Where it stands, for example "labels_consensus.csv:12".
-        file_name (`str`): Of the audio.
-        fields (`dict`): The values of `CONSENSUS_FIELDS` and `OPTIONAL_FIELDS`, as they stand there; None if absent.
+        file_name (`str`): The name of the audio file.
+        fields (`dict`): The values of `CONSENSUS_FIELDS` and `OPTIONAL_FIELDS` as they stand there; None if absent.
     """
 
     row: str
@@ -64,7 +64,7 @@ def read_consensus(path: Path, report: CorpusReport) -> list[Label]:
 
     Args:
         path (`Path`): A .csv or .json file.
-        report (`CorpusReport`): Gets the problems of rows that cannot be used; what can be is returned.
+        report (`CorpusReport`): The report, which gets the problems of rows that cannot be used.
 
     Raises:
         CorpusError: The file as a whole cannot be used.
@@ -85,7 +85,7 @@ def read_ratings(path: Path, report: CorpusReport) -> tuple[dict[str, list[Ratin
 
     Args:
         path (`Path`): A .csv or .json file.
-        report (`CorpusReport`): Of the corpus, for the error; otherwise left as it is.
+        report (`CorpusReport`): The report of the corpus, for the error; it is not changed.
 
     Returns:
         The ratings by file name, and the problems of lines that could not be read.
@@ -193,7 +193,7 @@ def _require(columns: Sequence[str], required: Sequence[str], name: str, report:
 
 
 def _read_json(path: Path, report: CorpusReport) -> Iterator[tuple[str, str, Any]]:
-    """Place, key and value of each member of the object that a JSON file holds, also of keys that are repeated."""
+    """The place, key and value of each member of the object in a JSON file, including repeated keys."""
 
     def refuse(row: str, reason: str, detail: str) -> NoReturn:
         report.refuse(CorpusProblem(row, reason, detail), "Restore the file from the release.")
@@ -226,7 +226,7 @@ def _read_json(path: Path, report: CorpusReport) -> Iterator[tuple[str, str, Any
 
 
 def _member(text: str, position: int) -> tuple[str, Any, int]:
-    """Key and value that begin at `position`, and where what follows them begins."""
+    """The key and value that begin at `position`, and the position of what follows them."""
     key, position = _JSON.raw_decode(text, position)
     position = _skip_blank(text, position)
     if not isinstance(key, str) or text[position : position + 1] != ":":

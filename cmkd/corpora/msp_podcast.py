@@ -1,13 +1,13 @@
 """`msp-podcast`: MSP-Podcast, spontaneous speech from podcasts, from your own copy of a release from 1.0 to 2.0.
 
 MSP-Podcast (Lotfian and Busso 2019) is licensed by the University of Texas at Dallas; nothing of it comes with this
-package. `data_dir` is the folder of the release. The releases differ, and what is there is taken:
+package. `data_dir` is the folder of the release. The releases differ, and each part is read from where it is:
 
 | | read from |
 |---|---|
 | labels | `labels_concensus.csv` (sic, up to 1.9) or `labels_consensus.csv` (from 1.10) in `Labels`, else .json |
 | audio | every .wav in `Audios` or `Audio`, at any depth; names that start with a dot are not the corpus' |
-| transcripts | `Transcripts/*.txt`, one utterance a file, where the release has them; "" where it has none |
+| transcripts | `Transcripts/*.txt`, one file per utterance, if the release has them; "" if it has none |
 | annotators | `labels_detailed.csv`, else .json, in `Labels`: with `annotators=True` |
 
 Folders may have any case and lack the final "s". An utterance's id is the name of its file without ending.
@@ -18,9 +18,9 @@ Folders may have any case and lack the final "s". An utterance's id is the name 
 - **Test3**: its labels are withheld. Its rows without any label are counted as left out, not as errors.
 - **Speakers**: `Unknown` is "", and the report says how many utterances this keeps from the check that no speaker is in
   two splits.
-- **Release**: taken from `release`, else from the name of the folder (MSP-PODCAST-Publish-1.6). Failing both, the
-  labels only tell a range: the spelling "concensus" and `Validation` mean up to 1.9, "consensus" and `Development` from
-  1.10 on, and `Test3` from 1.11 on. Nothing else in a release says its number, so the report names what was gone by.
+- **Release**: taken from `release`, or else from the name of the folder (MSP-PODCAST-Publish-1.6). Without these, the
+  labels only show a range: the spelling "concensus" and `Validation` mean up to 1.9, "consensus" and `Development` from
+  1.10 on, and `Test3` from 1.11 on. Nothing else in a release gives its number, so the report names the evidence.
 
 The paper's configuration is `release="1.6"`: train, validation and test only, compared with the published 34,280, 5,958
 and 10,124 utterances and 84 hours. Another release has other utterances under the same split names: results on two
@@ -56,7 +56,7 @@ PAPER_RELEASE = "1.6"
 KNOWN_SIZES = {
     "1.6": KnownSize("MSP-Podcast 1.6", {"train": 34_280, "validation": 5_958, "test": 10_124}, hours=84.0),
 }
-"""By release, as published."""
+"""The known sizes by release, as published."""
 
 TERMS = (
     "MSP-Podcast is licensed by the University of Texas at Dallas to those who signed its agreement, who may not pass "
@@ -139,7 +139,7 @@ def build(
 def _read_release(
     layout: Layout, release: str | None, annotators: bool, on_error: str, report: CorpusReport
 ) -> list[SourceRow]:
-    """Reads all but the audio."""
+    """Reads everything except the audio."""
     labels = read_consensus(layout.labels, report)
     split_names = {_own_split(label) for label in labels}
     _recognise(release, layout, split_names, report)
@@ -155,7 +155,7 @@ def _read_release(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a release lie; `ratings` and `transcripts` may be missing, or these not be unzipped yet."""
+    """Where the parts of a release are; `ratings` and `transcripts` may be missing, and transcripts may be zipped."""
 
     folder: Path
     labels: Path
@@ -189,8 +189,8 @@ def find_layout(data_dir: str | os.PathLike[str] | None) -> Layout:
             else "pass the folder of the release, such as MSP-PODCAST-Publish-1.6."
         )
         raise FileNotFoundError(f"data_dir {str(folder)!r} has no folder {name}: {fix}")
-    found = sorted(path for path in labels.iterdir() if _LABEL_FILE.fullmatch(path.name))
-    tables = [path for path in found if path.suffix.lower() == ".csv"] or found
+    label_files = sorted(path for path in labels.iterdir() if _LABEL_FILE.fullmatch(path.name))
+    tables = [path for path in label_files if path.suffix.lower() == ".csv"] or label_files
     if not tables:
         raise FileNotFoundError(f"{str(labels)!r} has no labels_consensus.csv (or labels_concensus, or .json).")
     if len(tables) > 1:
@@ -207,7 +207,7 @@ def find_layout(data_dir: str | os.PathLike[str] | None) -> Layout:
 
 
 def _release_folder(folder: Path) -> Path:
-    """The folder, or the only one in it that has labels, where it has none itself: the release was unzipped twice."""
+    """The folder itself, or the only one in it that has labels if it has none: the release was unzipped twice."""
     if _subfolder(folder, *_LABELS) is None:
         inner = [path for path in folder.iterdir() if path.is_dir() and _subfolder(path, *_LABELS) is not None]
         if len(inner) == 1:
@@ -216,15 +216,15 @@ def _release_folder(folder: Path) -> Path:
 
 
 def _subfolder(folder: Path, *names: str) -> Path | None:
-    found = sorted(path for path in folder.iterdir() if path.name.casefold() in names and path.is_dir())
-    if len(found) > 1:
-        listed = " and ".join(path.name for path in found)
+    folders = sorted(path for path in folder.iterdir() if path.name.casefold() in names and path.is_dir())
+    if len(folders) > 1:
+        listed = " and ".join(path.name for path in folders)
         raise ValueError(f"data_dir {str(folder)!r} has {listed}: keep the one that belongs to the release.")
-    return unzipped(found[0]) if found else None
+    return unzipped(folders[0]) if folders else None
 
 
 def _recognise(release: str | None, layout: Layout, split_names: set[str], report: CorpusReport) -> None:
-    """Sets the release and says what it was taken from, and warns if the labels look like those of other releases."""
+    """Sets the release, notes what it was taken from, and warns if the labels look like those of other releases."""
     spelling = "concensus" if "concensus" in layout.labels.name.lower() else "consensus"
     signs = [(f"the spelling {spelling!r}", _UP_TO_1_9 if spelling == "concensus" else _FROM_1_10)]
     for name, range_of_releases in (("Validation", _UP_TO_1_9), ("Development", _FROM_1_10), ("Test3", _FROM_1_11)):
@@ -266,7 +266,7 @@ def _split_names(own_names: Iterable[str]) -> dict[str, str]:
 
 
 def _find_sounds(layout: Layout, report: CorpusReport) -> dict[str, list[str]]:
-    """The paths of the wav files by their name without ending, from `data_dir`."""
+    """The paths of the wav files, relative to `data_dir`, by their names without ending."""
     sounds: dict[str, list[str]] = {}
     others = []
     for parent, folders, files in os.walk(layout.audio, followlinks=True):
@@ -281,7 +281,7 @@ def _find_sounds(layout: Layout, report: CorpusReport) -> dict[str, list[str]]:
             else:
                 others.append(f"{where}{os.sep}{name}")
     if others:
-        report.notes.append(f"files in {layout.audio.name} that are no wav: {len(others):,}, the first {others[0]!r}")
+        report.notes.append(f"files in {layout.audio.name} that are not wav: {len(others):,}, the first {others[0]!r}")
     return sounds
 
 
@@ -396,7 +396,7 @@ def _decode(content: bytes) -> tuple[str, bool]:
 def _add_ratings(
     rows: Sequence[SourceRow], labels: Sequence[Label], layout: Layout, on_error: str, report: CorpusReport
 ) -> None:
-    """Fills in the ratings of the single annotators."""
+    """Fills in the ratings of the individual annotators."""
     if layout.ratings is None:
         raise FileNotFoundError(
             f"annotators is True, but {str(layout.labels.parent)!r} has no labels_detailed.csv or .json."

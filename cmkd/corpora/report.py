@@ -1,4 +1,4 @@
-"""The report of a corpus: what it holds, what is wrong with it, and the error that says so."""
+"""The report of a corpus: what it holds and what is wrong with it, and the error that reports it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 ADVICE = {
     "audio in two splits": "keep the file, or all stretches of it that overlap, in one split only",
-    "channels cancel out": "choose one by the column channel, or record the file anew",
-    "audio used twice": "keep one row for each file, or for each stretch of it by the columns start and end",
+    "channels cancel out": "choose one with the column channel, or record the file again",
+    "audio used twice": "keep one row for each file, or for each stretch of it with the columns start and end",
     "duplicate id": "give every row an id of its own",
     "empty audio": "restore the file, or remove the row",
     "missing file": "correct the path (folders are separated by '/'), or pass the data_dir= where it starts",
     "missing value": "fill in the field, or remove the row",
     "no such channel": "correct the channel, which is counted from 0, or leave the field empty for the mean of all",
-    "non-finite audio": "make the file anew",
+    "non-finite audio": "make the file again",
     "not a number": "write it like 3.5, and leave the field empty where there is none",
     "not a channel": "write its number, counted from 0, or leave the field empty for the mean of all",
     "not a stretch": "write start and end in seconds from the beginning of the file, or leave them empty for all of it",
@@ -42,10 +42,10 @@ ADVICE = {
     "two files of this name": "keep one of them in the audio folder",
     "stretch outside the audio": "correct start and end, which are in seconds from the beginning of the file",
     "truncated audio": "restore the file, or remove the row",
-    "unrated": "rate one dimension at least, or remove the row",
+    "unrated": "rate at least one dimension, or remove the row",
     "unreadable audio": "convert the file to wav or flac",
 }
-"""What to do about a row, by the reason for which it is refused."""
+"""What to do about a row, by the reason why it is refused."""
 
 SHOWN_PROBLEMS = 20
 
@@ -55,12 +55,12 @@ class CorpusProblem:
     """One reason why a row, or the whole corpus, cannot be used.
 
     Attributes:
-        row (`str`): Where it stands, for example "manifest.csv:12"; "" if the whole corpus is meant.
+        row (`str`): Where the row stands, for example "manifest.csv:12"; "" if the whole corpus is meant.
         reason (`str`): The rule that it breaks, in words that are the same for all rows, such as "outside the scale".
         detail (`str`, *optional*): The particulars of this case.
-        id (`str`, *optional*): Of the utterance, if it is known.
+        id (`str`, *optional*): The id of the utterance, if it is known.
         field (`str`, *optional*): The column.
-        value (`str`, *optional*): What stands there.
+        value (`str`, *optional*): The value in that column.
     """
 
     row: str
@@ -83,24 +83,24 @@ class CorpusReport:
 
     Attributes:
         name (`str`): The name of the corpus, as in `load_corpus`.
-        release (`str`): Of its data or their table, as the owners or the builder name it.
+        release (`str`): The release of its data or their table, as the owners or the builder call it.
         label_scale (`tuple[float, float]`): Minimum and maximum of its labels.
         config (`dict`): The settings that it was built with.
-        problems (`list[CorpusProblem]`): Every case found.
-        warnings (`list[str]`): What a reader must know, since results may not be what they seem.
-        notes (`list[str]`): What a reader should know, but costs no row.
-        skipped (`dict[str, int]`): Rows left out by the first reason found for each, so that the sum is their number.
-        utterances (`dict[str, int]`): Number by split.
-        hours (`dict[str, float | None]`): Of audio by split, None if not measured.
-        speakers (`dict[str, int]`): Number of known speakers by split.
-        labels (`dict`): By split what `cmkd.corpora.statistics.label_statistics` returns.
-        durations (`dict`): By split what `cmkd.corpora.statistics.duration_histogram` returns.
+        problems (`list[CorpusProblem]`): All problems.
+        warnings (`list[str]`): What a reader must know because results may not be what they seem.
+        notes (`list[str]`): What a reader should know, but for which no row is left out.
+        skipped (`dict[str, int]`): The number of rows left out, by the first reason for each.
+        utterances (`dict[str, int]`): The number of utterances by split.
+        hours (`dict[str, float | None]`): The hours of audio by split, None if not measured.
+        speakers (`dict[str, int]`): The number of known speakers by split.
+        labels (`dict`): By split, what `cmkd.corpora.statistics.label_statistics` returns.
+        durations (`dict`): By split, what `cmkd.corpora.statistics.duration_histogram` returns.
         transcripts (`str`): A digest of the transcripts that were joined from a file; "" if none were.
-        digest (`str`): Of all rows and their sound, whatever folder they lie in; "" if the sound was not read.
-        is_streamed (`bool`): Whether the sound is read only as its row comes.
-        terms (`str`): The licence that forbids to pass the corpus on, "" if there is none.
-        label_limits (`tuple[float, float]`, *optional*): How far the checks let labels go where that is beyond the
-            scale, for a corpus that publishes such.
+        digest (`str`): A digest of all rows and their sound, whatever folder they are in; "" if the sound was not read.
+        is_streamed (`bool`): Whether the sound is read only when its row is reached.
+        terms (`str`): The licence that forbids passing the corpus on, "" if there is none.
+        label_limits (`tuple[float, float]`, *optional*): The lowest and the highest label that the checks admit, for a
+            corpus that publishes labels beyond its scale.
     """
 
     name: str
@@ -124,7 +124,7 @@ class CorpusReport:
 
     @property
     def version(self) -> str:
-        """Release, transcripts and digest in one name, by which a change of any of them can be told.
+        """Release, transcripts and digest in one name, which changes if any of them does.
 
         >>> CorpusReport("toys", "1.0", label_scale=(1, 7), config={}, transcripts="ab", digest="cd").version
         '1.0+transcripts-ab-cd'
@@ -137,7 +137,7 @@ class CorpusReport:
         """Sets all numbers from the rows of each split.
 
         Args:
-            by_split: Rows with the columns speaker, duration (NaN: not measured) and the labels, by split.
+            by_split: By split, rows with the columns speaker, duration (NaN if not measured) and the labels.
         """
         self.utterances = {split: len(rows) for split, rows in by_split.items()}
         self.speakers = {split: len({row["speaker"] for row in rows} - {""}) for split, rows in by_split.items()}
@@ -150,7 +150,7 @@ class CorpusReport:
             self.durations[split] = duration_histogram(durations) if measured else {}
 
     def refuse(self, problem: CorpusProblem, fix: str) -> NoReturn:
-        """Raises a `CorpusError` for a problem of the whole corpus, which leaving rows out cannot solve."""
+        """Raises a `CorpusError` for a problem of the whole corpus that leaving out rows cannot solve."""
         self.problems.insert(0, problem)
         raise CorpusError(self, fix)
 
@@ -185,7 +185,7 @@ class CorpusReport:
         Raises:
             FileNotFoundError, ValueError: There is no such file, or it is damaged.
         """
-        content = read_json(Path(path), "delete the folder that it lies in, and the corpus is built anew.")
+        content = read_json(Path(path), "delete the folder that it is in; the corpus is then built again.")
         del content["version"]  # made of the others
         for limits in ("label_scale", "label_limits"):
             content[limits] = content[limits] and tuple(content[limits])
@@ -213,8 +213,8 @@ class CorpusError(ValueError):
     """A corpus that would corrupt results; the message lists the first cases.
 
     Attributes:
-        report (`CorpusReport`): With all cases in `problems`.
-        fix (`str`): What to do about it.
+        report (`CorpusReport`): The report, with all cases in `problems`.
+        fix (`str`): What to do about them.
         problems_file (`Path` or None): The file that lists all cases, which `load_corpus` writes.
     """
 
@@ -240,10 +240,10 @@ class CorpusError(ValueError):
 
 
 def write_problems(report: CorpusReport) -> Path:
-    """Writes all problems of a corpus to a CSV file, whole or not at all, in UTF-8, and returns where that is.
+    """Writes all problems of a corpus to a CSV file in UTF-8, whole or not at all, and returns its path.
 
-    It lies in the folder `cmkd/problems` of `HF_DATASETS_CACHE`; its name has a digest of the problems, so that the
-    same problems have the same file. Columns: row, reason, detail, id, field, value, as in `CorpusProblem`.
+    It is in the folder `cmkd/problems` of `HF_DATASETS_CACHE`; its name has a digest of the problems, so that the same
+    problems have the same file. Its columns are row, reason, detail, id, field and value, as in `CorpusProblem`.
     """
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, [field.name for field in fields(CorpusProblem)], lineterminator="\n")
@@ -258,7 +258,7 @@ def write_problems(report: CorpusReport) -> Path:
 
 
 def counted(reasons: Mapping[str, int]) -> str:
-    """The most frequent first.
+    """Reasons with their numbers, the most frequent first.
 
     >>> counted({"unrated": 1, "empty audio": 1200})
     'empty audio (1,200), unrated (1)'
@@ -276,7 +276,7 @@ def quantity(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def shortened(value: str) -> str:
-    """A value as a message quotes it: at most 100 characters of it."""
+    """A value as messages quote it, with at most 100 characters."""
     return repr(value) if len(value) <= 100 else f"{value[:100]!r}..."
 
 

@@ -1,4 +1,4 @@
-"""One schema for every corpus: the columns, the names of the splits, and `Corpus`, what `load_corpus` returns."""
+"""One schema for every corpus: the columns, the names of the splits, and `Corpus`, which `load_corpus` returns."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ FEATURES = Features(
 """The columns of every corpus.
 
 - `id`: unique in the corpus.
-- `audio`: `{"bytes": ..., "path": ...}`, one of the two may be None; [`cmkd.features.audio.read_audio`] reads it.
+- `audio`: `{"bytes": ..., "path": ...}`, of which one may be None; [`cmkd.features.audio.read_audio`] reads it.
 - `transcript`: "" if there is none.
-- `activation`, `valence`, `dominance`: on the corpus' own scale; NaN means "not rated".
+- `activation`, `valence`, `dominance`: on the corpus's own scale; NaN means "not rated".
 - `speaker`: "" if unknown.
 - `gender`: "female", "male" or "".
 - `split`: "train", "validation", "test" or another name, the same in every row of a split.
-- `duration`: of the utterance, in seconds, as it was decoded.
-- `label_scale`: minimum and maximum of the corpus' scale, the same in every row.
+- `duration`: the duration of the utterance in seconds, as it was decoded.
+- `label_scale`: minimum and maximum of the corpus's scale, the same in every row.
 - `start`, `end`: the stretch of the file that is the utterance, in seconds; None for the beginning and the end of it.
 - `channel`: which channel of the file is heard, counted from 0; None for the mean of all.
 
-[`cmkd.features.stretch.stretch_of`] makes arguments of [`cmkd.features.audio.read_audio`] of the last three.
+[`cmkd.features.stretch.stretch_of`] turns the last three into arguments of [`cmkd.features.audio.read_audio`].
 """
 
 ANNOTATOR_FEATURES = Features(
@@ -57,8 +57,8 @@ ANNOTATOR_FEATURES = Features(
 """The further columns of a corpus that is loaded with `annotators=True`.
 
 - `annotators`: the names of those who rated the utterance.
-- `activation_ratings`, `valence_ratings`, `dominance_ratings`: their ratings in the same order, on the corpus' own
-  scale; NaN where one gave none. Their mean need not be the label: a corpus may leave ratings out of its consensus.
+- `activation_ratings`, `valence_ratings`, `dominance_ratings`: their ratings in the same order, on the corpus's own
+  scale; NaN where one gave none. Their mean is not always the label: a corpus may leave ratings out of its consensus.
 - `activation_std`, `valence_std`, `dominance_std`: the sample standard deviation (divisor n - 1) of the ratings that
   are not NaN, the spread from which the noise of a label can be estimated; NaN if there are fewer than two.
 """
@@ -87,8 +87,8 @@ def stored_features(features: Features) -> Features:
 def normalise_split(name: str) -> str:
     """The name that a split has in a `Corpus`.
 
-    Whatever the case, "train", "validation" and "test" are themselves, and "val", "valid", "dev", "devel" and
-    "development" are "validation". Every other name is kept as it is.
+    Upper and lower case do not matter: "train", "validation" and "test" stay, and "val", "valid", "dev", "devel" and
+    "development" become "validation". Every other name is kept as it is.
 
     >>> [normalise_split(name) for name in ("Train", "Development", "TEST", "Test1")]
     ['train', 'validation', 'test', 'Test1']
@@ -116,7 +116,7 @@ class Corpus(DatasetDict):
 
     Args:
         splits (`dict[str, Dataset]`): The data by split name.
-        report (`CorpusReport`): What was found, and what was left out.
+        report (`CorpusReport`): What the corpus holds, what is wrong with it, and what was left out.
     """
 
     def __init__(self, splits: dict[str, Dataset], report: CorpusReport):
@@ -136,13 +136,13 @@ class Corpus(DatasetDict):
         return cls(splits, report)
 
     def push_to_hub(self, *args: Any, **settings: Any) -> NoReturn:
-        """Refuses: what is inherited from `DatasetDict` would push a licensed corpus, in public too, without its terms.
+        """Refuses to push, since the method of `DatasetDict` would publish a licensed corpus without its terms.
 
         Raises:
-            NotImplementedError: Always; `cmkd.push_corpus` is what pushes a corpus.
+            NotImplementedError: Always; use `cmkd.push_corpus` instead.
         """
         raise NotImplementedError(
-            "a Corpus does not push itself, since its licence has to be looked at first: call "
+            "a Corpus does not push itself, since its licence has to be checked first: call "
             "cmkd.push_corpus(corpus, repo_id), which takes the same settings."
         )
 
@@ -150,10 +150,10 @@ class Corpus(DatasetDict):
 class StreamedCorpus(IterableDatasetDict):
     """The splits of a corpus, each an `IterableDataset` with the columns of a `Corpus`, and the report of the tables.
 
-    Sound is read and checked only as its row comes, so the report does not know hours, durations and broken files, nor
-    sounds that occur twice. A broken file raises a `CorpusError` when its row comes, or with `on_error="skip"` is left
-    out with a warning in the log. The column `audio` is declared as a plain struct of bytes and path, since datasets
-    cannot stream an `Audio` column without torchcodec; its values are those of a `Corpus`.
+    Sound is read and checked only when its row is reached, so the report does not know hours, durations and broken
+    files, nor sounds that occur twice. A broken file raises a `CorpusError` when its row is reached, or with
+    `on_error="skip"` is left out with a warning in the log. The column `audio` is declared as a plain struct of bytes
+    and path, since datasets cannot stream an `Audio` column without torchcodec; its values are those of a `Corpus`.
 
     Args:
         splits (`dict[str, IterableDataset]`): The data by split name.

@@ -5,7 +5,7 @@ same samples, to the bit, in every process and whatever was spoken before.
 
 espeak-ng carries state from one utterance to the next (the flutter of the voice, the phase of the wave, its random
 numbers) and no call of its interface resets all of it. So [`speak`] loads the library afresh for each utterance, seeds
-its random numbers and unloads it. That costs about 3 ms; some 150 short sentences a second remain.
+its random numbers and unloads it. That costs about 3 ms, which leaves some 150 short sentences per second.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import os
 import threading
 import unicodedata
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 SAMPLING_RATE = 16_000
-"""Samples a second of what [`speak`] returns."""
+"""Samples per second of what [`speak`] returns."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def speak(
     Args:
         text (`str`): English text with at least one letter or digit.
         voice (`Voice`): one of `VOICES`.
-        rate (`int`, *optional*, defaults to 175): words a minute, 80 to 450.
+        rate (`int`, *optional*, defaults to 175): words per minute, 80 to 450.
         pitch (`int`, *optional*, defaults to 50): 0 to 100, relative to the voice; 50 is the voice's own.
         pitch_range (`int`, *optional*, defaults to 50): 0 (monotone) to 100; 50 is the voice's own.
         volume (`int`, *optional*, defaults to 100): 0 to 200; 100 is the voice's own. Loud voices clip above it.
@@ -132,12 +132,12 @@ def speak(
 
 
 def _without_control_characters(text: str) -> str:
-    """Puts a space for each control, private and unassigned character: espeak-ng takes some of them as commands."""
+    """Replaces control, private and unassigned characters with spaces: espeak-ng takes some of them for commands."""
     return "".join(" " if unicodedata.category(character).startswith("C") else character for character in text)
 
 
 def _synthesize(text: str, voice: Voice, prosody: dict[str, int]) -> tuple[np.ndarray, int]:
-    """Returns 16-bit samples and their number a second, from a freshly loaded espeak-ng."""
+    """Returns 16-bit samples and their number per second, from a freshly loaded espeak-ng."""
     try:
         import espeakng_loader
     except ImportError as error:
@@ -152,7 +152,7 @@ def _synthesize(text: str, voice: Voice, prosody: dict[str, int]) -> tuple[np.nd
     chunks: list[bytes] = []
 
     @_SYNTH_CALLBACK
-    def collect(wave, num_samples, events):  # espeak-ng sends no wave at the end of the text
+    def collect(wave: Any, num_samples: int, events: Any) -> int:  # at the end of the text it sends no wave
         if wave:
             chunks.append(ctypes.string_at(wave, 2 * num_samples))
         return 0
@@ -162,7 +162,7 @@ def _synthesize(text: str, voice: Voice, prosody: dict[str, int]) -> tuple[np.nd
         data_path = os.fsencode(espeakng_loader.get_data_path())
         sampling_rate = espeak.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data_path, 0)
         espeak.espeak_SetSynthCallback(collect)
-        espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))  # otherwise the time of day
+        espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))  # otherwise it is the time of day
         ctypes.CDLL(None).srand(1)  # its Klatt voices take their noise from the generator of the C library
         espeak.espeak_SetVoiceByName(voice.name.encode())
         for parameter, name in ((_RATE, "rate"), (_VOLUME, "volume"), (_PITCH, "pitch"), (_RANGE, "pitch_range")):

@@ -1,20 +1,20 @@
 """`spoken-demo`: a small emotional speech corpus that needs no download, spoken by a synthesiser.
 
-What it is for: running the whole method in minutes, on speech in which the answer is known. What it is not: human
-speech or human judgement. Every utterance is synthetic, and the valence of the words is the authors' assignment, not a
-rating by people.
+It is for running the whole method in minutes, on speech for which the answer is known. It is neither human speech nor
+human judgement: every utterance is synthetic, and the valence of the words is the authors' assignment, not a rating by
+people.
 
 - **Words.** A sentence is one of ten patterns with a noun, a name or a place and exactly one of `VALENCE_WORDS`, all in
   the same grammatical role (an adjective), for example "The letter in Boston was gloomy.". The authors ranked the words
   from the most negative to the most positive and spaced them evenly: of 40 words, word k has valence -1 + 2 k / 39.
   About a third are negative, a third neutral, a third positive. Any two differ in more than half of their sounds, and
-  the number of sounds and of syllables does not go with the rank (correlations .02 and -.06).
+  the number of sounds and of syllables does not correlate with the rank (.02 and -.06).
 - **Prosody.** Activation and dominance are acted (`cmkd.corpora.acted_speech`), independently of one another, of the
   words and of the speaker. Valence is therefore in the words and nowhere else; activation and dominance are in the
   voice and nowhere else.
 - **Labels**, on a scale of 1 to 7: 4 + 2 x level, where the level of each dimension lies in -1 to 1, plus rater noise.
-  Training labels are noisy, as by a single rater: the noise has the standard deviation of the truth. Validation and
-  test labels are as by several raters together, with noise of 0.35 standard deviations.
+  Training labels are noisy, as if by a single rater: the noise has the standard deviation of the truth. Validation and
+  test labels are as if by several raters together, with noise of 0.35 standard deviations.
 - **Splits.** No sentence occurs twice in the corpus, and no speaker in two splits: the validation and test splits say
   the known words in new sentences and new voices. Their voices are also new to the demo's own speech encoder
   (`cmkd.corpora.speech_synthesis.HELD_OUT_VOICES`).
@@ -68,10 +68,10 @@ VALENCE_WORDS = (
     "wonderful", "fantastic",
 )
 # fmt: on
-"""From the most negative to the most positive: the authors' ranking."""
+"""The valence words from the most negative to the most positive, in the authors' ranking."""
 
-SENTENCES_A_WORD = len(PATTERNS) * len(NOUNS) * min(len(NAMES), len(PLACES))
-"""How many different sentences there are with one valence word."""
+SENTENCES_PER_WORD = len(PATTERNS) * len(NOUNS) * min(len(NAMES), len(PLACES))
+"""The number of different sentences with the same valence word."""
 
 
 def word_valences(num_words: int) -> dict[str, float]:
@@ -86,7 +86,7 @@ def word_valences(num_words: int) -> dict[str, float]:
 
 
 def sentences(word: str, rng: random.Random) -> Iterator[str]:
-    """Yields `SENTENCES_A_WORD` different sentences with a valence word, in random order; the patterns take turns.
+    """Yields `SENTENCES_PER_WORD` different sentences with a valence word, in random order; the patterns take turns.
 
     >>> next(sentences("gloomy", random.Random(0)))
     'This gloomy kitchen is from Paris.'
@@ -95,7 +95,7 @@ def sentences(word: str, rng: random.Random) -> Iterator[str]:
     for pattern in rng.sample(PATTERNS, len(PATTERNS)):
         others = NAMES if "{name}" in pattern else PLACES
         filled = [pattern.format(word=word, noun=noun, name=other, place=other) for noun in NOUNS for other in others]
-        by_pattern.append(rng.sample(filled, SENTENCES_A_WORD // len(PATTERNS)))
+        by_pattern.append(rng.sample(filled, SENTENCES_PER_WORD // len(PATTERNS)))
     for turn in zip(*by_pattern, strict=True):
         yield from (sentence[0].upper() + sentence[1:] for sentence in turn)
 
@@ -123,7 +123,7 @@ def build(
 
     Args:
         data_dir (`None`): This corpus needs no data.
-        on_error (`str`): Without effect: no row can be wrong.
+        on_error (`str`): Has no effect, since no row can be wrong.
         train (`int`, *optional*, defaults to 1400): Utterances in the training split.
         validation (`int`, *optional*, defaults to 240): Utterances in the validation split.
         test (`int`, *optional*, defaults to 400): Utterances in the test split.
@@ -192,8 +192,8 @@ def _check_settings(sizes: Mapping[str, int], num_words: int, train_label_noise:
         if size < 1:
             raise ValueError(f"{split} is {size}, but must be at least 1.")
     needed = sum(-(-size // num_words) for size in sizes.values())
-    if needed > SENTENCES_A_WORD:
+    if needed > SENTENCES_PER_WORD:
         raise ValueError(
             f"train, validation, test and num_words are {', '.join(map(str, [*sizes.values(), num_words]))}, which "
-            f"needs {needed:,} sentences with each word, but there are {SENTENCES_A_WORD:,}: ask for fewer utterances."
+            f"needs {needed:,} sentences per word, but there are {SENTENCES_PER_WORD:,}: ask for fewer utterances."
         )

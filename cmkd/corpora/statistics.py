@@ -1,4 +1,4 @@
-"""What the card of a corpus says about each split in numbers."""
+"""The numbers on the card of a corpus for each split."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, f
     """Number of rated utterances, mean and standard deviation (divisor n) of each dimension.
 
     Args:
-        rows (`list[dict]`): With the columns activation, valence and dominance, NaN where not rated.
+        rows (`list[dict]`): Rows with the columns activation, valence and dominance, NaN where not rated.
 
     Returns:
-        `dict`: By dimension `{"rated": int, "mean": float, "std": float}`, mean and std None where nothing is rated.
+        `dict`: By dimension, `{"rated": int, "mean": float, "std": float}`; mean and std are None if nothing is rated.
 
     >>> label_statistics([{"activation": 1.0, "valence": float("nan"), "dominance": 3.0},
     ...                   {"activation": 3.0, "valence": float("nan"), "dominance": 3.0}])["activation"]
@@ -71,7 +71,7 @@ def drawn_histogram(counts: dict[str, int]) -> list[str]:
 
 
 def added(histograms: Iterable[dict[str, int]]) -> dict[str, int]:
-    """The histogram of several splits together.
+    """Several histograms added up.
 
     >>> added([{"1-2": 1}, {"3-4": 2}])
     {'1-2': 1, '2-3': 0, '3-4': 2}

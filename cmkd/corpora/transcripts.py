@@ -1,6 +1,6 @@
 """Transcripts beside a corpus: the sidecar that `cmkd transcribe` writes and the corpora read.
 
-A sidecar is one Parquet file with a row for each utterance, keyed by the corpus' ids:
+A sidecar is one Parquet file with a row for each utterance, keyed by the corpus's ids:
 
 | column | | |
 |---|---|---|
@@ -46,14 +46,14 @@ SCHEMA = pyarrow.schema(
         ("settings", pyarrow.string()),
     ]
 )
-"""Of a sidecar."""
+"""The columns of a sidecar."""
 
 
 def read_transcripts(path: str | os.PathLike[str]) -> pyarrow.Table:
     """Reads and checks a sidecar.
 
     Returns:
-        `pyarrow.Table`: With the columns of `SCHEMA`.
+        `pyarrow.Table`: The sidecar, with the columns of `SCHEMA`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -66,7 +66,7 @@ def read_transcripts(path: str | os.PathLike[str]) -> pyarrow.Table:
     try:
         table = pyarrow.parquet.ParquetFile(path).read()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {error}. Transcribe anew.") from error
+        raise ValueError(f"{path} cannot be read as Parquet: {error}. Transcribe again.") from error
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise ValueError(
@@ -94,22 +94,22 @@ def join_transcripts(
 ) -> list[SourceRow]:
     """Gives transcripts to the rows of a corpus, before they are checked.
 
-    A transcript of the corpus stays where `prefer` is "manual", unless it is empty. With "asr" the sidecar's takes its
-    place, even an empty one. Utterances that the sidecar lacks keep what they have.
+    If `prefer` is "manual", a transcript of the corpus stays unless it is empty. With "asr" it is replaced by the
+    sidecar's, even an empty one. Utterances that the sidecar lacks keep what they have.
 
     Args:
-        rows (sequence of `SourceRow`): They get their transcripts in place.
-        sidecar (path or None): See `read_transcripts`; None leaves all as it is.
+        rows (sequence of `SourceRow`): The rows, whose transcripts are changed in place.
+        sidecar (path or None): See `read_transcripts`; None changes nothing.
         prefer (`str`): "manual" or "asr".
-        report (`CorpusReport`): Its version and config say that there was a sidecar, and change with its text; its
-            notes say how many utterances have whose words.
+        report (`CorpusReport`): The report, whose version and config then record the sidecar and change with its texts;
+            its notes say how many transcripts come from the sidecar and how many from the corpus.
 
     Returns:
         `list[SourceRow]`: The rows.
 
     Raises:
-        FileNotFoundError, ValueError: As `read_transcripts`; or `prefer` is something else, or there is no sidecar to
-            prefer, or it has none of the utterances.
+        FileNotFoundError, ValueError: As for `read_transcripts`; or `prefer` is something else, or there is no sidecar
+            to prefer, or it has none of the utterances.
     """
     rows = list(rows)
     if sidecar is not None or prefer != "manual":
@@ -121,10 +121,10 @@ def join_transcripts(
 
 
 def replace_transcripts(corpus: Corpus, sidecar: str | os.PathLike[str] | None, prefer: Preference) -> Corpus:
-    """`join_transcripts` for a corpus that is built already; its audio is neither read nor copied.
+    """`join_transcripts` for a corpus that has already been built; its audio is neither read nor copied.
 
     Returns:
-        `Corpus`: With other transcripts, and with the same report, which is changed in place.
+        `Corpus`: The corpus with other transcripts, and with the same report, which is changed in place.
     """
     from cmkd.corpora.schema import Corpus
 
@@ -188,7 +188,7 @@ def _joined(
 
 
 def _identifier(value: Any) -> str:
-    """The id that the checks make of what stands in a row; "" if they will refuse it."""
+    """The id that the checks make of a row's value; "" if they will refuse it."""
     try:
         return as_name(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What stands in a cell of somebody's table, as text or as a number."""
+"""Reads the cells of a user's table, as text or as numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def as_text(value: Any) -> str:
     Pandas makes floating point numbers of a column of whole ones that has gaps, so 1.0 is read as "1".
 
     Raises:
-        TypeError: It is no text, or a number that is not whole.
+        TypeError: It is neither text nor a whole number.
         ValueError: It has lone surrogates, which JSON and file names may bring along.
 
     >>> [as_text(value) for value in ("a", 7, 1.0, None, float("nan"))]
@@ -42,8 +42,8 @@ def as_text(value: Any) -> str:
 def as_name(value: Any) -> str:
     """`as_text` for names of speakers, splits and the like, which mean the same whatever their Unicode normal form.
 
-    A Mac writes "ä" as "a" with a mark that follows, most others as one character; here it is one, and what stands
-    around a name in spaces is not part of it.
+    A Mac writes "ä" as "a" followed by a mark, and most others as one character; here it becomes one character. Spaces
+    around a name are removed.
 
     >>> as_name(" Ja\\u0308ger") == "J\\u00e4ger"
     True
@@ -55,7 +55,7 @@ def as_number(value: Any) -> float:
     """A cell as a number, NaN for None and for blank text.
 
     Raises:
-        TypeError, ValueError, OverflowError: It is no number.
+        TypeError, ValueError, OverflowError: It is not a number.
 
     >>> [as_number(value) for value in ("1.5", 2, " ", None)]
     [1.5, 2.0, nan, nan]
@@ -72,16 +72,16 @@ def as_number(value: Any) -> float:
 
 
 class Folders:
-    """Finds files whose names are spelled in another Unicode normal form than on the disk."""
+    """Finds files whose names have another Unicode normal form than on the disk."""
 
     def __init__(self) -> None:
         self._names: dict[Path, dict[str, list[str]]] = {}
 
     def spelled(self, path: str) -> str:
-        """The path as the disk spells it, or as it is where there is no such file or more than one.
+        """The path as the disk spells it, or unchanged if there is no such file or more than one.
 
         Args:
-            path (`str`): Absolute or from the current folder.
+            path (`str`): A path, absolute or relative to the current folder.
         """
         if path.isascii() or "\0" in path or Path(path).exists():
             return path

@@ -1,1 +1,1 @@
-"""From sound and words to what a network is fed with, read once and stored."""
+"""Turns sound and words into the inputs of a network, and stores what frozen layers compute from them."""

@@ -1,4 +1,4 @@
-"""Reading speech from a file of any kind, rate and channel count, or from a stretch or a channel of it.
+"""Reads speech from a file of any kind, rate and channel count, or from a stretch or a channel of it.
 
 The reader itself is `audio_cmkd`, which travels with every checkpoint, so that a model hears the same in training and
 in use.
@@ -49,20 +49,20 @@ def read_audio(
 
     Args:
         audio (`str`, path, `bytes` or `dict`): A file, the content of a file, or `{"bytes": ..., "path": ...}` as in
-            the column `audio` of a corpus, where the bytes come first unless they are None.
-        sampling_rate (`int`, *optional*, defaults to 16000): Of the result, in Hz.
-        start, end (`float`, *optional*): In seconds, where the utterance begins and ends in the file; None: where the
-            file does. An end that lies up to 0.1 s (`audio_cmkd.END_TOLERANCE`) behind that of the file is taken for
-            it.
-        channel (`int` or `str`, *optional*, defaults to `"mean"`): The number of a channel, from 0, or the mean of
-            all.
+            the column `audio` of a corpus; of these, the bytes are used unless they are None.
+        sampling_rate (`int`, *optional*, defaults to 16000): Rate of the result, in Hz.
+        start, end (`float`, *optional*): Where the utterance begins and ends in the file, in seconds; None stands for
+            the beginning and the end of the file. An end that lies up to 0.1 s (`audio_cmkd.END_TOLERANCE`) beyond the
+            end of the file is taken for it.
+        channel (`int` or `str`, *optional*, defaults to `"mean"`): The number of a channel, counted from 0, or "mean"
+            for the mean of all.
 
     Returns:
         `np.ndarray`: float32 of shape (samples,), nominally from -1 to 1, resampled by soxr.
 
     Raises:
         AudioError: A `ValueError`: the file is missing, unreadable, truncated or empty, or has a sample that is not
-            finite; its channels cancel each other out, or it has none of this number; the stretch is empty or not
+            finite; its channels cancel each other out, or it has no channel of this number; the stretch is empty or not
             within the file.
         TypeError: `audio` is something else.
         ValueError: `channel` is neither a number from 0 nor "mean".
@@ -86,9 +86,9 @@ def measure_audio(
 ) -> float:
     """The duration of an utterance in seconds, after the checks of `read_audio`, mostly without decoding all of it.
 
-    Where the structure of the file tells its length (libsndfile's formats, mp3) the last frames are decoded, and all
-    only where samples are stored as floating point numbers, which need not be finite. All others are decoded, block by
-    block. Whether channels cancel each other out is not looked for.
+    Where the structure of the file tells its length (libsndfile's formats, mp3), only the last frames are decoded,
+    unless samples are stored as floating point numbers, which need not be finite: then all are. Other files are decoded
+    block by block. Whether channels cancel each other out is not checked.
 
     Args:
         audio (`str`, path, `bytes` or `dict`), start, end, channel: As for `read_audio`.
@@ -119,7 +119,7 @@ def digest_audio(
 ) -> AudioDigest:
     """The duration and a digest of an utterance, after the checks of `read_audio` on every frame.
 
-    The digest is that of the samples as floating point numbers of 32 bits, channels interleaved, or of those of the one
+    The digest is that of the samples as floating point numbers of 32 bits, of all channels interleaved or of the one
     channel: two files with the same sound have the same digest whatever their names, headers, tags or lossless format.
     The file is read once, in blocks.
 
@@ -148,7 +148,7 @@ def _opened(audio: Any, channel: int | str) -> Iterator[Sound]:
 
 
 def _heard(sound: Sound, start: float | None, end: float | None, channel: int | str) -> Iterator[np.ndarray]:
-    """The blocks of an utterance, refused at their end if their channels cancel out."""
+    """The blocks of an utterance; at their end it is refused if its channels cancel out."""
     powers = ChannelPowers()
     for block in sound.blocks(start, end, None if isinstance(channel, str) else channel):
         powers.add(block)

@@ -1,12 +1,12 @@
-"""The folders of stored features: what each of them is, which are in use, and which may go.
+"""The folders of stored features: what each of them holds, which are in use, and which may be removed.
 
 ```
 <cache_dir>/speech-<digest>/   about.json  in_use  and the safetensors files of `cmkd.features.store`
 ```
 
-about.json says what the features are of. A job holds a lock on `in_use`, shared with others, as long as it may read the
-folder, so that nothing is removed under it; the time of change of that file is that of the last use. This module needs
-no torch.
+about.json says what the features were computed from. As long as a job may read the folder, it holds a shared lock on
+`in_use`, so that nothing is removed while it reads; the modification time of that file is the time of the last use.
+This module does not need torch.
 """
 
 import fcntl
@@ -47,12 +47,14 @@ _NAME = re.compile(r"(speech|text)-[0-9a-f]{16}")
 
 @functools.cache
 def code_version() -> str:
-    """A digest of the modules of `CODE` and of the version of transformers: features of another cannot be used."""
+    """A digest of the modules in `CODE` and the version of transformers; features with another digest are not used."""
     digest = hashlib.sha256(version("transformers").encode())
     for name in CODE:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(f"there is no module {name!r}, which stored features depend on.")
+            raise ModuleNotFoundError(
+                f"there is no module {name!r}, which stored features depend on: the installation is not complete."
+            )
         digest.update(Path(spec.origin).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -64,10 +66,10 @@ class StoredFolder:
     Attributes:
         path (`Path`): Where it is.
         about (`dict`): What is in it: `part`, `encoder`, `dtype`, `settings`, `code`, `transformers`, `made` and
-            `schema_version`; empty where an earlier version of CMKD has made it, which did not say.
-        size (`int`): Bytes of all files.
-        files (`int`): How many of them hold features.
-        last_used (`float`): Seconds since 1970.
+            `schema_version`; empty if the folder was made by an earlier version of CMKD, which did not record this.
+        size (`int`): Size of all files, in bytes.
+        files (`int`): How many of the files hold features.
+        last_used (`float`): Time of the last use, in seconds since 1970.
     """
 
     path: Path
@@ -83,21 +85,21 @@ class StoredFolder:
 
     @property
     def is_of_other_code(self) -> bool:
-        """Whether this installation cannot use it, since other code has made it."""
+        """Whether this installation cannot use it because it was made by other code."""
         return self.about.get("code") != code_version()
 
     def is_in_use(self) -> bool:
-        """Whether a job may be reading it; jobs of an earlier version do not say so."""
+        """Whether a job may be reading it; jobs of an earlier version do not take a lock and are missed."""
         try:
             with (self.path / _LOCK).open("r+") as lock:
                 return not _is_alone(lock)
         except FileNotFoundError:
             return False
-        except PermissionError:  # it is somebody else's, whose lock cannot be tried
+        except PermissionError:  # it belongs to another user, and its lock cannot be tried
             return True
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Its fields as a dict that `json.dumps` takes."""
         return {
             "folder": str(self.path),
             "size": self.size,
@@ -110,10 +112,10 @@ class StoredFolder:
 
 
 class Hold:
-    """Keeps a folder from being removed as long as this lives, or until `close()`.
+    """Keeps a folder from being removed for as long as this object lives, or until `close()`.
 
     Args:
-        descriptor: of an open file with a lock on it.
+        descriptor: that of an open file with a lock on it.
     """
 
     def __init__(self, descriptor: int):
@@ -122,14 +124,14 @@ class Hold:
 
 
 def hold(folder: Path, about: Mapping[str, Any]) -> Hold | None:
-    """Makes a folder if it is not there, and protects it from removal as long as what is returned lives.
+    """Makes a folder if it does not exist, and protects it from removal for as long as the returned object lives.
 
     Args:
-        folder: of stored features.
-        about: what is in it, less what this function knows; written down once.
+        folder: a folder of stored features.
+        about: what is in it, except for what this function adds; it is written when the folder is made.
 
     Returns:
-        None where the folder belongs to somebody else and can only be read.
+        The hold on it; None if the folder belongs to another user and can only be read.
     """
     path = folder / _LOCK
     while True:
@@ -154,20 +156,20 @@ def hold(folder: Path, about: Mapping[str, Any]) -> Hold | None:
     if not (folder / _ABOUT).exists():
         known = {"code": code_version(), "transformers": version("transformers")}
         known["made"] = datetime.now().astimezone().isoformat(timespec="seconds")
-        # On a full disk the features, which come next, will not go in either, and that is said with advice.
+        # On a full disk the features, which come next, cannot be written either, and that error gives advice.
         with suppress(OSError):
             write_json(folder / _ABOUT, with_version("about.json", {**about, **known}))
     return lock
 
 
 def stored_folders(cache_dir: Path) -> list[StoredFolder]:
-    """Those in a folder, the last used first. What is not a folder of stored features is passed over."""
-    found = []
+    """The folders of stored features in a folder, the last used first; whatever else is in it is passed over."""
+    stored = []
     for path in cache_dir.iterdir() if cache_dir.is_dir() else ():
         if _NAME.fullmatch(path.name) and path.is_dir():
             with suppress(FileNotFoundError):  # removed while it was looked at
-                found.append(_look_at(path))
-    return sorted(found, key=lambda folder: folder.last_used, reverse=True)
+                stored.append(_look_at(path))
+    return sorted(stored, key=lambda folder: folder.last_used, reverse=True)
 
 
 def select(
@@ -178,37 +180,37 @@ def select(
     of_other_code: bool = False,
     keep_gb: float | None = None,
 ) -> list[StoredFolder]:
-    """The folders that all of the given conditions name.
+    """The folders that meet all of the given conditions.
 
     Args:
-        folders: as [`stored_folders`] gives them.
-        encoder: The name of the encoder, or the end of its path.
-        unused_days: Not used for more than so many days.
-        of_other_code: Made by other code than this installation's.
-        keep_gb: Of those that the other conditions name, the least recently used, as many as have to go for all of
-            `folders` to take no more than this many 10^9 bytes.
+        folders: as [`stored_folders`] returns them.
+        encoder: Take those of this encoder, given by its name or the end of its path.
+        unused_days: Take those that have not been used for more than this number of days.
+        of_other_code: Take those made by other code than this installation's.
+        keep_gb: Of those that meet the other conditions, take the least recently used, as many as have to be removed
+            for all of `folders` together to take no more than this, in units of 10^9 bytes.
     """
-    found = list(folders)
+    selected = list(folders)
     if encoder is not None:
-        found = [folder for folder in found if f"/{folder.about.get('encoder')}".endswith(f"/{encoder}")]
+        selected = [folder for folder in selected if f"/{folder.about.get('encoder')}".endswith(f"/{encoder}")]
     if unused_days is not None:
-        found = [folder for folder in found if time.time() - folder.last_used > unused_days * 86400]
+        selected = [folder for folder in selected if time.time() - folder.last_used > unused_days * 86400]
     if of_other_code:
-        found = [folder for folder in found if folder.is_of_other_code]
+        selected = [folder for folder in selected if folder.is_of_other_code]
     if keep_gb is not None:
         left, too_many = sum(folder.size for folder in folders), []
-        for folder in sorted(found, key=lambda folder: folder.last_used):
+        for folder in sorted(selected, key=lambda folder: folder.last_used):
             if left > keep_gb * 1e9:
                 too_many.append(folder)
                 left -= folder.size
-        found = too_many
-    return found
+        selected = too_many
+    return selected
 
 
 def remove(folder: StoredFolder) -> bool:
-    """Removes a folder; False where it is in use, and stays.
+    """Removes a folder, or returns False and leaves it if it is in use.
 
-    A job that comes while it is removed waits, and then makes a folder of its own.
+    A job that arrives while it is being removed waits, and then makes a folder of its own.
     """
     path = folder.path / _LOCK
     path.touch()
@@ -219,13 +221,13 @@ def remove(folder: StoredFolder) -> bool:
             path.unlink(missing_ok=True)
         for name in (_ABOUT, _LOCK):
             (folder.path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # a job has begun it anew, or it holds something of yours
+        with suppress(OSError):  # a job has made it again, or it holds files of the user's
             folder.path.rmdir()
     return True
 
 
 def format_folders(folders: Iterable[StoredFolder]) -> str:
-    """A table for people."""
+    """A table of folders to print."""
     rows = [("size", "files", "last used", "part", "encoder", "stored as", "", "folder")]
     rows += [
         (
@@ -259,7 +261,7 @@ def _look_at(path: Path) -> StoredFolder:
     stored = [file for file in files if file.suffix == ".safetensors"]
     uses = [file for file in files if file.name == _LOCK] or stored or [path]
     about: dict[str, Any] = {}
-    with suppress(FileNotFoundError, ValueError):  # none, or damaged: what is not known is not of this code
+    with suppress(FileNotFoundError, ValueError):  # missing or damaged: what is not known counts as other code
         about = read_json(path / _ABOUT, "it says what the features beside it are.")
     return StoredFolder(
         path,

@@ -1,4 +1,4 @@
-"""What a network is fed with: the inputs of an utterance, computed when they are asked for."""
+"""The inputs of a network for each utterance, computed when they are asked for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from cmkd.features.stretch import stretch_of
 
 
 class UtteranceDataset(torch.utils.data.Dataset):
-    """Utterances by columns: item i holds `column[i]` of every column, under the column's name."""
+    """Utterances stored as columns: item i holds `column[i]` of every column, under the column's name."""
 
     def __init__(self, columns: Mapping[str, Any]):
         lengths = {name: len(column) for name, column in columns.items()}
@@ -27,14 +27,15 @@ class UtteranceDataset(torch.utils.data.Dataset):
 
 
 class SpeechInputs(Sequence):
-    """What the speech encoder takes, computed from the audio when it is asked for.
+    """The inputs of the speech encoder, computed from the audio when they are asked for.
 
     Args:
         rows: a split of a corpus.
-        feature_extractor: of the encoder; Whisper's is taken at its own 30 s and cut to the real frames.
+        feature_extractor: the encoder's; Whisper's pads to 30 s, and its result is cut to the real frames.
 
     Raises:
-        ValueError: (on access) the audio cannot be read, or is too long for the encoder; it names the utterance.
+        ValueError: (on access) the audio cannot be read or is too long for the encoder; the message names the
+            utterance.
     """
 
     def __init__(self, rows: Dataset, feature_extractor: Any):
@@ -58,7 +59,7 @@ class SpeechInputs(Sequence):
         if len(wave) > self.feature_extractor.n_samples:
             raise ValueError(
                 f"Utterance {row['id']!r} lasts {len(wave) / rate:.1f} s: this encoder takes at most "
-                f"{self.feature_extractor.n_samples // rate} s. Cut it, or leave it out."
+                f"{self.feature_extractor.n_samples // rate} s. Cut it or leave it out."
             )
         inputs = self.feature_extractor(wave, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
         return inputs["input_features"][0, :, : int(inputs["attention_mask"].sum())]
@@ -67,11 +68,10 @@ class SpeechInputs(Sequence):
 class TextInputs(Sequence):
     """Token ids (tokens,) of the transcripts.
 
-    An utterance without words gets the tokenizer's special tokens alone; where it adds none, as those of GPT, its end
-    token.
+    An utterance without words gets only the tokenizer's special tokens, or its end token if, like GPT's, it adds none.
 
     Raises:
-        ValueError: an utterance has no tokens, and the tokenizer has no end token to stand for that.
+        ValueError: an utterance has no tokens, and the tokenizer has no end token to stand for an empty text.
     """
 
     def __init__(self, rows: Dataset, tokenizer: Any):
@@ -80,7 +80,7 @@ class TextInputs(Sequence):
             if not ids and tokenizer.eos_token_id is None:
                 raise ValueError(
                     f"Utterance {rows[index]['id']!r} has no tokens, and the tokenizer has no end token to stand for "
-                    "no words: choose another text encoder."
+                    "an empty text: choose another text encoder."
                 )
             self.ids[index] = ids or [tokenizer.eos_token_id]
 

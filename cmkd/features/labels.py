@@ -7,14 +7,14 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 
 def unit_interval_labels(rows: Dataset) -> np.ndarray:
-    """Labels (n, 3) of a split on the unit interval, NaN where not rated."""
+    """The labels (n, 3) of a split on the unit interval, with NaN where not rated."""
     minimum, maximum = rows["label_scale"][0]
     values = np.stack([np.array(rows[name], dtype=np.float32) for name in EMOTION_DIMENSIONS], axis=1)
     return (values - minimum) / (maximum - minimum)
 
 
 def rated_dimensions(labels: np.ndarray) -> list[str]:
-    """The dimensions in which somebody rated something, of labels (n, 3).
+    """The dimensions in which labels (n, 3) have at least one rating.
 
     >>> rated_dimensions(np.array([[0.5, np.nan, np.nan], [np.nan, np.nan, 0.25]]))
     ['activation', 'dominance']

@@ -1,17 +1,17 @@
-"""The output of a network's frozen parts, computed once an utterance and kept on the disk.
+"""The output of a network's frozen parts, computed once per utterance and kept on the disk.
 
 A frozen part gives the same output for an utterance in every epoch, stage and run, so it runs once, on that utterance
-alone. The outputs lie in a folder whose name is a digest of what all of them depend on: weights and configuration of
-the part, the code that runs it and its settings. `cmkd.features.cache` is about these folders.
+alone. The outputs are kept in a folder whose name is a digest of everything that they depend on: the weights and
+configuration of the part, the code that runs it and its settings. `cmkd.features.cache` manages these folders.
 
-In it are safetensors files of about `CHUNK` utterances each, which are mapped into memory, not read. The name of a file
-is a digest of its utterances' keys, the audio (path, size and time of change, or content) or the tokens. Where one file
-ends and the next begins depends on the utterances there and on nothing before them, so that splits, folds and
-versions of a corpus that have a run of utterances in common have its files in common.
+A folder holds safetensors files of about `CHUNK` utterances each, which are mapped into memory, not read. The name of a
+file is a digest of its utterances' keys: the audio (path, size and modification time, or content) or the tokens. Where
+one file ends and the next begins depends on the utterances there and on nothing before them, so that splits, folds and
+versions of a corpus that share a sequence of utterances also share its files.
 
-A file appears whole or not at all, and carries a checksum: one that is truncated or damaged is found, named and
-computed anew. So several processes, and several jobs, may fill one folder at once, and what was there when a job was
-stopped, or the disk was full, is used by the next.
+A file appears whole or not at all, and carries a checksum: one that is truncated or damaged is detected, named and
+computed again. So several processes and several jobs may fill one folder at once, and what was stored before a job was
+stopped, or before the disk was full, is used by the next.
 """
 
 import bisect
@@ -41,16 +41,17 @@ from cmkd.processes import READING_TIMEOUT, wait_for_all
 from cmkd.training.out_of_memory import is_out_of_memory
 
 CHUNK = 32
-"""Utterances a file on average, twice as many at most: 40 MB of HuBERT Large in fp32."""
+"""Utterances per file on average, and at most twice as many: 40 MB for HuBERT Large in fp32."""
 
 
 class StoredFeatures(Sequence):
-    """Arrays (length, ...) in fp32, one an utterance, from files as [`frozen_features`] writes them.
+    """Arrays (length, ...) in fp32, one per utterance, from files that [`frozen_features`] wrote.
 
     Args:
-        paths: Of the files.
-        starts: The number of the first utterance of each, from 0 on, and at the end the number of utterances.
-        held: What keeps the files from being removed as long as it lives, see `cmkd.features.cache.hold`.
+        paths: Paths of the files.
+        starts: The number of the first utterance of each file, counted from 0, and at the end the number of utterances.
+        held: An object that keeps the files from being removed for as long as it lives, see
+            `cmkd.features.cache.hold`.
     """
 
     def __init__(self, paths: Sequence[Path], starts: Sequence[int], held: Any = None):
@@ -83,9 +84,9 @@ class FrozenPart:
 
     Attributes:
         encoder: The speech or text encoder of a CMKD model, whose weights and configuration the output depends on.
-        run: Takes a batch of one and returns its features (1, length, ...) and their mask.
-        settings: Whatever else the output depends on; must print the same whenever it means the same.
-        name (`str`): Says what it is, in the folder's name and beside the progress bar.
+        run: A function that takes a batch of one and returns its features (1, length, ...) and their mask.
+        settings: Whatever else the output depends on; its text must be the same whenever its meaning is the same.
+        name (`str`): What it is called in the folder's name and beside the progress bar.
     """
 
     encoder: Any
@@ -99,11 +100,12 @@ class Storage:
     """Where and how the output of frozen parts is stored.
 
     Attributes:
-        cache_dir (`Path`): Holds the folders, one for each part.
-        dtype (`str`, *optional*, defaults to `"float32"`): What is stored; "bfloat16" takes half the space.
-        limit_gb (`float`, *optional*): How large `cache_dir` may grow, in 10^9 bytes, less what other code has stored
-            there; None: there is no limit.
-        workers (`int`, *optional*, defaults to 0): The number of processes that make the inputs while the part runs.
+        cache_dir (`Path`): The folder that holds a folder for each part.
+        dtype (`str`, *optional*, defaults to `"float32"`): The format of the stored numbers; "bfloat16" takes half the
+            space.
+        limit_gb (`float`, *optional*): How large `cache_dir` may grow, in units of 10^9 bytes, not counting what other
+            code has stored there; None means without limit.
+        workers (`int`, *optional*, defaults to 0): The number of processes that compute the inputs while the part runs.
     """
 
     cache_dir: Path
@@ -115,24 +117,25 @@ class Storage:
 def frozen_features(
     rows: Dataset, inputs: Sequence, keys: Sequence, part: FrozenPart, storage: Storage
 ) -> StoredFeatures | None:
-    """The output of a frozen part for every utterance: what the disk has, and the rest computed now.
+    """The output of a frozen part for every utterance, read from the disk or else computed now.
 
-    All processes of a launch must call this; each computes its share.
+    All processes of a launch must call this function; each computes its share.
 
     Args:
         rows (`Dataset`): A split of a corpus; its ids and durations are used.
-        inputs: The part's inputs, as many as there are rows.
-        keys: What each utterance's input depends on, as many; must print the same whenever they mean the same.
-        part (`FrozenPart`): What computes the output.
-        storage (`Storage`): Where and how it is stored.
+        inputs: The part's inputs, one per row.
+        keys: What each utterance's input depends on, one per row; the text of a key must be the same whenever its
+            meaning is the same.
+        part (`FrozenPart`): The part that computes the output.
+        storage (`Storage`): Where and how the output is stored.
 
     Returns:
-        The features; None where they would not fit into `limit_gb`, estimated from the longest utterance.
+        The features; None if they would not fit into `limit_gb`, estimated from the longest utterance.
 
     Raises:
-        ValueError: the part refuses an utterance, which is named.
+        ValueError: the part refuses an utterance, which the message names.
         OSError: the disk is full; what was stored until then stays.
-        MemoryError: an utterance, which is named, is too long.
+        MemoryError: an utterance is too long; the message names it.
     """
     folder = storage.cache_dir / f"{part.name}-{_digest(part.encoder, (part.settings, storage.dtype))}"
     starts, digests = cut_into_files(keys)
@@ -152,7 +155,7 @@ def frozen_features(
                 raise
             raise MemoryError(
                 f"Out of memory at utterance {rows[index]['id']!r} of {rows[index]['duration']:.1f} s, which runs "
-                "through the frozen layers alone: cut it, or leave it out."
+                "through the frozen layers by itself: cut it or leave it out."
             ) from error
 
     if storage.limit_gb is not None:
@@ -192,9 +195,9 @@ def frozen_features(
 
 
 def cut_into_files(keys: Sequence) -> tuple[list[int], list[str]]:
-    """Where files begin, and at the end the number of utterances; and the digest of each file's keys.
+    """Cuts utterances into files: where each begins, with the number of utterances at the end, and its keys' digest.
 
-    A file ends with an utterance whose own digest is a multiple of `CHUNK`, or with the 2 `CHUNK`th.
+    A file ends with an utterance whose own digest is a multiple of `CHUNK`, or after 2 `CHUNK` utterances.
 
     >>> keys = range(1000)
     >>> whole, part = cut_into_files(keys)[1], cut_into_files(keys[300:])[1]
@@ -214,7 +217,7 @@ def cut_into_files(keys: Sequence) -> tuple[list[int], list[str]]:
 
 
 def audio_keys(rows: Dataset) -> list[Any]:
-    """What the audio of each row is known by: its file, and the stretch and channel where it is not all of that."""
+    """What identifies the audio of each row: its file, and the stretch and channel unless it is the whole file."""
     columns = [name for name in ("audio", "start", "end", "channel") if name in rows.column_names]
     return [_audio_key(row) for row in rows.select_columns(columns)]
 
@@ -232,24 +235,24 @@ def _write(path: Path, features: Sequence[torch.Tensor]) -> None:
             raise
         raise OSError(
             f"The disk is full: {path} of {size / 1e6:.0f} MB cannot be written ({free / 1e6:.0f} MB are free). What "
-            "is stored already will be used. Free space; or store in bfloat16 with --cache_dtype bfloat16; or do "
+            "has been stored will be used. Free some space, store in bfloat16 with --cache_dtype bfloat16, or do "
             "without a cache with --cache_limit_gb 0."
         ) from error
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is there and undamaged; a damaged one is named."""
+    """Whether a file exists and is undamaged; a damaged one is reported by name."""
     if not path.exists():
         return False
     status = path.stat()
     damage = _damage(path, status.st_size, status.st_mtime_ns)
     if damage is None:
         return True
-    tqdm.write(f"  {path} is damaged ({damage}) and computed anew")
+    tqdm.write(f"  {path} is damaged ({damage}) and will be computed anew")
     return False
 
 
-@functools.cache  # once a process, unless the file changes
+@functools.cache  # once per process, unless the file changes
 def _damage(path: Path, size: int, changed: int) -> str | None:
     try:
         with safe_open(path, "pt") as file:
@@ -271,7 +274,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) -> bool:
-    """Whether there is room beside what this code has stored; that of other code is of no use, and not counted."""
+    """Whether there is room besides what this code has stored; what other code has stored is not counted."""
     folders = stored_folders(cache_dir)
     usable = {file for folder in folders if not folder.is_of_other_code for file in folder.path.glob("*.safetensors")}
     others = sum(file.stat().st_size for file in usable - set(paths))
@@ -284,8 +287,8 @@ def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) 
     )
     if useless:
         tqdm.write(
-            f"  (Another {useless / 1e9:.2f} GB there are of other code, are not counted, and cannot be used: "
-            f"cmkd cache {cache_dir} --other_code --prune)"
+            f"  (Another {useless / 1e9:.2f} GB there were stored by other code; they are not counted, cannot be used, "
+            f"and can be removed: cmkd cache {cache_dir} --other_code --prune)"
         )
     return False
 

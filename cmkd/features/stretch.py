@@ -1,4 +1,4 @@
-"""Utterances that are stretches of one file: which of them are the same sound, in whole or in part."""
+"""Utterances that are stretches of one file, and which of them share sound, wholly or partly."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def stretch_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Which part of its file an utterance is, as arguments of `read_audio`, `measure_audio` and `digest_audio`.
 
     Args:
-        row: of a corpus; its columns `start`, `end` and `channel` are used. Where one is None, or where there is no
-            such column, the utterance has the whole length of the file, and the mean of its channels.
+        row: a row of a corpus; its columns `start`, `end` and `channel` are used. Where one is None or missing, the
+            utterance begins and ends with the file and is the mean of its channels.
 
     >>> stretch_of({"id": "a", "start": 1.5, "end": None, "channel": 1})
     {'start': 1.5, 'end': None, 'channel': 1}
@@ -28,9 +28,10 @@ class Stretch(NamedTuple):
     """A part of a file.
 
     Attributes:
-        file (hashable): Tells the file.
-        start, end (`float`): In seconds; 0 and infinity for the whole of it.
-        channel (`int`, *optional*): From 0 on; None for the mean of all, which has a part of every channel.
+        file (hashable): Identifies the file.
+        start, end (`float`): Where the stretch begins and ends, in seconds; 0 and infinity for the whole file.
+        channel (`int`, *optional*): The channel, counted from 0; None for the mean of all, which shares sound with
+            every channel.
     """
 
     file: Hashable
@@ -39,7 +40,7 @@ class Stretch(NamedTuple):
     channel: int | None = None
 
     def overlaps(self, other: Stretch) -> bool:
-        """Whether some of the sound is in both. Stretches that only touch do not overlap.
+        """Whether some sound is in both stretches. Stretches that only touch do not overlap.
 
         >>> Stretch("a", 0, 2).overlaps(Stretch("a", 1, 3)), Stretch("a", 0, 2).overlaps(Stretch("a", 2, 3))
         (True, False)
@@ -51,10 +52,10 @@ class Stretch(NamedTuple):
 
 
 class Taken:
-    """Stretches, without two that are the same, to be asked for those that overlap with another one.
+    """A set of stretches that can be searched for those that overlap with a given one.
 
-    They are kept by file and start. What is looked at for an answer are the stretches of the file that begin before
-    the end asked for and no longer before its start than the longest one lasts.
+    They are kept by file and start. A search looks at the stretches of the file that begin before the end of the given
+    one, and no earlier before its start than the longest stretch lasts.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class Taken:
         self._longest[stretch.file] = max(self._longest.get(stretch.file, 0.0), length)
 
     def overlapping(self, stretch: Stretch) -> Iterator[Stretch]:
-        """Those that overlap with this one, in the order in which they begin."""
+        """The stretches that overlap with this one, in the order in which they begin."""
         others = self._by_file.get(stretch.file, [])
         if not others:
             return
@@ -88,7 +89,7 @@ def _start(stretch: Stretch) -> float:
 
 
 def files_cut_up(stretches: Iterable[tuple[Stretch, str]]) -> list[Hashable]:
-    """The files of which parts are in more than one split.
+    """The files that have parts in more than one split.
 
     >>> files_cut_up([(Stretch("a", 0, 1), "train"), (Stretch("a", 1, 2), "test"), (Stretch("b"), "test")])
     ['a']
@@ -96,4 +97,4 @@ def files_cut_up(stretches: Iterable[tuple[Stretch, str]]) -> list[Hashable]:
     splits: dict[Hashable, set[str]] = {}
     for stretch, split in stretches:
         splits.setdefault(stretch.file, set()).add(split)
-    return [file for file, found in splits.items() if len(found) > 1]
+    return [file for file, names in splits.items() if len(names) > 1]

@@ -1,18 +1,18 @@
-"""Requests to the Hub that are repeated where the trouble may pass, and what is said where it does not."""
+"""Requests to the Hub: which errors are worth another attempt, and how the others are explained."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 ATTEMPTS = 3
 FIRST_PAUSE = 1.0
-"""Seconds to wait after the first attempt; doubled after each."""
+"""Seconds to wait after the first attempt; the pause doubles after each further one."""
 TIMEOUT = 100.0
 """Seconds without a byte from the Hub after which a request has failed; huggingface_hub would wait for ever."""
 _ANY_TOKEN = r"\bhf_\w+"
@@ -23,23 +23,18 @@ class PushError(OSError):
 
 
 def repeated(send: Callable[[], tuple[str, str]]) -> tuple[str, str]:
-    """Calls `send` again where the trouble may pass; each of its steps does nothing if it was done before.
+    """Calls `send`, and again if it fails in a way that may pass; a step that was done before must then do nothing.
 
-    huggingface_hub by itself repeats the upload of large files five times, but neither the commit nor what makes the
+    huggingface_hub itself repeats the upload of large files five times, but neither the commit nor the creation of the
     repository. If a commit did arrive and only the answer was lost, the next attempt finds nothing left to commit.
     """
-    pause = FIRST_PAUSE
-    for _ in range(ATTEMPTS - 1):
-        try:
-            with _time_limit():
-                return send()
-        except (HTTPError, RuntimeError) as error:
-            if not _may_pass(_http_cause(error)):
-                raise
-        time.sleep(pause)
-        pause *= 2
-    with _time_limit():
-        return send()
+    attempts = Retrying(
+        retry=retry_if_exception(_may_pass),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential(FIRST_PAUSE),
+        reraise=True,
+    )
+    return attempts(_time_limit()(send))
 
 
 @contextmanager
@@ -53,7 +48,7 @@ def _time_limit() -> Iterator[None]:
 
 
 def _http_cause(error: BaseException) -> BaseException:
-    """The error of the connection that huggingface_hub has wrapped into another one, else the error itself."""
+    """The connection error that huggingface_hub has wrapped into another error, or else the error itself."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HTTPError):
         cause = cause.__cause__
@@ -61,15 +56,16 @@ def _http_cause(error: BaseException) -> BaseException:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed later: no answer, or one of the server's own troubles."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code >= 500 or error.response.status_code == 429
-    return isinstance(error, HTTPError)
+    """Whether the same request may succeed later: there was no answer, or the server had a problem of its own."""
+    cause = _http_cause(error) if isinstance(error, (HTTPError, RuntimeError)) else error
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response.status_code >= 500 or cause.response.status_code == 429
+    return isinstance(cause, HTTPError)
 
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
-    """Turns what goes wrong on the way to the Hub into a `PushError` that says what to do."""
+    """Turns an error on the way to the Hub into a `PushError` that says what to do."""
     try:
         yield
     except (OfflineModeIsEnabled, HTTPError, RuntimeError) as error:

@@ -1,7 +1,8 @@
-"""Cards of the Hub, filled from results.json, configuration and recipe by the templates in `hub_cards/`.
+"""Cards for the Hub, made from results.json, configuration and recipe with the templates in `hub_cards/`.
 
-No hand writes a figure: a field that results.json lacks, or a figure that is not a number, is an error when the card is
-made. Where something is not defined (a score nobody rated, an interval over one speaker) the template says so in words.
+No figure is written by hand: a field that results.json lacks, or a figure that is not a number, is an error when the
+card is made. If something is not defined (a score that nobody rated, an interval over one speaker), the template says
+so in words.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 TEMPLATES = of_root("hub_cards")
 
 GRADIO = "6.31.0"
-"""The version in which the pages of the Spaces were tried."""
+"""The version of Gradio with which the pages of the Spaces were tested."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """Under what a corpus, and what is derived from it, may be used.
+    """The terms under which a corpus, and what is derived from it, may be used.
 
     Attributes:
-        identifier: as the Hub writes it.
+        identifier: the licence's name on the Hub.
         text: what it allows, in a sentence or two.
     """
 
@@ -60,10 +61,10 @@ ENGLISH_CORPORA = (*OPEN_CORPORA, "msp-podcast", "iemocap")
 
 
 def training_licence(corpus: Mapping[str, Any]) -> Licence:
-    """What is known of the licence of a corpus that a model was trained on.
+    """What is known about the licence of a corpus that a model was trained on.
 
     Args:
-        corpus: the entry of results.json, with `name` and `terms`.
+        corpus: its entry in results.json, with `name` and `terms`.
     """
     if corpus["terms"]:
         return Licence(
@@ -94,11 +95,11 @@ def model_card(
     Args:
         results: the content of results.json.
         config: the content of the checkpoint's config.json.
-        files: the names that go into the repository, by which the card knows whether a pipeline is among them.
+        files: the names of the files in the repository, which tell whether a pipeline is among them.
         repo_id: "user/name", for the code that the card shows.
-        revision: what that code pins.
+        revision: the revision that this code pins.
         is_teacher: whether it is the teacher.
-        licence: the Hub's identifier of the model's licence; None: that of the training data.
+        licence: the Hub's identifier of the model's licence; None is that of the training data.
 
     Raises:
         ValueError: results.json lacks something that the card shows, or a figure is not a number.
@@ -115,11 +116,11 @@ def dataset_card_text(
     """The card of a corpus; see `cmkd.hub.corpus`.
 
     Args:
-        report: of the corpus.
+        report: the report of the corpus.
         plain_report: the table of its sizes, as text.
-        permission: the sentence by which a licensed corpus is public.
-        repo_id: for the code that the card shows.
-        revision: what that code pins.
+        permission: the sentence that permits a licensed corpus to be public.
+        repo_id: "user/name", for the code that the card shows.
+        revision: the revision that this code pins.
     """
     licence = "other" if report.terms else None
     if report.name in OPEN_CORPORA:
@@ -160,7 +161,7 @@ def render(template: str, **values: Any) -> str:
     """Fills a template of `hub_cards/`.
 
     Raises:
-        ValueError: a value that the template asks for is missing, or is no number where it shows one.
+        ValueError: a value that the template needs is missing, or is not a number although it is shown as one.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -271,7 +272,7 @@ def _licence_name(corpus: Mapping[str, Any]) -> str:
 
 
 def _base_models(config: Mapping[str, Any]) -> list[str] | None:
-    """Hub names of the encoders; a folder of whoever trained it is none."""
+    """The names of the encoders on the Hub; an encoder that was read from a folder has none."""
     parts = [config[name] for name in ("speech_config", "text_config") if config.get(name)]
     names = [part.get("_name_or_path", "") for part in parts]
     return [name for name in names if name.count("/") == 1 and not name.startswith((".", "/"))] or None

@@ -1,10 +1,10 @@
-"""Pushing a corpus to the Hub: for private use by default, with a card, and in public only where that is allowed.
+"""Pushes a corpus to the Hub: for private use by default, with a card, and publicly only where that is allowed.
 
-The audio goes along as bytes, under the names of the files without their folders, so that `load_dataset` of what was
-pushed gives the same rows on any machine. Where a row is a stretch or a channel of a file, only that goes along, with
-the same samples: nobody gets to hear the hour around it. The card says what `CorpusReport.__str__` says, but for the
-notes, which may speak of the local copy, and carries the sentence by which a licensed corpus was made public. It goes
-first, so that a data set never stands there without its terms; a tag made from the rows and their sound goes last.
+The audio is sent as bytes, under the names of the files without their folders, so that `load_dataset` gives the same
+rows on any machine. If a row is a stretch or a channel of a file, only that is sent, with the same samples: nobody gets
+to hear the hour around it. The card has the text of `CorpusReport.__str__` without the notes, which may describe the
+local copy, and the sentence that permits a licensed corpus to be public. It is sent first, so that a data set is never
+there without its terms; a tag made from the rows and their sound is set last.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def push(
     revision: str | None,
     **settings: Any,
 ) -> CommitInfo:
-    """Pushes card, data and tag; each step does nothing where it was done before, so that it can be repeated.
+    """Pushes card, data and tag; a step that was done before does nothing, so that a push can be repeated.
 
     Args:
-        corpus (`Corpus`): With its report.
+        corpus (`Corpus`): The corpus with its report.
         repo_id (`str`): "user/name".
-        private (`bool`): Whether it is to be private if it has to be made.
-        public_permission (`str` or None): Why a licensed corpus may be public.
-        token (`str` or None): Of the user; None for the one that is stored.
-        revision (`str` or None): A branch, made if it is not there; None for the main one.
-        settings: Further ones of `DatasetDict.push_to_hub`.
+        private (`bool`): Whether the data set is made private if it does not exist.
+        public_permission (`str` or None): A sentence that says why a licensed corpus may be public.
+        token (`str` or None): The user's token; None for the one that is stored.
+        revision (`str` or None): A branch, which is made if it does not exist; None for the main one.
+        settings: Further arguments of `DatasetDict.push_to_hub`.
 
     Returns:
-        `CommitInfo`: Of the commit that has the data.
+        `CommitInfo`: The commit that has the data.
 
     Raises:
         PermissionError: As `check_permission`.
@@ -76,17 +76,17 @@ def push(
 def tag_of(report: CorpusReport) -> str:
     """The tag of a corpus on the Hub, the same for the same rows and sound.
 
-    A corpus that CMKD speaks has no digest of its sound: what it is spoken from names its release.
+    A corpus that CMKD speaks has no digest of its sound; its release is named after what it is spoken from.
     """
     return f"cmkd-{report.digest or report.version.replace('+', '-')}"
 
 
 def preview(corpus: Corpus, repo_id: str, private: bool, public_permission: str | None) -> str:
-    """What `push` would send, and the card, as text; does not use the network.
+    """Text that shows what `push` would send, and the card; does not use the network.
 
     Raises:
         PermissionError: A licensed corpus would be public and there is no `public_permission`.
-        ValueError: `repo_id` is no name, or `public_permission` no sentence.
+        ValueError: `repo_id` is not a valid name, or `public_permission` is not a sentence.
     """
     validate_repo_id(repo_id)
     check_terms(corpus.report, private, public_permission)
@@ -101,7 +101,7 @@ def preview(corpus: Corpus, repo_id: str, private: bool, public_permission: str 
 
 
 def _cut_out(rows: Dataset) -> Dataset:
-    """The rows with the sound of their stretches and channels as content, in the place of the files."""
+    """The rows with the sound of their stretches and channels as content, instead of the whole files."""
     columns = [column for column in _STRETCH if column in rows.column_names]
     if all(value is None for column in columns for value in rows[column]):
         return rows
@@ -134,7 +134,7 @@ def _bytes_of(audio: dict[str, Any]) -> int:
 
 
 def check_terms(report: CorpusReport, private: bool, public_permission: str | None) -> None:
-    """Refuses, without a look at the Hub, to make a licensed corpus public; for arguments see `check_permission`."""
+    """Refuses to make a licensed corpus public, without asking the Hub; for the arguments see `check_permission`."""
     if public_permission is not None and len(public_permission.split()) < WORDS_OF_A_SENTENCE:
         raise ValueError(
             f"public_permission is {public_permission!r}, but must be a sentence that says why this corpus may be "
@@ -153,15 +153,15 @@ def check_permission(
     """Refuses what would make a licensed corpus public.
 
     Args:
-        report (`CorpusReport`): Whose `terms` tell a licensed corpus.
-        repo_id (`str`): Where the corpus is to go. If it is there already, what counts is whether it is private.
-        private (`bool`): Whether it is to be private if it has to be made.
-        public_permission (`str` or None): Why it may be public in spite of its terms.
-        token (`str` or None): Of the user; None for the one that is stored.
+        report (`CorpusReport`): The report of the corpus, whose `terms` are not empty if it is licensed.
+        repo_id (`str`): Where the corpus is to go. If the data set exists, what counts is whether it is private.
+        private (`bool`): Whether the data set is made private if it does not exist.
+        public_permission (`str` or None): A sentence that says why it may be public in spite of its terms.
+        token (`str` or None): The user's token; None for the one that is stored.
 
     Raises:
         PermissionError: A licensed corpus would be public and there is no `public_permission`.
-        ValueError: `public_permission` is no sentence.
+        ValueError: `public_permission` is not a sentence.
     """
     check_terms(report, private, public_permission)
     if not report.terms or public_permission is not None:
@@ -172,8 +172,8 @@ def check_permission(
         return
     if not existing.private:
         raise PermissionError(
-            f"repo_id is {repo_id!r}, which is there already and public, but {report.name!r} is licensed: "
-            f"{report.terms} Make it private or take another name, or pass public_permission with a sentence that "
+            f"repo_id is {repo_id!r}, which exists and is public, but {report.name!r} is licensed: "
+            f"{report.terms} Make it private or choose another name, or pass public_permission with a sentence that "
             "says why you may."
         )
 
@@ -187,7 +187,7 @@ def push_card(
     revision: str | None,
     tag: str = "main",
 ) -> None:
-    """Makes the data set unless it is there, and writes its card, to which `push_to_hub` adds the columns and sizes."""
+    """Makes the data set if necessary and writes its card, to which `push_to_hub` then adds the columns and sizes."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
     if revision is not None:
@@ -213,10 +213,10 @@ def corpus_card(report: CorpusReport, public_permission: str | None, repo_id: st
     """The card of a data set.
 
     Args:
-        report (`CorpusReport`): Of the corpus.
-        public_permission (`str` or None): The sentence by which a licensed corpus is public.
-        repo_id (`str`): Where it goes, for the code that the card shows.
-        tag (`str`, *optional*, defaults to `"main"`): What that code pins.
+        report (`CorpusReport`): The report of the corpus.
+        public_permission (`str` or None): The sentence that permits a licensed corpus to be public.
+        repo_id (`str`): Where the corpus goes, for the code that the card shows.
+        tag (`str`, *optional*, defaults to `"main"`): The revision that this code pins.
     """
     plain_report = str(replace(report, notes=[], warnings=[]))
     return DatasetCard(dataset_card_text(report, plain_report, public_permission, repo_id, tag))

@@ -1,9 +1,9 @@
-"""From a published checkpoint of Modified CPC to a folder that transformers loads (row 3 of the paper's Table 2).
+"""Converts a published checkpoint of Modified CPC to a folder that transformers loads (row 3 of the paper's Table 2).
 
-The form is that of https://github.com/facebookresearch/CPC_audio (Rivière et al. 2020, arXiv 2002.02848), whose
+The format is that of https://github.com/facebookresearch/CPC_audio (Rivière et al. 2020, arXiv 2002.02848), whose
 hubconf.py reads it: a dict with `config`, the settings of the training, and `weights`, by their names in the network
-(`gEncoder.conv0.weight`, `gAR.baseNet.weight_ih_l0` …). 60k_epoch4-d0f474de.pt is one. The checkpoints that its
-training writes, with a `checkpoint_args.json` beside them, have another form.
+(`gEncoder.conv0.weight`, `gAR.baseNet.weight_ih_l0` …). One example is 60k_epoch4-d0f474de.pt. The checkpoints that its
+training writes, with a `checkpoint_args.json` beside them, have a different format.
 """
 
 import io
@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "encoder_type": "cpc",
     "cpc_mode": None,
 }
-"""What CPC_audio takes for a setting that a checkpoint does not name (its cpc_default_config.py)."""
+"""The values that CPC_audio uses for settings that a checkpoint does not name (its cpc_default_config.py)."""
 
 SUPPORTED = {
     "arMode": ("LSTM", "GRU"),
@@ -36,7 +36,7 @@ SUPPORTED = {
     "encoder_type": ("cpc",),
     "cpc_mode": (None, "none"),
 }
-"""The values of those settings that [`CPCModel`] can be."""
+"""The values of those settings that [`CPCModel`] supports."""
 
 
 def convert_cpc(source: Path, target: Path) -> CPCModel:
@@ -52,13 +52,13 @@ def convert_cpc(source: Path, target: Path) -> CPCModel:
         The network that was saved, in eval mode.
 
     Raises:
-        ValueError: the file is no such checkpoint, or one of a network that [`CPCModel`] cannot be; or a weight is
-            missing, of another shape, or not expected.
-        OSError: the file cannot be read, or the folder not written.
-        FileExistsError: `target` is there already.
+        ValueError: the file is not such a checkpoint, or its network is one that [`CPCModel`] does not support; or a
+            weight is missing, unexpected or of another shape.
+        OSError: the file cannot be read, or the folder cannot be written.
+        FileExistsError: `target` already exists.
     """
     if target.exists():
-        raise FileExistsError(f"{target} is there already: name a folder that is not, or remove it.")
+        raise FileExistsError(f"{target} already exists: name a folder that does not, or remove it.")
     config, weights = _read(source)
     for name, supported in SUPPORTED.items():
         if config[name] not in supported:
@@ -98,7 +98,7 @@ def published_name(name: str) -> str:
 
 
 def _read(source: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Settings, with the defaults for those that are not named, and weights."""
+    """Reads the settings, with defaults for those that are not named, and the weights."""
     content = io.BytesIO(source.read_bytes())
     expected = "Expected a published checkpoint of CPC_audio, such as 60k_epoch4-d0f474de.pt."
     try:
@@ -109,7 +109,7 @@ def _read(source: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
             f"whose code would have to run. {expected}"
         ) from error
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{source} holds a {type(checkpoint).__name__} in the place of a dict. {expected}")
+        raise ValueError(f"{source} holds a {type(checkpoint).__name__} instead of a dict. {expected}")
     for part in ("config", "weights"):
         if not isinstance(checkpoint.get(part), Mapping):
             held = ", ".join(str(key) for key in checkpoint) or "nothing"
@@ -124,15 +124,17 @@ def _rename(source: Path, weights: Mapping[str, Any], own: Mapping[str, torch.Te
     missing, unexpected = sorted(names.keys() - given), sorted(given - names.keys())
     if missing or unexpected:
         raise ValueError(
-            f"{source}: the weights are not those that its config says: missing {', '.join(missing) or 'none'}; not "
-            f"expected {', '.join(unexpected) or 'none'}."
+            f"{source}: the weights are not those that its config describes: missing {', '.join(missing) or 'none'}; "
+            f"unexpected {', '.join(unexpected) or 'none'}."
         )
     renamed = {}
     for published, name in names.items():
         value, shape = weights[published], tuple(own[name].shape)
         stored_shape = (1, *shape, 1) if ".norm." in name else shape
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != stored_shape:
-            found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"{source}: {published} is {found}; the config says a tensor of shape {stored_shape}.")
+            actual = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(
+                f"{source}: {published} is {actual}; by the config it is a tensor of shape {stored_shape}."
+            )
         renamed[name] = value.float().reshape(shape)
     return renamed

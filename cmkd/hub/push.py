@@ -1,8 +1,8 @@
-"""Pushing to the Hub: the student or the teacher of a run, a corpus, the metric, and a page that scores speech.
+"""Pushes to the Hub: the student or the teacher of a run, a corpus, the metric, and a page that scores speech.
 
-What goes is for `cmkd.hub.staging` and `cmkd.hub.corpus` to say, how often it is tried for `cmkd.hub.attempts`. A
-commit of the Hub is there whole or not at all: until it arrives the old revision stays, and the same push can be
-repeated at any time.
+`cmkd.hub.staging` and `cmkd.hub.corpus` decide what is sent, and `cmkd.hub.attempts` how often it is tried. A commit of
+the Hub appears whole or not at all: until it arrives the old revision stays, and the same push can be repeated at any
+time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Pushed:
 
     Attributes:
         repo_id: "user/name".
-        sha: of the commit.
+        sha: the SHA of the commit.
         tag: the revision that the card pins.
-        url: of the commit.
-        line: of Python that loads just this commit.
+        url: the address of the commit.
+        line: a line of Python that loads exactly this commit.
     """
 
     repo_id: str
@@ -65,22 +65,22 @@ def push_run(
 ) -> Pushed:
     """Pushes the student of a run, or its teacher, in one commit, and tags it.
 
-    Of what is in the repository already, files that such a push may make and this one does not are removed in the same
-    commit; all others stay.
+    Files of an earlier push that this one does not have are removed from the repository in the same commit; all other
+    files stay.
 
     Args:
-        run: the run's folder, with results.json. Of a run of several seeds the training goes whose student has the best
-            mean CCC on validation, and the card says so.
-        repo_id: "user/name"; it is made if it is not there.
-        is_teacher: push `teacher/` in the place of `student/`.
-        private: whether it is to be private if it has to be made; one that is there stays as it is. A model of a
-            licensed corpus is refused where the repository is public, unless this is False.
-        revision: a branch, made if it is not there; None: the main one.
-        licence: the Hub's identifier for the card; None: that of the training data.
-        token: None: the stored one.
+        run: the run's folder, with results.json. Of a run of several seeds, the training is pushed whose student has
+            the best mean CCC on validation, and the card says so.
+        repo_id: "user/name"; the repository is made if it does not exist.
+        is_teacher: push `teacher/` instead of `student/`.
+        private: whether the repository is made private if it does not exist; an existing one stays as it is. A model
+            trained on a licensed corpus is refused if the repository is public, unless this is False.
+        revision: a branch, which is made if it does not exist; None is the main one.
+        licence: the Hub's identifier of the licence on the card; None is that of the training data.
+        token: the user's token; None is the stored one.
 
     Raises:
-        PushError: the Hub refuses it or cannot be reached.
+        PushError: the Hub refuses the push or cannot be reached.
         PermissionError: the corpus is licensed and the repository public.
         ValueError: as `stage_run`.
         FileNotFoundError: as `stage_run`.
@@ -95,9 +95,9 @@ def push_run(
             api.create_repo(repo_id, private=private, exist_ok=True)
             if private and terms and not api.model_info(repo_id, timeout=attempts.TIMEOUT).private:
                 raise PermissionError(
-                    f"repo_id is {repo_id!r}, which is there already and public, but the model was trained on a "
-                    f"licensed corpus: {terms} Make it private or take another name, or pass --public if your licence "
-                    "lets you."
+                    f"repo_id is {repo_id!r}, which exists and is public, but the model was trained on a licensed "
+                    f"corpus: {terms} Make it private or choose another name, or pass --public if your licence allows "
+                    "it."
                 )
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -115,14 +115,14 @@ def push_metric(repo_id: str, *, private: bool = True, token: str | None = None)
     """Pushes the metric `concordance_cc` as a Space, in one commit.
 
     Args:
-        repo_id: "user/concordance_cc"; it is made if it is not there. `evaluate.load` looks for the file that is called
-            as the Space is.
-        private: whether it is to be private if it has to be made.
-        token: None: the stored one.
+        repo_id: "user/concordance_cc"; the Space is made if it does not exist. `evaluate.load` looks for the file that
+            has the name of the Space.
+        private: whether the Space is made private if it does not exist.
+        token: the user's token; None is the stored one.
 
     Raises:
-        PushError: the Hub refuses it or cannot be reached.
-        ValueError: `repo_id` is no name, or not that of the metric.
+        PushError: the Hub refuses the push or cannot be reached.
+        ValueError: `repo_id` is not a valid name, or not that of the metric.
     """
     token = token or check_push(repo_id)
     folder = Path(CONCORDANCE_CC)
@@ -152,20 +152,21 @@ def push_corpus(
 
     Args:
         corpus: what `load_corpus` returns.
-        repo_id: "user/name"; it is made if it is not there.
-        private: whether it is to be private if it has to be made; one that is there stays as it is.
-        public_permission: a sentence that says why a licensed corpus may be public nevertheless. It stands on the card.
-        revision: a branch, made if it is not there; None: the main one.
-        token: None: the stored one.
-        config_name: tells several corpora in one data set apart.
-        commit_message: of the commit with the data.
-        max_shard_size: of a file on the Hub; as much is in memory at a time. None: 500 MB.
-        num_proc: processes that prepare the files.
+        repo_id: "user/name"; the data set is made if it does not exist.
+        private: whether the data set is made private if it does not exist; an existing one stays as it is.
+        public_permission: a sentence that says why a licensed corpus may nevertheless be public. It is shown on the
+            card.
+        revision: a branch, which is made if it does not exist; None is the main one.
+        token: the user's token; None is the stored one.
+        config_name: a name that tells several corpora in one data set apart.
+        commit_message: the message of the commit with the data.
+        max_shard_size: the largest size of a file on the Hub, and of what is in memory at a time; None is 500 MB.
+        num_proc: the number of processes that prepare the files.
 
     Raises:
-        PushError: the Hub refuses it or cannot be reached.
+        PushError: the Hub refuses the push or cannot be reached.
         PermissionError: the corpus is licensed and the data set public, and there is no `public_permission`.
-        ValueError: `repo_id` is no name, or `public_permission` no sentence.
+        ValueError: `repo_id` is not a valid name, or `public_permission` is not a sentence.
     """
     from cmkd.hub.corpus import push, tag_of  # with datasets, which nothing else here needs
 
@@ -197,15 +198,15 @@ def push_space(
     """Pushes a page that scores uploaded or recorded speech, as a Space, in one commit.
 
     Args:
-        repo_id: "user/name" of the Space; it is made if it is not there.
+        repo_id: "user/name" of the Space, which is made if it does not exist.
         model: "user/name" of a student that `push_run` has pushed.
-        revision: of the model; None: the newest. The page is pinned to its commit.
-        private: whether the Space is to be private if it has to be made.
-        token: None: the stored one.
+        revision: the revision of the model; None is the newest. The page is pinned to its commit.
+        private: whether the Space is made private if it does not exist.
+        token: the user's token; None is the stored one.
 
     Raises:
-        PushError: the Hub refuses it or cannot be reached, or has no such model.
-        ValueError: a name is none, or the model does not score speech alone.
+        PushError: the Hub refuses the push or cannot be reached, or has no such model.
+        ValueError: a name is not valid, or the model does not score speech alone.
     """
     token = token or check_push(repo_id)
     validate_repo_id(model)
@@ -235,7 +236,7 @@ def push_space(
 
 
 def _send_page(api: HfApi, repo_id: str, files: list[CommitOperationAdd], private: bool) -> tuple[str, str]:
-    """Puts files into a Gradio Space, which is made if it is not there; returns the commit and its address."""
+    """Puts files into a Gradio Space, which is made if it does not exist; returns the commit and its address."""
 
     def send() -> tuple[str, str]:
         api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
@@ -247,10 +248,10 @@ def _send_page(api: HfApi, repo_id: str, files: list[CommitOperationAdd], privat
 
 
 def check_push(repo_id: str) -> str:
-    """The stored token, once what can be checked without the network is right: before a long training, say.
+    """Checks what can be checked without the network, for example before a long training; returns the stored token.
 
     Raises:
-        ValueError: `repo_id` is no name of a repository.
+        ValueError: `repo_id` is not a valid name of a repository.
         PushError: there is no token.
     """
     validate_repo_id(repo_id)
@@ -261,7 +262,7 @@ def check_push(repo_id: str) -> str:
 
 
 def _commit(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tuple[str, str]:
-    """Commits all files, and removes those that only another push would make; the SHA and address of the commit."""
+    """Commits all files and removes those that only another push makes; returns the commit's SHA and address."""
     ours = sorted(path.name for path in folder.iterdir())
     known = {*ALLOWED, *TOKENIZER_FILES, *MADE_HERE}
     operations: list[CommitOperationAdd | CommitOperationDelete] = [

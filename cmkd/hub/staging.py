@@ -1,8 +1,8 @@
-"""What of a run goes to the Hub, put into a folder: files that are named here and no others, without what is private.
+"""Collects what goes to the Hub in a folder: the files of a run that are named here, without what is private.
 
-Of a run only files that are named in `ALLOWED` or `TOKENIZER_FILES` go, beside the card, results.json and recipe.yaml,
-which are made here. Paths of this machine are taken out of the JSON files; then every file is searched for such paths
-and for tokens, and any that is left stops the push. Nothing here uses the network.
+Only files named in `ALLOWED` or `TOKENIZER_FILES` go, and besides them the card, results.json and recipe.yaml, which
+are made here. Paths of this machine are removed from the JSON files; then every file is searched for such paths and for
+tokens, and any that is left stops the push. Nothing here uses the network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ALLOWED = (
     "preprocessor_config.json",
     "speech_encoder_cmkd.py",
 )
-"""Files of a checkpoint, beside its weights, that go to the Hub."""
+"""The files of a checkpoint that go to the Hub besides its weights."""
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -49,7 +49,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-"""Those of a teacher."""
+"""The files of a teacher's tokenizer that go to the Hub."""
 
 MADE_HERE = ("README.md", "recipe.yaml", "results.json")
 
@@ -70,10 +70,10 @@ class Staged:
     """What a push would put on the Hub, in a folder.
 
     Attributes:
-        folder: with these files and no other.
+        folder: the folder, which holds these files and no others.
         tag: the revision that the card pins, made from the content of all files but the card.
         left_out: the names in the checkpoint's folder that stay behind.
-        terms: of the corpus that the model was trained on, "" where it may be passed on.
+        terms: the terms of the corpus that the model was trained on, "" if it may be passed on.
     """
 
     folder: Path
@@ -108,14 +108,15 @@ def stage_run(
     Args:
         run: the run's folder.
         repo_id: "user/name", for the card.
-        folder: where to; empty.
-        is_teacher: the teacher in the place of the student.
-        licence: the Hub's identifier for the card; None: that of the training data.
-        token: is searched for in every file; None: only what looks like one.
+        folder: an empty folder to put it into.
+        is_teacher: take the teacher instead of the student.
+        licence: the Hub's identifier of the licence on the card; None is that of the training data.
+        token: a token to search for in every file; None searches only for what looks like one.
 
     Raises:
-        FileNotFoundError: the run, the checkpoint or one of its files is not there.
-        ValueError: `repo_id` is no name; a file holds a token or a path of this machine; the card cannot be made.
+        FileNotFoundError: the run, the checkpoint or one of its files does not exist.
+        ValueError: `repo_id` is not a valid name; a file holds a token or a path of this machine; or the card cannot be
+            made.
     """
     validate_repo_id(repo_id)
     if not (run / "results.json").is_file():
@@ -155,10 +156,10 @@ def stage_run(
 
 
 def _chosen_training(run: Path) -> tuple[Path, dict[str, Any]]:
-    """The run itself; of a run of several seeds the training whose student is best on validation, and its `seeds`.
+    """The run itself, or of a run of several seeds the training whose student is best on validation, and its `seeds`.
 
     Raises:
-        FileNotFoundError: it has no student, or its training is not there.
+        FileNotFoundError: there is no student, or its training does not exist.
     """
     results = _read(run / "results.json")
     if "seeds" not in results:
@@ -176,11 +177,11 @@ def _chosen_training(run: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def published_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What of results.json may be seen by others.
+    """The parts of results.json that others may see.
 
-    The corpus's folder is left out, and so are its notes, which speak of the local copy and name its rows, except those
-    of corpora that CMKD makes itself. Of every other path of this machine the last part stays, of an encoder's its name
-    on the Hub.
+    The corpus's folder is left out, and so are its notes, which describe the local copy and name its rows, except those
+    of corpora that CMKD makes itself. Of every other path of this machine only the last part stays, or, if it is the
+    path of an encoder, the encoder's name on the Hub.
 
     Raises:
         ValueError: a field is missing.
@@ -197,11 +198,11 @@ def published_results(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_paths(content: Any, encoders: tuple[str, ...] = ()) -> Any:
-    """JSON content in which of every absolute path in a string only the last part is left.
+    """JSON content in which every absolute path in a string is reduced to its last part.
 
     Args:
         content: what json.load returns.
-        encoders: Hub names; a path, absolute or not, that ends in one becomes it.
+        encoders: names on the Hub; a path, absolute or not, that ends in one of them is replaced by it.
 
     >>> without_paths({"transcripts": "/home/me/words.parquet", "_name_or_path": "models/facebook/hubert-base-ls960"},
     ...               ("facebook/hubert-base-ls960",))
@@ -219,11 +220,11 @@ def without_paths(content: Any, encoders: tuple[str, ...] = ()) -> Any:
     for name in encoders:
         if content.replace("\\", "/").endswith(f"/{name}"):
             return name
-    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], content)
+    return _PATH.sub(lambda path: re.split(r"[/\\]", path[0].rstrip("/\\"))[-1], content)
 
 
 def _name(name_or_path: str, encoders: tuple[str, ...]) -> str:
-    """The known encoder in whose folder a path ends, else as a checkpoint has it: a name on the Hub, or nothing."""
+    """The known encoder whose folder a path ends in, or else what a checkpoint records: a Hub name or nothing."""
     place = name_or_path.replace("\\", "/")
     return next((name for name in encoders if place.endswith(f"/{name}")), hub_name(name_or_path))
 
@@ -235,7 +236,7 @@ def _encoder_names(results: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _check_private(folder: Path, run: Path, results: Mapping[str, Any], token: str | None) -> None:
-    """Raises ValueError if a file holds a token, a folder of this machine, or, as JSON or text, any absolute path."""
+    """Raises a ValueError if a file holds a token, a folder of this machine or, in JSON and YAML, any absolute path."""
     data_dir = results["recipe"]["corpus"].get("data_dir")
     places = [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), run.resolve(), run.resolve().parent]
     places += [Path(data_dir).resolve()] if data_dir else []
@@ -249,11 +250,11 @@ def _check_private(folder: Path, run: Path, results: Mapping[str, Any], token: s
         if path.name in TOKENIZER_FILES and path.name not in _SCRUBBED:
             continue  # words of a language, any of which may look like a path
         text = content.decode("utf-8", errors="replace")
-        found = next((root for root in roots if root in text), None)
-        if found is None and path.suffix in (".json", ".yaml"):
-            found = (match := _PATH.search(text)) and match[0]
-        if found:
-            raise ValueError(f"{path.name} holds a path of this machine, {found!r}: take it out before you push.")
+        private = next((root for root in roots if root in text), None)
+        if private is None and path.suffix in (".json", ".yaml"):
+            private = (match := _PATH.search(text)) and match[0]
+        if private:
+            raise ValueError(f"{path.name} holds a path of this machine, {private!r}: take it out before you push.")
 
 
 def _header(path: Path) -> bytes:

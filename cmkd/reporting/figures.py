@@ -26,7 +26,7 @@ _KEPT, _LEFT_OUT = "#56B4E9", "#D55E00"
 
 
 def figure_style() -> AbstractContextManager[None]:
-    """The fonts, lines and resolution of every figure, for the length of a `with` block."""
+    """The fonts, lines and resolution of every figure, in effect within a `with` block."""
     return matplotlib.rc_context(
         {
             "font.size": 10,
@@ -47,11 +47,11 @@ def figure_style() -> AbstractContextManager[None]:
 
 
 def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, Mapping[str, float | None]]) -> Figure:
-    """Prediction against label: a row a system, a column a dimension, with the line of perfect agreement.
+    """Prediction against label: one row per system, one column per dimension, with the line of perfect agreement.
 
     Args:
         predictions: what each system answered on a split; one that is no stage is shown under its own name.
-        ccc: the same systems' CCC a dimension, for the titles.
+        ccc: the CCC of the same systems by dimension, for the titles.
     """
     figure = Figure(figsize=(9.6, 3.1 * len(predictions)), layout="constrained")
     axes = figure.subplots(len(predictions), len(EMOTION_DIMENSIONS), squeeze=False)
@@ -89,13 +89,13 @@ def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, M
 
 
 def draw_residuals(residuals: np.ndarray, weights: np.ndarray, std: Sequence[float | None], threshold: float) -> Figure:
-    """Histograms of the teacher's residuals on the training split, with what the hard rule leaves out.
+    """Histograms of the teacher's residuals on the training split, with the utterances that the hard rule leaves out.
 
     Args:
         residuals: (n, 3); NaN where an utterance is not rated.
         weights: (n,); 0 = left out.
-        std: the residuals' standard deviation, a dimension each; None for one that is not rated.
-        threshold: in standard deviations.
+        std: the standard deviation of the residuals of each dimension; None for one that is not rated.
+        threshold: the threshold of the rule, in standard deviations.
     """
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left_out = int((weights == 0).sum())
@@ -121,10 +121,10 @@ def draw_residuals(residuals: np.ndarray, weights: np.ndarray, std: Sequence[flo
 
 
 def draw_learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Training loss and validation CCC against epochs, a line a system; a dot marks the best validation CCC.
+    """Training loss and validation CCC against epochs, one line per system; a dot marks the best validation CCC.
 
     Args:
-        logs: each system's `training_log.json`: one entry an epoch.
+        logs: each system's `training_log.json`: one entry per epoch.
     """
     figure = Figure(figsize=(9.6, 7.2), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
@@ -236,9 +236,9 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
     """Valence CCC of the systems of each table with their intervals, and the published figures as rings.
 
     Args:
-        panels: by title, by stage from bottom to top of the method, `name`, and `published`, `ccc`, `interval` [low,
-            high] and `fold_mean`, each None where there is none; `ccc` is None for a system that was not run. `seeds`
-            has the CCC of each seed if `ccc` is the mean of several, else nothing.
+        panels: by title, and by stage from the bottom to the top of the method, `name`, `published`, `ccc`, `interval`
+            [low, high] and `fold_mean`, of which the last four are None if there are none; `ccc` is None for a system
+            that was not run. `seeds` has the CCC of each seed if `ccc` is the mean of several, and is otherwise empty.
     """
     figure = Figure(figsize=(9.6, 0.7 + 2.4 * len(panels)), layout="constrained")
     values = [

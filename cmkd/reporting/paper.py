@@ -21,9 +21,9 @@ class PublishedRow:
     """One row of a table.
 
     Attributes:
-        number: of the row in the paper; None for later work.
-        system: its name.
-        scores: by dimension, None where none is given; None for a row nobody has published.
+        number: the number of the row in the paper; None for later work.
+        system: the name of the system.
+        scores: the figures by dimension, None for one that is not given; None for a row that nobody has published.
         stage: the stage that trains it; None for other papers' figures.
         encoders: the settings of a recipe that make a run of `stage` this row, with their values.
         builds_on: the number of the row of the same table that it is compared with.
@@ -44,15 +44,15 @@ class PublishedTable:
     """One table.
 
     Attributes:
-        name: such as "Table 2".
+        name: its name, such as "Table 2".
         title: what it shows.
-        corpus: by its name in `cmkd.corpora`.
-        split: that is scored.
-        rows: in the order of the paper.
-        release: of the corpus, as its version says it; None where there is only one.
-        utterances: of all splits together in the paper; None: not compared.
-        gap: by stage, the numbers of the rows of which the first that was run is the stage's in the figure of the
-            valence gap; "audio" stands for the best audio-only system without a teacher, frozen or fine-tuned.
+        corpus: the name of the corpus in `cmkd.corpora`.
+        split: the split that is scored.
+        rows: its rows, in the order of the paper.
+        release: the release of the corpus, as its version writes it; None if there is only one.
+        utterances: the number of utterances in all splits together in the paper; None if it is not compared.
+        gap: by stage, the numbers of rows; the first of them that was run represents the stage in the figure of the
+            valence gap. "audio" stands for the best audio-only system without a teacher, frozen or fine-tuned.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The report of a run: what each stage of the method is worth, in one page that a person reads.
+"""The report of a run: one page that shows what each stage of the method is worth.
 
 `write_report` reads only what the run left in its output folder, so a report can be written again at any time.
 """
@@ -44,7 +44,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
     Reads `results.json`; for the systems in it `predictions/<system>_test.parquet` and `<system>/training_log.json`;
     and, if it has an entry `conditioning`, `conditioning/train.parquet` with the columns id, residual_activation,
     residual_valence, residual_dominance (unit interval, NaN where not rated) and weight (0 = left out). A stage that
-    was not run is shown as such. `results["corpus"]["notes"]`, what to keep in mind about the corpus, goes to the top.
+    was not run is shown as such. `results["corpus"]["notes"]`, what to keep in mind about the corpus, is at the top.
 
     Args:
         output_dir: the run's folder.
@@ -110,17 +110,18 @@ def format_systems(results: Mapping[str, Any]) -> str:
 
 
 def valence_gap_closed(results: Mapping[str, Any], student: str) -> float | None:
-    """The share of the valence gap on the test split that a student closes.
+    """The fraction of the valence gap on the test split that a student closes.
 
-    (student - finetune) / (teacher - finetune), all valence CCC: 0 is as good as the same network fine-tuned without a
-    teacher, 1 as good as the teacher, which also reads the words; below 0 the teacher did harm.
+    This is (student - finetune) / (teacher - finetune), where all are valence CCC: 0 is as good as the same network
+    fine-tuned without a teacher, 1 as good as the teacher, which also reads the words; below 0 the teacher did harm.
 
     Args:
         results: the content of `results.json`.
         student: one of `cmkd.stages.STUDENTS`.
 
     Returns:
-        The share; None if one of the three has no score, or if there is no gap: the teacher is not above the baseline.
+        The fraction; None if one of the three has no score, or if there is no gap because the teacher is not above the
+        baseline.
     """
     teacher, baseline, distilled = (_score(results, name, "test", "valence") for name in (TEACHER, BASELINE, student))
     if teacher is None or baseline is None or distilled is None or teacher <= baseline:
@@ -150,7 +151,7 @@ def _run_section(results: Mapping[str, Any]) -> str:
 
 
 def _cost_sentence(results: Mapping[str, Any]) -> str:
-    """Time, memory, precision and encoders; results of an earlier version do not have all of it."""
+    """A sentence about time, memory, precision and encoders; results of earlier versions do not have all of these."""
     cost = results["cost"]
     sessions, memory = cost.get("sessions", {}), cost.get("peak_device_memory_gb")
     took = ", ".join(
@@ -174,8 +175,8 @@ def _systems_section(results: Mapping[str, Any], figures: Path) -> str:
     parts = [
         "## What each stage is worth",
         "Concordance correlation coefficient (CCC; 1 is perfect) of activation (A), valence (V) and dominance (D), "
-        f"each over the whole split. {describe_intervals(results['confidence'], _SPLITS)} This is one training: what "
-        "another seed would bring is for `seeds` of a recipe to say.",
+        f"each over the whole split. {describe_intervals(results['confidence'], _SPLITS)} This is one training; to "
+        "see how much another seed would change, use `seeds` in a recipe.",
         _table(header, _system_rows(results, kept=" (kept)", intervals=True)),
     ]
     if "student" in results:
@@ -195,7 +196,7 @@ def _gap_section(results: Mapping[str, Any]) -> str:
     heading = "## How much of the valence gap is closed (test)"
     teacher, baseline = (_score(results, system, "test", "valence") for system in (TEACHER, BASELINE))
     if teacher is None or baseline is None:
-        return f"{heading}\n\nNot known: it takes both the teacher and the fine-tuned baseline, scored on test."
+        return f"{heading}\n\nNot known: this needs both the teacher and the fine-tuned baseline, scored on test."
     if teacher > baseline:
         verdict = (
             f"The teacher, which also reads the words, is {teacher - baseline:.3f} above the same speech encoder "
@@ -322,7 +323,7 @@ def _learning_section(logs: Mapping[str, list[dict[str, float]]], figures: Path)
 
 
 def _system_rows(results: Mapping[str, Any], kept: str, intervals: bool = False) -> list[list[str]]:
-    """A row for each system, run or not: its name, CCC of A, V, D on validation, and on test."""
+    """A row for each system, run or not: its name, and its CCC of A, V and D on validation and on test."""
     rows = []
     for system in SYSTEM_NAMES:
         cells = []
@@ -338,18 +339,18 @@ def _system_rows(results: Mapping[str, Any], kept: str, intervals: bool = False)
 
 
 def _interval(interval: Sequence[float] | None) -> str:
-    """` [low, high]`, or nothing where a split has one speaker only."""
+    """` [low, high]`, or nothing if a split has only one speaker."""
     return "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _score(results: Mapping[str, Any], system: str, split: str, dimension: str) -> float | None:
-    """A CCC out of `results.json`; None where the system was not run, was not scored on the split, or has no CCC."""
+    """A CCC from `results.json`; None if the system was not run, was not scored on the split, or has no CCC."""
     splits = results["systems"].get(system, {})
     return splits[split]["ccc"][dimension] if split in splits else None
 
 
 def _absent(results: Mapping[str, Any], system: str) -> str:
-    """What a table says in place of a score that is None."""
+    """What a table shows in place of a score that is None."""
     return format_number(None) if system in results["systems"] else "not run"
 
 
@@ -363,13 +364,13 @@ def _label(results: Mapping[str, Any], system: str, kept: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
+    """A Markdown table, with the first column aligned to the left and the others to the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _save(figure: Figure, path: Path, caption: str) -> str:
-    """Writes a figure and returns the Markdown that shows it in the report, which stands a folder higher."""
+    """Writes a figure and returns the Markdown that shows it in the report, which is one folder higher."""
     with written_whole(path) as unfinished:
         figure.savefig(unfinished, format=path.suffix.removeprefix("."))
     return f"![{path.stem.replace('_', ' ')}]({path.parent.name}/{path.name})\n\n{caption}"
@@ -382,7 +383,7 @@ def _require_fields(path: Path, entry: Mapping[str, Any], fields: Iterable[str])
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:
-    """The training log of a stage, an entry an epoch; `eval_ccc_valence` and the like are absent if nobody rated it."""
+    """The training log of a stage, one entry per epoch, without `eval_ccc_valence` and the like if nobody rated it."""
     log = read_json(path, _REPEAT)
     if not log:
         raise ValueError(f"{path} holds no epoch: repeat the stage, which writes it")

@@ -1,4 +1,4 @@
-"""What several trainings of one recipe come to, as a page and as plain text; `cmkd.runs.seeds` gathers them."""
+"""The results of several trainings of one recipe, as a page and as plain text; `cmkd.runs.seeds` gathers them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _systems_table(results: Mapping[str, Any], split: str) -> str:
 
 
 def _gap(results: Mapping[str, Any]) -> list[str]:
-    """How much of the gap between fine-tuned and teacher each student closes, of the means."""
+    """How much of the gap between fine-tuned and teacher each student closes, computed from the means."""
     valence = {stage: splits["test"]["ccc"]["valence"] for stage, splits in results["systems"].items()}
     teacher, baseline = valence.get(TEACHER), valence.get(BASELINE)
     if teacher is None or baseline is None:

@@ -11,7 +11,7 @@ from cmkd.scoring.scores import format_p
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 Scores = Mapping[str, float | None]
-"""By dimension; None where it is not defined, or not published."""
+"""Values by dimension; None for one that is not defined or not published."""
 
 _INITIALS = [dimension[0].upper() for dimension in EMOTION_DIMENSIONS]
 
@@ -21,20 +21,20 @@ class TableRow:
     """A row as it is shown.
 
     Attributes:
-        number: as in the paper; "+1" and so on for systems that the paper does not have; "" for later work.
-        system: its name.
-        stage: that trains it; None for figures that are only quoted.
-        published: by dimension; None where nobody has published any.
-        run: name of the folder that fills it; None if it was not run.
-        score: ours, by dimension; of a cross-validation the pooled one.
-        interval: of `score`, by dimension [low, high].
-        folds: of a cross-validation `{"number": …, "mean": {…}, "std": {…}}`.
-        seeds: of a run of several seeds `{"numbers": […], "std": {…}, "each": […]}`, where `std` and, a list by seed,
-            `each` are of the CCC by dimension, or None of another metric; `score` is then the mean.
-        difference: ours (of a cross-validation the mean over folds) less published, by dimension.
-        paired: `{"against": number, "difference": {…}, "interval": {…}, "p": {…}, "smallest_p": {…}}`, of the CCC
-            (pooled) less that of the row it builds on; or `{"against": number, "reason": …}` if that is not known; None
-            if it builds on none.
+        number: its number in the paper; "+1" and so on for systems that the paper does not have; "" for later work.
+        system: the name of the system.
+        stage: the stage that trains it; None for figures that are only quoted.
+        published: the published figures by dimension; None if nobody has published any.
+        run: the name of the folder that fills it; None if it was not run.
+        score: our figures by dimension; for a cross-validation the pooled ones.
+        interval: the interval of `score`, by dimension [low, high].
+        folds: for a cross-validation, `{"number": …, "mean": {…}, "std": {…}}`.
+        seeds: for a run of several seeds, `{"numbers": […], "std": {…}, "each": […]}`, where `std` and `each`, a list
+            by seed, are those of the CCC by dimension, or None for another metric; `score` is then the mean.
+        difference: ours (for a cross-validation the mean over folds) minus published, by dimension.
+        paired: `{"against": number, "difference": {…}, "interval": {…}, "p": {…}, "smallest_p": {…}}` for the (pooled)
+            CCC minus that of the row that it builds on; or `{"against": number, "reason": …}` if that is not known;
+            None if it builds on none.
     """
 
     number: str
@@ -55,14 +55,15 @@ class ResultsTable:
     """A table as it is shown.
 
     Attributes:
-        name: such as "Table 2".
+        name: its name, such as "Table 2".
         title: what it shows.
         corpus, release, split: what was scored.
-        rows: in the order of the paper.
+        rows: its rows, in the order of the paper.
         notes: sentences that belong below it.
-        runs: that fill it, each with the keys `folder` (its name), `rows`, `seeds` (one or more), `corpus_version`,
-            `versions`, `folds`, `transcripts`, and `settings`: those other than the defaults, by name [value, default].
-        gap: for the figure, by stage the index of its row in `rows`.
+        runs: the runs that fill it, each with the keys `folder` (its name), `rows`, `seeds` (one or more),
+            `corpus_version`, `versions`, `folds`, `transcripts`, and `settings`: those that differ from the defaults,
+            by name [value, default].
+        gap: for the figure, by stage, the index of its row in `rows`.
     """
 
     name: str
@@ -77,7 +78,7 @@ class ResultsTable:
 
     @property
     def heading(self) -> str:
-        """Its first line, which also says what was trained with one seed only."""
+        """Its first line, which also says which rows were trained with only one seed."""
         single = [run for run in self.runs if len(run["seeds"]) == 1]
         several = len(self.runs) > len(single)
         rows = [number for run in single for number in run["rows"]]
@@ -86,7 +87,7 @@ class ResultsTable:
 
 
 def format_markdown(table: ResultsTable) -> str:
-    """A heading, the table, aligned, and its notes."""
+    """A heading, the table with aligned columns, and its notes."""
     has_published, has_paired = _parts(table)
     header = ["#", "system"]
     header += ["published A V D"] if has_published else []
@@ -96,9 +97,9 @@ def format_markdown(table: ResultsTable) -> str:
     lines = [header]
     for row in table.rows:
         cells = [row.number, row.system]
-        cells += [" ".join(_three(row.published))] if has_published else []
+        cells += [" ".join(_cells_of_scores(row.published))] if has_published else []
         cells += [_absent(row)] * 3 if row.score is None else [_ours(row, name) for name in EMOTION_DIMENSIONS]
-        cells += [" ".join(_three(row.difference, "+.3f"))] if has_published else []
+        cells += [" ".join(_cells_of_scores(row.difference, "+.3f"))] if has_published else []
         cells += [_paired_cell(row.paired)] * has_paired
         lines.append(cells)
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
@@ -109,7 +110,7 @@ def format_markdown(table: ResultsTable) -> str:
 
 
 def format_latex(table: ResultsTable) -> str:
-    """A `table*` that needs adjustbox and booktabs; intervals, and what is pooled, stand in a line of their own."""
+    """A `table*` that needs adjustbox and booktabs; intervals and pooled figures have a line of their own."""
     has_published, has_paired = _parts(table)
     groups = [("published", 3)] if has_published else []
     groups += [("ours", 3)] + ([("difference", 3)] if has_published else [])
@@ -145,10 +146,10 @@ def format_latex(table: ResultsTable) -> str:
 
 
 def _latex_lines(row: TableRow, has_published: bool, has_paired: bool, columns: int) -> list[str]:
-    """A row, and below it what `_ours_second` has to say, if anything."""
+    """The lines of a row: its figures, and below them those of `_ours_second`, if there are any."""
     cells, second = [row.number, _escaped(row.system)], ["", ""]
     if has_published:
-        cells += _three(row.published)
+        cells += _cells_of_scores(row.published)
         second += [""] * 3
     if row.score is None:
         cells.append(rf"\multicolumn{{3}}{{c}}{{{_absent(row)}}}")
@@ -156,7 +157,7 @@ def _latex_lines(row: TableRow, has_published: bool, has_paired: bool, columns: 
         cells += [_escaped(_ours_first(row, name)) for name in EMOTION_DIMENSIONS]
         below = [_ours_second(row, name) for name in EMOTION_DIMENSIONS]
         second += [rf"{{\scriptsize {text}}}" if text else "" for text in below]
-    cells += _three(row.difference, "+.3f") if has_published else []
+    cells += _cells_of_scores(row.difference, "+.3f") if has_published else []
     if has_paired and row.paired and "reason" in row.paired:
         cells += [row.paired["against"], rf"\multicolumn{{3}}{{l}}{{{row.paired['reason']}}}"]
     elif has_paired and row.paired:
@@ -175,7 +176,7 @@ def _parts(table: ResultsTable) -> tuple[bool, bool]:
     return any(row.published for row in table.rows), any(row.paired for row in table.rows)
 
 
-def _three(scores: Scores | None, form: str = ".3f") -> list[str]:
+def _cells_of_scores(scores: Scores | None, form: str = ".3f") -> list[str]:
     if scores is None:
         return [""] * 3
     values = [scores[name] for name in EMOTION_DIMENSIONS]
@@ -199,27 +200,27 @@ def _ours_first(row: TableRow, dimension: str) -> str:
 
 
 def _ours_second(row: TableRow, dimension: str) -> str:
-    """The interval, and what it is of if that is not what stands before it."""
+    """The interval, with the pooled figure that it belongs to if that is not shown before it."""
     interval = row.interval[dimension] if row.interval else None
     shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
     return f"pooled {format_number(row.score[dimension])} {shown}".strip() if row.folds and row.score else shown
 
 
 def _p_values(paired: Mapping[str, Any]) -> list[str]:
-    """Three, or one that says why there is none."""
+    """Three p-values, or one text that says why there are none."""
     if "reason" in paired:
         return [paired["reason"]]
-    return [_p(paired["p"][name]) for name in EMOTION_DIMENSIONS]
+    return [_p_or_na(paired["p"][name]) for name in EMOTION_DIMENSIONS]
 
 
 def _smallest_p(paired: Mapping[str, Any]) -> str:
-    """What the p-values cannot fall below: one figure if it is the same for all that are rated."""
-    values = [_p(paired["smallest_p"][name]) for name in EMOTION_DIMENSIONS]
-    rated = sorted({value for value in values if value != _p(None)})
+    """The bound that the p-values cannot fall below: one figure if it is the same for all rated dimensions."""
+    values = [_p_or_na(paired["smallest_p"][name]) for name in EMOTION_DIMENSIONS]
+    rated = sorted({value for value in values if value != _p_or_na(None)})
     return f"at least {rated[0] if len(rated) == 1 else ' '.join(values)}"
 
 
-def _p(value: float | None) -> str:
+def _p_or_na(value: float | None) -> str:
     return "n/a" if value is None else format_p(value)
 
 
@@ -247,7 +248,7 @@ def _run_sentence(run: Mapping[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text as LaTeX takes it.
+    """Text with the special characters of LaTeX escaped.
 
     >>> print(_escaped("a_b & 50% ± {c}"))
     a\\_b \\& 50\\% $\\pm$ \\{c\\}

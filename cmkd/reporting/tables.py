@@ -1,7 +1,7 @@
 """The paper's tables with our figures beside the published ones, from the folders of runs.
 
 A stage of a run fills the row that has its stage and its encoders. Runs on a corpus that the paper does not have fill a
-table of their own, by stage, without published figures: those are of other speech.
+table of their own, by stage, without published figures: those are about other speech.
 
 Ours is the CCC over the whole split, with the interval that results.json holds. A cross-validation has two figures: the
 mean over its folds, with their standard deviation, and the CCC over the predictions of all folds together ("pooled"),
@@ -64,7 +64,7 @@ class _Run:
 
     @property
     def release(self) -> str:
-        """Of the corpus, whatever its transcripts are and the checks of this copy found."""
+        """The release of the corpus, without its transcripts and the digest of this copy."""
         return self.results["corpus"]["release"]
 
     @property
@@ -73,7 +73,7 @@ class _Run:
 
     @property
     def seeds(self) -> list[int]:
-        """One, or several of a run that has several trainings."""
+        """The seeds of its trainings, one or several."""
         return self.results["seeds"] if self.is_repeated else [self.results["seed"]]
 
     @property
@@ -84,7 +84,7 @@ class _Run:
         return [stage for stage in STAGES if split in self.results["systems"].get(stage, {})]
 
     def answers(self, stage: str, split: str) -> Predictions:
-        """Of several seeds with `predictions` (seeds, n, 3)."""
+        """The answers of a stage; for a run of several seeds `predictions` is (seeds, n, 3)."""
         if self.is_repeated:
             return read_answers(self.folder, self.seeds, stage, split)
         return read_predictions(self.folder / "predictions" / f"{stage}_{split}.parquet")
@@ -106,8 +106,8 @@ def gather_tables(runs: Sequence[Path]) -> list[ResultsTable]:
 
     Raises:
         FileNotFoundError: a folder has no results.json, or lacks predictions.
-        ValueError: there are no runs, or one twice; results.json cannot be read or lacks something; two runs fill the
-            same row; or runs of one table are on different releases or were scored on different test sets.
+        ValueError: there are no runs, or one is named twice; results.json cannot be read or lacks something; two runs
+            fill the same row; or runs of one table are on different releases or were scored on different test sets.
     """
     if not runs:
         raise ValueError("runs is empty: name at least one folder of a run.")
@@ -134,7 +134,7 @@ def write_tables(tables: Sequence[ResultsTable], output: Path) -> list[Path]:
 
     Args:
         tables: as `gather_tables` returns them.
-        output: a folder; it is made if it is not there.
+        output: a folder, which is made if it does not exist.
 
     Returns:
         The files.
@@ -164,7 +164,7 @@ def _read_run(folder: Path) -> _Run:
     _require(path, results, ("corpus", "versions", "systems", "recipe", "cost", "confidence"))
     if "seeds" not in results:
         _require(path, results, ("seed",))
-    _require(path, results["confidence"], ("permutations",), "confidence")  # before that, intervals were another's
+    _require(path, results["confidence"], ("permutations",), "confidence")  # older intervals differ
     _require(path, results["corpus"], ("name", "version", "release", "utterances", "notes"), "corpus")
     for stage, splits in results["systems"].items():
         _require(path, results["recipe"], STAGES[stage].all_encoders, "recipe")
@@ -178,7 +178,7 @@ def _read_run(folder: Path) -> _Run:
     run = _Run(folder, results)
     if not run.stages("test"):
         raise ValueError(
-            f"{path} has no scores on the split test, which the tables show: run a stage on a corpus with one."
+            f"{path} has no scores on the split test, which the tables show: run a stage on a corpus that has one."
         )
     return run
 
@@ -234,7 +234,7 @@ class _Slot:
 
 
 def _fill(table: PublishedTable, runs: Sequence[_Run]) -> ResultsTable:
-    """Puts each run into its row, and what has no row below them."""
+    """Puts each run into its row, and systems without a row below them."""
     slots = _slots(table, runs)
     filled = list(dict.fromkeys(slot.run for slot in slots if slot.run))
     answers = _read_answers(table, slots)
@@ -294,7 +294,7 @@ def _slots(table: PublishedTable, runs: Sequence[_Run]) -> list[_Slot]:
         for place, row in enumerate(table.rows)
     ]
     order = list(STAGES)
-    further.sort(key=lambda found: (order.index(found[1]), found[0].encoders(found[1]), found[0].name))
+    further.sort(key=lambda entry: (order.index(entry[1]), entry[0].encoders(entry[1]), entry[0].name))
     slots += [
         _Slot(f"+{index}", PublishedRow(None, SYSTEM_NAMES[stage], None, stage), run)
         for index, (run, stage) in enumerate(further, start=1)
@@ -312,7 +312,7 @@ def _is_row(run: _Run, stage: str, row: PublishedRow) -> bool:
 def _further_base(slot: _Slot, slots: Sequence[_Slot]) -> str | None:
     """The row of the stage before with the same speech encoder, if there is exactly one."""
     base = STAGES[str(slot.row.stage)].builds_on
-    found = [
+    bases = [
         other.number
         for other in slots
         if slot.run
@@ -320,14 +320,14 @@ def _further_base(slot: _Slot, slots: Sequence[_Slot]) -> str | None:
         and other.row.stage == base
         and other.run.recipe["student_speech_encoder"] == slot.run.recipe["student_speech_encoder"]
     ]
-    return found[0] if len(found) == 1 else None
+    return bases[0] if len(bases) == 1 else None
 
 
 def _read_answers(table: PublishedTable, slots: Sequence[_Slot]) -> dict[str, Predictions]:
     """The predictions of each row that was run, by its number.
 
     Raises:
-        ValueError: two are about other utterances, or other labels.
+        ValueError: two are about different utterances or labels.
     """
     answers: dict[str, Predictions] = {}
     first: tuple[_Run, Predictions] | None = None
@@ -338,8 +338,8 @@ def _read_answers(table: PublishedTable, slots: Sequence[_Slot]) -> dict[str, Pr
         first = first or (slot.run, answer)
         if answer.ids != first[1].ids or not np.array_equal(answer.labels, first[1].labels, equal_nan=True):
             raise ValueError(
-                f"{first[0].folder} and {slot.run.folder} were scored on other utterances or labels of {table.split}: "
-                "one table takes one test set. Run both on the same data, or make a table of each."
+                f"{first[0].folder} and {slot.run.folder} were scored on different utterances or labels of "
+                f"{table.split}: one table takes one test set. Run both on the same data, or make a table of each."
             )
         answers[slot.number] = answer
     return answers
@@ -364,7 +364,7 @@ def _table_row(split: str, slot: _Slot, paired: Mapping[str, Any] | None) -> Tab
         interval=scores["interval"] if row.metric == "ccc" else None,
         folds=folds,
         seeds=_seeds_of_row(run, scores if row.metric == "ccc" else {"std": None, "each": None}),
-        difference=_less(folds["mean"] if folds else scores[row.metric], row.scores) if row.scores else None,
+        difference=_difference(folds["mean"] if folds else scores[row.metric], row.scores) if row.scores else None,
         paired=paired,
     )
 
@@ -390,13 +390,13 @@ def _listed(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _less(scores: Scores, others: Scores) -> dict[str, float | None]:
+def _difference(scores: Scores, others: Scores) -> dict[str, float | None]:
     pairs = {dimension: (scores[dimension], others[dimension]) for dimension in EMOTION_DIMENSIONS}
     return {name: None if ours is None or theirs is None else ours - theirs for name, (ours, theirs) in pairs.items()}
 
 
 def _encoder_names(run: _Run, stage: str) -> str:
-    """Without the owner on the Hub, or the folder they lie in."""
+    """The names of the encoders, without the owner on the Hub or the folder that they are in."""
     speech, *others = (Path(encoder).name for encoder in run.encoders(stage))
     if STAGES[stage].trains_encoder:
         layers = run.recipe["num_trainable_layers"]

@@ -1,1 +1,1 @@
-"""A run: its recipe, its folder, its stages and its folds."""
+"""Runs: recipes, folders, stages, folds and seeds."""

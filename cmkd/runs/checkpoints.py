@@ -1,8 +1,8 @@
-"""The checkpoints of a stage that is being trained: which one to go on from.
+"""The checkpoints of a stage that is being trained, and which of them training continues from.
 
 Trainer writes a checkpoint's trainer_state.json last, and deletes older checkpoints only after that. So one whose state
-can be read is whole, unless the disk did it harm, which the checksums of its archives show. One that cannot be used may
-be the work of days all the same, or that of another version: it gets another name, and is never deleted.
+can be read is whole, unless the disk damaged it, which the checksums of its archives show. One that cannot be used may
+still be the work of days, or of another version: it is renamed and never deleted.
 """
 
 import json
@@ -18,16 +18,16 @@ SET_ASIDE = "unused-"
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Those that Trainer wrote, the newest first."""
+    """The checkpoints that Trainer wrote into a folder, the newest first."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
     found = {path: int(step[1]) for path, step in steps.items() if step is not None and path.is_dir()}
     return sorted(found, key=found.__getitem__, reverse=True)
 
 
 def usable_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a stage; those that cannot be used are set aside, and named.
+    """The newest whole checkpoint of a stage; those that cannot be used are set aside and reported.
 
-    A checkpoint also cannot be used without the best one until then, which is what the stage will keep.
+    A checkpoint is of no use either without the best one so far, which is what the stage will keep.
     """
     for checkpoint in find_checkpoints(folder):
         damage = _damage(checkpoint)
@@ -38,7 +38,7 @@ def usable_checkpoint(folder: Path) -> Path | None:
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Gives a checkpoint a name by which nothing will take it for one, and says so."""
+    """Renames a checkpoint so that nothing will take it for one, and reports it."""
     kept = path.with_name(SET_ASIDE + path.name)
     number = 1
     while kept.exists():
@@ -49,7 +49,7 @@ def set_aside(path: Path, reason: str) -> None:
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint and the best one that it refers to."""
+    """What is wrong with a checkpoint or with the best one that it refers to; None if nothing is."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         best = state["best_model_checkpoint"]

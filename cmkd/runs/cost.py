@@ -1,7 +1,7 @@
-"""What a stage costs: time and memory, over all of its sessions.
+"""The time and memory that a stage costs, over all of its sessions.
 
-A session is one launch that worked on a stage, from its beginning to its end or its interruption. It is written to
-stage.json once training begins and after every epoch, so that one that is killed counts up to its last epoch.
+A session is one launch that worked on a stage, from its beginning to its end or interruption. Its cost is written to
+stage.json when training begins and after every epoch, so that a session that is killed counts up to its last epoch.
 """
 
 import resource
@@ -16,14 +16,14 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 _WITH_PEAKS = ("cuda", "xpu")
-"""The kinds of devices that know the most memory that was ever taken."""
+"""The kinds of devices that report their peak memory."""
 
 
 class SessionCost(TrainerCallback):
-    """The cost of the session that begins when this is made; a callback that writes it down while a stage trains.
+    """The cost of a session, which begins when this object is created; a callback that records it during training.
 
     Args:
-        write: takes what [`SessionCost.so_far`] returns; called in the main process only.
+        write: a function that takes what [`SessionCost.so_far`] returns; it is called in the main process only.
     """
 
     def __init__(self, write: Callable[[dict[str, Any]], None]):
@@ -34,9 +34,13 @@ class SessionCost(TrainerCallback):
             torch.get_device_module(self._device).reset_peak_memory_stats(self._device)
 
     def so_far(self) -> dict[str, Any]:
-        """Of this process: `seconds`; `peak_memory_gb`, the most that it ever took, in 2^30 bytes;
-        `peak_device_memory_gb`, the most that tensors took of the memory of its GPU in this session, None where there
-        is none; `processes` of the launch; and the kind of `device`."""
+        """The cost of this process until now.
+
+        Returns:
+            `seconds`; `peak_memory_gb`, its peak memory in units of 2^30 bytes; `peak_device_memory_gb`, the most
+            memory that tensors took on its GPU in this session, None without a GPU; `processes`, the number of
+            processes in the launch; and `device`, the kind of device.
+        """
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
         of_device = None
         if self._device.type in _WITH_PEAKS:
@@ -51,12 +55,12 @@ class SessionCost(TrainerCallback):
 
     @contextmanager
     def until_interrupted(self, is_main_process: bool) -> Iterator[None]:
-        """Writes the cost down when the block ends by an error or an interruption."""
+        """Records the cost if the block ends with an error or an interruption."""
         try:
             yield
         except BaseException:
             if is_main_process:
-                with suppress(OSError):  # a full disk may be what ended it, and is said by that error
+                with suppress(OSError):  # a full disk may be what ended it, which that error reports
                     self._write(self.so_far())
             raise
 
@@ -68,7 +72,7 @@ class SessionCost(TrainerCallback):
 
 
 def total_cost(sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sum of the seconds and the most of everything else.
+    """The cost of several sessions: the sum of the seconds, and the maximum of everything else.
 
     >>> sessions = [
     ...     {"seconds": 2.5, "peak_memory_gb": 1.0, "peak_device_memory_gb": None, "processes": 1, "device": "cpu"},

@@ -1,8 +1,8 @@
-"""Cross-validation: every fold of a corpus a run of train_distill.py, and what the folds come to together.
+"""Cross-validation: one run of train_distill.py for each fold of a corpus, and the results of all folds together.
 
 ```
-<output_dir>/fold_1/ ...               a run folder each, see cmkd/runs/folder.py
-<output_dir>/predictions/<stage>_test.parquet   of all folds, every utterance once
+<output_dir>/fold_1/ ...               a run folder for each fold, see cmkd/runs/folder.py
+<output_dir>/predictions/<stage>_test.parquet   of all folds, with every utterance once
 <output_dir>/results.json              see `gather_folds`
 ```
 """
@@ -43,19 +43,19 @@ _OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_"
 def cross_validate(path: Path, arguments: Sequence[str] = ()) -> dict[str, Any] | None:
     """Trains and tests on every fold, and gathers the results.
 
-    Folds run one after the other; where several processes were launched, each takes its share, on a GPU of its own if
-    there are any. A fold that is complete is not repeated, and one that was interrupted goes on where it stopped.
+    Folds run one after the other; if several processes were launched, each takes its share, on a GPU of its own if
+    there are GPUs. A fold that is complete is not repeated, and one that was interrupted goes on where it stopped.
 
     Args:
         path: a recipe whose corpus has folds.
-        arguments: settings that come over the recipe's, as for `cmkd train`, less `--corpus.fold`.
+        arguments: settings that override the recipe's, as for `cmkd train`, except `--corpus.fold`.
 
     Returns:
         The content of results.json; None in all processes but the main one.
 
     Raises:
-        ValueError: the corpus has no folds, or the fold is given.
-        ChildProcessError: a fold did not come to its end.
+        ValueError: the corpus has no folds, or a fold is given.
+        ChildProcessError: a fold did not run to its end.
     """
     recipe = load_recipe(path, arguments)
     number = number_of_folds(recipe)
@@ -89,7 +89,7 @@ def number_of_folds(recipe: Recipe) -> int:
     if recipe.hub_model_id is not None:
         raise ValueError(
             f"hub_model_id is {recipe.hub_model_id!r}, but every fold has a model of its own: leave it out, and push "
-            "one of them with `cmkd push`."
+            "one of the models with `cmkd push`."
         )
     protocol = recipe.corpus.get("protocol", PROTOCOL)
     if protocol not in NUM_FOLDS:
@@ -98,7 +98,7 @@ def number_of_folds(recipe: Recipe) -> int:
 
 
 def run_fold(arguments: Sequence[str], log: Path) -> None:
-    """Runs train_distill.py in a process of its own; with several side by side, what it says goes to `log`."""
+    """Runs train_distill.py in a process of its own; if several folds run side by side, its output goes to `log`."""
     state = PartialState()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCH)}
     if torch.cuda.is_available():
@@ -113,28 +113,28 @@ def run_fold(arguments: Sequence[str], log: Path) -> None:
     ]
     with ExitStack() as stack:
         stack.enter_context(_terminated_by_exception())  # so that the fold stops too
-        said, output = "above", None
+        shown, output = "above", None
         if state.num_processes > 1:
             log.parent.mkdir(parents=True, exist_ok=True)
-            said, output = f"in {log}", stack.enter_context(log.open("a", encoding="utf-8"))
+            shown, output = f"in {log}", stack.enter_context(log.open("a", encoding="utf-8"))
         fold = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output)
         try:
-            code = fold.wait()  # for days, maybe; it ends with this process
+            code = fold.wait()  # for days perhaps; it ends when this process does
         finally:
             fold.kill()
             fold.wait()
     if code:
         raise ChildProcessError(
-            f"{' '.join(arguments)} ended with exit code {code}; what it said is {said}. The same command, less "
+            f"{' '.join(arguments)} ended with exit code {code}; its output is {shown}. The same command, without "
             "--overwrite, goes on where it stopped."
         )
 
 
 @contextmanager
 def _terminated_by_exception() -> Iterator[None]:
-    """Turns SIGTERM into `SystemExit` for a while; only the main thread can, and no process may inherit it."""
+    """Turns SIGTERM into `SystemExit` within the block, in the main thread only; no child process may inherit this."""
     before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or before is None:  # None: not Python's to put back
+    if threading.current_thread() is not threading.main_thread() or before is None:  # None: not set by Python
         yield
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -145,10 +145,10 @@ def _terminated_by_exception() -> Iterator[None]:
 
 
 def _run_with_parent() -> None:
-    """`MAIN` in a process that ends when its parent does, however that ends: its input is closed then."""
+    """Runs `MAIN` in a process that ends when its parent does, however that ends, because its input is then closed."""
 
     def end() -> None:
-        os.read(0, 1)  # past the lock of sys.stdin, which would trouble the end of this process
+        os.read(0, 1)  # without the lock of sys.stdin, which would get in the way when this process ends
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=end, daemon=True).start()
@@ -160,15 +160,16 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
     """Pools the test predictions of all folds, and writes them and results.json.
 
     Returns:
-        The content of results.json, which has the keys of a run's with these differences. `systems` has the split test
-        only: scores over the pooled predictions of all folds, on which the intervals and comparisons are too. `corpus`
-        is that of fold 1, less its fold, with the sizes of the pooled test splits. `folds` has `number` and, of the
-        test CCC by stage and dimension, `mean`, `std` (with number - 1) and `each`, a list by fold; the first two are
-        None where a fold has no CCC, since nobody rated the dimension there, or all alike.
+        The content of results.json, which has the keys of a run's results.json, with these differences. `systems` has
+        only the split test, with scores over the pooled predictions of all folds; the intervals and comparisons are of
+        these too. `corpus` is that of fold 1 without its fold, with the sizes of the pooled test splits. `folds` has
+        `number` and, for the test CCC by stage and dimension, `mean`, `std` (divisor number - 1) and `each`, a list by
+        fold; the first two are None if a fold has no CCC because nobody rated the dimension there, or all ratings are
+        equal.
 
     Raises:
         FileNotFoundError: a fold has not been run.
-        ValueError: an utterance is tested in two folds, or an encoder is not the same commit in all.
+        ValueError: an utterance is tested in two folds, or an encoder is not the same commit in all of them.
     """
     folders = [output_dir / f"fold_{fold}" for fold in range(1, number + 1)]
     runs = [read_json(folder / "results.json", "this fold has not been run.") for folder in folders]
@@ -229,7 +230,7 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
 
 
 def format_folds(results: dict[str, Any]) -> str:
-    """CCC on test as plain text: the mean over the folds with its spread, and the pooled one with its interval."""
+    """CCC on test as plain text: the mean over the folds with its spread, and the pooled CCC with its interval."""
     lines = [f"{'CCC on test':24}" + "".join(f"{name:>22}" for name in EMOTION_DIMENSIONS)]
     for stage, splits in results["systems"].items():
         means, pooled = results["folds"]["mean"][stage], splits["test"]
@@ -241,9 +242,9 @@ def format_folds(results: dict[str, Any]) -> str:
         cells = [_pooled_cell(pooled["ccc"][name], pooled["interval"][name]) for name in EMOTION_DIMENSIONS]
         lines.append(f"{stage + ', pooled':24}" + "".join(f"{cell:>22}" for cell in cells))
     if None in (value for means in results["folds"]["mean"].values() for value in means.values()):
-        lines.append("n/a: in a fold, or in all together, fewer than two different ratings of the dimension.")
-    lines.append("The mean is over the folds; pooled is one CCC over the test utterances of all folds, in brackets its")
-    lines.append(f"{results['confidence']['level']:.0%} interval over speakers.")
+        lines.append("n/a: a fold, or all of them together, has fewer than two different ratings of the dimension.")
+    lines.append("The mean is over the folds. Pooled is one CCC over the test utterances of all folds, with its")
+    lines.append(f"{results['confidence']['level']:.0%} interval over speakers in brackets.")
     return "\n".join(lines)
 
 
@@ -255,7 +256,7 @@ def _check_encoders(runs: Sequence[dict[str, Any]]) -> None:
             if encoder["commit"] != commit:
                 raise ValueError(
                     f"{field} is {commit!r} in fold {first} and {encoder['commit']!r} in fold {fold}: it has changed "
-                    f"in between. Name one for all, by --{field}_revision, and repeat the folds of the other with "
+                    f"in between. Name one for all with --{field}_revision, and repeat the folds of the other with "
                     "--overwrite."
                 )
 
@@ -268,7 +269,7 @@ def _pooled_cell(ccc: float | None, interval: Sequence[float] | None) -> str:
 
 def _fold_arguments(recipe: Recipe, fold: int) -> list[str]:
     folder = Path(recipe.output_dir, f"fold_{fold}")
-    cache = recipe.cache_dir or str(Path(recipe.output_dir, "cache"))  # an utterance is in every fold
+    cache = recipe.cache_dir or str(Path(recipe.output_dir, "cache"))  # every fold has every utterance
     found = ["--corpus.fold", str(fold), "--output_dir", str(folder), "--cache_dir", cache]
     if recipe.teacher_run is not None:
         found += ["--teacher_run", os.path.relpath(recipe.teacher_folder / f"fold_{fold}", folder)]
@@ -280,7 +281,7 @@ def _pool(folds: Iterable[Predictions]) -> Predictions:
     ids = [identifier for part in parts for identifier in part.ids]
     if len(set(ids)) != len(ids):
         twice = next(identifier for identifier in ids if ids.count(identifier) > 1)
-        raise ValueError(f"the utterance {twice!r} is tested in two folds: the folds are of different protocols.")
+        raise ValueError(f"the utterance {twice!r} is tested in two folds: the folds have different protocols.")
     return Predictions(
         ids,
         np.concatenate([part.predictions for part in parts]),

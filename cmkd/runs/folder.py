@@ -51,13 +51,13 @@ _KINDS = {"single": "a single run", "folds": "a cross-validation", "seeds": "a r
 
 
 def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, str]) -> set[str]:
-    """The stages of a run that are not to be repeated.
+    """The stages of a run that need not be repeated.
 
     Args:
         recipe, corpus_version, commits: as for [`stage_is_complete`].
 
     Raises:
-        ValueError: one was made, or begun, with other settings.
+        ValueError: a stage was finished, or begun, with other settings.
     """
     run, repeated = Path(recipe.output_dir), recipe.stages if recipe.overwrite else []
     complete = {
@@ -75,17 +75,17 @@ def stage_is_complete(
 ) -> bool:
     """Whether a stage need not be repeated; False if it never started or was interrupted.
 
-    A setting that its stage.json does not have, because there was none when the stage was made, counts as the default.
+    A setting that its stage.json lacks, because it did not exist when the stage was trained, counts as the default.
 
     Args:
-        run: its folder.
-        stage: its name.
-        recipe: what is asked for now.
-        corpus_version: of the corpus that there is now.
-        commits: of the encoders that this launch loads, by the names of `cmkd.stages.ENCODERS`.
+        run: the folder of the run.
+        stage: the name of the stage.
+        recipe: the present recipe.
+        corpus_version: the version of the present corpus.
+        commits: the commits of the encoders that this launch loads, by the names of `cmkd.stages.ENCODERS`.
 
     Raises:
-        ValueError: it was made, or begun, with other settings, or its stage.json cannot be read.
+        ValueError: it was finished, or begun, with other settings, or its stage.json cannot be read.
     """
     marker = run / stage / "stage.json"
     if not marker.is_file():
@@ -108,16 +108,16 @@ def stage_is_complete(
 
 
 def check_teacher_run(recipe: Recipe, corpus_version: str) -> None:
-    """Checks that students which learn from another run's teacher find it there.
+    """Checks that students that learn from the teacher of another run find it there.
 
     Raises:
-        FileNotFoundError: it is not, or not complete; the message has the command that makes it.
-        ValueError: it has other encoders or learnt from another corpus.
+        FileNotFoundError: there is no teacher, or it is not complete; the message has the command that makes it.
+        ValueError: it has other encoders or learned from another corpus.
     """
     folder = recipe.teacher_folder
     if not _is_complete(folder, TEACHER):
         raise FileNotFoundError(
-            f"The students learn from the teacher of {str(folder)!r} (teacher_run), but there is no complete one: "
+            f"The students learn from the teacher of {str(folder)!r} (teacher_run), which has no complete teacher: "
             f"{_how_to_get_teacher(recipe)}"
         )
     encoders = STAGES[TEACHER].encoders
@@ -142,8 +142,8 @@ def _how_to_get_teacher(recipe: Recipe) -> str:
         return f"that run has several seeds; name one of them, {', '.join(seeds)}, or give this recipe the same seeds."
     if is_seed and _is_complete(output, TEACHER):
         return (
-            f"{str(output)!r} has one of a single seed, but with seeds each student learns from the teacher of its own "
-            "seed. Give that recipe the same seeds, with another output_dir."
+            f"{str(output)!r} has a teacher of a single seed, but with seeds each student learns from the teacher of "
+            "its own seed. Give that recipe the same seeds, with another output_dir."
         )
     command, file = "cmkd crossval" if is_fold else "cmkd train", recipe.folder / f"{output.name}.yaml"
     if not file.is_file():
@@ -153,7 +153,7 @@ def _how_to_get_teacher(recipe: Recipe) -> str:
 
 
 def check_kind(run: Path, kind: Kind) -> None:
-    """Checks that a folder does not hold what is of another kind.
+    """Checks that a folder does not hold a run of another kind.
 
     Raises:
         ValueError: it does.
@@ -161,12 +161,12 @@ def check_kind(run: Path, kind: Kind) -> None:
     held = _kind(run)
     if held is not None and held != kind:
         raise ValueError(
-            f"{str(run)!r} holds {_KINDS[held]}, and {_KINDS[kind]} would take its place: choose another --output_dir."
+            f"{str(run)!r} holds {_KINDS[held]}, and {_KINDS[kind]} would replace it: choose another --output_dir."
         )
 
 
 def _kind(run: Path) -> Kind | None:
-    """What a folder holds, by its results or by what they are made from; None for nothing of ours."""
+    """The kind of run that a folder holds, judged by its results or what they are made from; None if it holds none."""
     if (run / "results.json").is_file():
         results = _read_json(run / "results.json")
         return "folds" if "folds" in results else "seeds" if "seeds" in results else "single"
@@ -180,10 +180,11 @@ def _kind(run: Path) -> Kind | None:
 def begin_stage(
     run: Path, stage: str, recipe: Recipe, corpus_version: str, commits: Mapping[str, str] | None = None
 ) -> None:
-    """Makes a stage's folder ready to start in, or to go on in, and writes its settings down, and that a session began.
+    """Prepares a stage's folder for starting or going on, and records its settings and that a session has begun.
 
-    Students of an earlier teacher are removed once the teacher starts again, and so is results.json, which is made anew
-    when all is complete. Checkpoints of which no stage.json says with what settings they began are set aside.
+    Students of an earlier teacher are removed once the teacher starts again, and so is results.json, which is made
+    again when all is complete. Checkpoints without a stage.json that records the settings they began with are set
+    aside.
 
     Args:
         run, stage, recipe, corpus_version, commits: as for [`stage_is_complete`].
@@ -197,7 +198,7 @@ def begin_stage(
     marker = folder / "stage.json"
     before = _read_json(marker) if marker.is_file() else {}
     for checkpoint in [] if before else find_checkpoints(folder):
-        set_aside(checkpoint, "there is no stage.json that says with what settings it began")
+        set_aside(checkpoint, "there is no stage.json that records the settings that it began with")
     state = {
         "stage": stage,
         "complete": False,
@@ -209,20 +210,20 @@ def begin_stage(
 
 
 def record_session(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
-    """Writes down what the session in progress has cost so far, see [`cmkd.runs.cost.SessionCost`]."""
+    """Records what the session in progress has cost so far, see [`cmkd.runs.cost.SessionCost`]."""
     state = _read_json(run / stage / "stage.json")
     write_json(run / stage / "stage.json", state | {"sessions": [*state["sessions"][:-1], cost]})
 
 
 def complete_stage(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
-    """Writes down that a stage is complete, and what all of its sessions cost, and removes its checkpoints.
+    """Records that a stage is complete and what all of its sessions cost, and removes its checkpoints.
 
     Args:
-        run, stage: where.
-        cost: of the last session, which ends now, see [`cmkd.runs.cost.SessionCost`].
+        run, stage: the folder of the run, and the name of the stage.
+        cost: that of the last session, which ends now, see [`cmkd.runs.cost.SessionCost`].
     """
     folder = run / stage
-    sync(folder)  # its weights must be there before anything says so
+    sync(folder)  # the weights must be on the disk before anything says that they are
     state = _read_json(folder / "stage.json")
     sessions = [session for session in (*state["sessions"][:-1], cost) if session is not None]
     write_json(folder / "stage.json", state | {"complete": True, "sessions": sessions} | total_cost(sessions))
@@ -230,13 +231,13 @@ def complete_stage(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
 
 
 def remove_checkpoints(run: Path, stage: str) -> None:
-    """Removes what only a stage in training needs; one that was killed just as it became complete may still have it."""
+    """Removes the checkpoints of a stage; one that was killed just as it became complete may still have them."""
     for checkpoint in find_checkpoints(run / stage):
         shutil.rmtree(checkpoint)
 
 
 def write_embeddings(run: Path, ids: list[str], embeddings: np.ndarray) -> None:
-    """Stores the teacher's embeddings (n, size) of the training split with the utterances' ids."""
+    """Stores the teacher's embeddings (n, size) of the training split with the ids of the utterances."""
     columns = {"id": pa.array(ids), "embedding": pa.array(list(embeddings.astype(np.float32)))}
     _write_parquet(run / TEACHER / "train_embeddings.parquet", columns)
 
@@ -244,11 +245,11 @@ def write_embeddings(run: Path, ids: list[str], embeddings: np.ndarray) -> None:
 def judge_teacher(recipe: Recipe, complete: Collection[str]) -> None:
     """Judges the teacher on every training utterance (Eq. 8), and stores what the students take from it.
 
-    Nothing is done where no student remains to be trained and this run has no teacher of its own.
+    Nothing is done if no student remains to be trained and this run has no teacher of its own.
 
     Args:
-        recipe: of the run.
-        complete: the stages that are not to be repeated.
+        recipe: the recipe of the run.
+        complete: the stages that need not be repeated.
 
     Raises:
         FileNotFoundError: a student is to be trained, and the teacher has not run.
@@ -259,10 +260,10 @@ def judge_teacher(recipe: Recipe, complete: Collection[str]) -> None:
         return
     if not _is_complete(teacher_run, TEACHER):
         raise FileNotFoundError(
-            f"The stages {enumerated(STUDENTS)} need the teacher, which is not in {teacher_run}: add the stage teacher."
+            f"The stages {enumerated(STUDENTS)} need a teacher, but {teacher_run} has none: add the stage teacher."
         )
     if untrained:
-        (run / "results.json").unlink(missing_ok=True)  # it tells of what is judged and trained anew now
+        (run / "results.json").unlink(missing_ok=True)  # it describes what is now judged and trained again
     found = read_predictions(teacher_run / "predictions" / f"{TEACHER}_train.parquet")
     residuals = fit_residuals(torch.from_numpy(found.predictions), torch.from_numpy(found.labels))
     embeddings = pq.read_table(teacher_run / TEACHER / "train_embeddings.parquet")
@@ -276,7 +277,7 @@ def read_conditioning(run: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray
     """The teacher's embeddings (n, size) and the quality weights (n,) of these utterances.
 
     Raises:
-        ValueError: an utterance was not seen by the teacher.
+        ValueError: the teacher has not seen an utterance.
     """
     path = run / "conditioning" / "train.parquet"
     table = pq.read_table(path)
@@ -293,9 +294,9 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: di
     """Gathers results.json from the predictions of the complete stages.
 
     Args:
-        run: its folder.
+        run: the folder of the run.
         corpus: the entry about the corpus.
-        recipe: of the run.
+        recipe: the recipe of the run.
         student: what [`keep_student`] returned.
 
     Returns:
@@ -336,11 +337,11 @@ def keep_student(run: Path, kept: str) -> dict[str, str] | None:
     """Puts the student to keep into `student/`.
 
     Args:
-        run: its folder.
+        run: the folder of the run.
         kept: its stage, or "better" for the one with the better mean CCC on validation. Test is never looked at.
 
     Returns:
-        Its `stage` and the `reason` why it is kept; None while it, or any, has not been trained.
+        Its `stage` and the `reason` why it is kept; None as long as it, or any student, has not been trained.
     """
     trained = [stage for stage in STUDENTS if _is_complete(run, stage)]
     if not trained or kept not in ("better", *trained):
@@ -386,7 +387,7 @@ def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str
 
 
 def _encoders(stage: str, recipe: Recipe, commits: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
-    """By the names of the encoders that a stage loads, the name, revision and commit of each."""
+    """The name, revision and commit of each encoder that a stage loads, by the name of its setting."""
     settings = recipe.model_dump(mode="json")
     return {
         encoder: {
@@ -401,7 +402,7 @@ def _encoders(stage: str, recipe: Recipe, commits: Mapping[str, str]) -> dict[st
 def _encoder_differences(
     then: Mapping[str, Any], recipe: Recipe, commits: Mapping[str, str], encoders: Iterable[str]
 ) -> str:
-    """A line for each encoder that is another commit; where one of the two is not known, another revision."""
+    """A line for each encoder whose commit differs, or whose revision does if one of the commits is not known."""
     lines = []
     for encoder in encoders:
         before, commit = then.get(encoder, {}), commits.get(encoder)
@@ -410,7 +411,7 @@ def _encoder_differences(
             if commit != before["commit"]:
                 lines.append(
                     f"  commit of {encoder}: {before['commit']!r} then, {commit!r} now "
-                    f"(for one on the Hub, --{encoder}_revision COMMIT names the one to take)"
+                    f"(if it is on the Hub, --{encoder}_revision COMMIT names the one to use)"
                 )
         elif revision not in (None, before.get("revision"), before.get("commit")):
             lines.append(f"  {encoder}_revision: {before.get('revision')!r} then, {revision!r} now")
@@ -418,7 +419,7 @@ def _encoder_differences(
 
 
 def _cost(stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
-    """Of all sessions of all stages; a stage of an earlier version has its last session only."""
+    """The cost of all sessions of all stages; for a stage of an earlier version only the last session is known."""
     of_devices = [state["peak_device_memory_gb"] for state in stages.values() if "peak_device_memory_gb" in state]
     return {
         "seconds": {stage: state["seconds"] for stage, state in stages.items()},
@@ -432,7 +433,7 @@ def _cost(stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _encoders_of(run: Path, recipe: Recipe, stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
-    """Name, revision and commit of every encoder, those of a teacher that was trained in another run too."""
+    """The name, revision and commit of every encoder, including those of a teacher that was trained in another run."""
     found: dict[str, Any] = {}
     if recipe.teacher_run is not None and _is_complete(recipe.teacher_folder, TEACHER):
         found |= _read_json(recipe.teacher_folder / TEACHER / "stage.json").get("encoders", {})
@@ -442,13 +443,13 @@ def _encoders_of(run: Path, recipe: Recipe, stages: Mapping[Any, Mapping[str, An
 
 
 def _fingerprint(teacher_run: Path) -> str:
-    """Tells one training of a teacher from another."""
+    """A digest that tells one training of a teacher from another."""
     embeddings = teacher_run / TEACHER / "train_embeddings.parquet"
     return hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16] if embeddings.is_file() else "not there"
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """A line for each of the present settings that was another."""
+    """A line for each of the present settings that had another value then."""
     changed = [key for key, value in now.items() if then.get(key) != value]
     return "\n".join(f"  {key}: {then.get(key)!r} then, {now[key]!r} now" for key in changed)
 
@@ -459,7 +460,7 @@ def _is_complete(run: Path, stage: str) -> bool:
 
 
 def _read_json(path: Path) -> Any:
-    return read_json(path, "it is damaged, or not a file of a run. Move it away; what it describes is then made anew.")
+    return read_json(path, "it is damaged or not a file of a run. Move it away; what it describes is then made again.")
 
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
@@ -469,7 +470,7 @@ def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
 
 
 def mean_ccc(scores: Mapping[str, Any]) -> float:
-    """Over the dimensions that are rated: by what students are chosen."""
+    """The mean CCC over the rated dimensions, by which students are chosen."""
     values = [value for value in scores["ccc"].values() if value is not None]
     return sum(values) / len(values)
 

@@ -1,4 +1,4 @@
-"""What is checked before anything trains."""
+"""The checks that are made before anything trains."""
 
 import functools
 from typing import Any
@@ -24,17 +24,20 @@ def check_devices() -> None:
     """Checks that there is a process for each GPU.
 
     Raises:
-        ValueError: there are several GPUs, and only one process.
+        ValueError: there are several GPUs but only one process.
     """
     if torch.cuda.device_count() > 1 and PartialState().num_processes == 1:
-        raise ValueError("Several GPUs: use accelerate launch train_distill.py ..., or CUDA_VISIBLE_DEVICES=0 for one.")
+        raise ValueError(
+            "There are several GPUs, but only one process: use accelerate launch train_distill.py ..., or set "
+            "CUDA_VISIBLE_DEVICES=0 to use one of them."
+        )
 
 
 def check_encoders(recipe: Recipe) -> dict[str, str]:
-    """Reads the configurations of all encoders, so that a wrong name or layer count is found before anything trains.
+    """Reads the configurations of all encoders, so that a wrong name or layer count shows before anything trains.
 
     Returns:
-        The commits of those that the stages load, by the names of `cmkd.stages.ENCODERS`.
+        The commits of the encoders that the stages load, by the names of `cmkd.stages.ENCODERS`.
 
     Raises:
         ValueError: an encoder does not fit.
@@ -64,7 +67,7 @@ def check_encoders(recipe: Recipe) -> dict[str, str]:
 
 
 def check_labels(corpus: DatasetDict | StreamedCorpus) -> None:
-    """Checks that there is something to learn and to choose by.
+    """Checks that the splits have labels to learn from and to choose the best checkpoint by.
 
     A dimension that nobody rated in any split is left out of everything.
 
@@ -89,11 +92,11 @@ def check_labels(corpus: DatasetDict | StreamedCorpus) -> None:
                 )
     unrated = [name for name in EMOTION_DIMENSIONS if name not in rated]
     if unrated:
-        print_once(f"Not rated in this corpus, and not learnt: {', '.join(unrated)}")
+        print_once(f"Not rated in this corpus, so not learned: {', '.join(unrated)}")
 
 
 def warn_of_length(rows: Dataset) -> None:
-    """Says where labels go with length, so that steps of like length have less of their spread."""
+    """Warns if labels correlate with length, because steps of similar length then have less of their spread."""
     durations = np.array(rows["duration"])
     for name, column in zip(EMOTION_DIMENSIONS, unit_interval_labels(rows).T, strict=True):
         rated = ~np.isnan(column)
@@ -102,17 +105,17 @@ def warn_of_length(rows: Dataset) -> None:
         correlation = np.corrcoef(durations[rated], column[rated])[0, 1]
         if abs(correlation) > LENGTH_CORRELATION:
             print_once(
-                f"WARNING: {name} goes with the length of the utterance (correlation {correlation:.2f}), so steps of "
-                "like length have less of its spread, which may cost CCC: compare with --group_by_length false"
+                f"WARNING: {name} correlates with the length of the utterance ({correlation:.2f}), so steps of similar "
+                "length have less of its spread, which may lower the CCC: compare with --group_by_length false"
             )
 
 
 def check_teachers(recipe: Recipe, corpus_version: str) -> None:
-    """Checks that students which learn from another run's teacher find it there, each training its own.
+    """Checks that students that learn from the teacher of another run find it there, each training its own teacher.
 
     Raises:
-        FileNotFoundError: it is not there, or not complete.
-        ValueError: it has other encoders or learnt from another corpus.
+        FileNotFoundError: a teacher is missing or not complete.
+        ValueError: a teacher has other encoders or learned from another corpus.
     """
     if recipe.teacher_run is not None and set(STUDENTS) & set(recipe.stages):
         for training in recipe.trainings:

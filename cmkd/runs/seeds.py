@@ -1,16 +1,16 @@
-"""Several trainings of one recipe, with other seeds: what they come to together.
+"""Several trainings of one recipe that differ in their seed, and their results together.
 
 ```
-<output_dir>/seed_0/ …         a run folder each, see cmkd/runs/folder.py
+<output_dir>/seed_0/ …         a run folder for each seed, see cmkd/runs/folder.py
 <output_dir>/results.json      see `gather_seeds`
 <output_dir>/report.md  figures/  see cmkd/reporting/seeds_report.py
 <output_dir>/cache/            stored output of frozen encoders, the same for all
 ```
 
-A seed decides on initial weights, dropout and the order of the batches. The corpus is the same for all, so that they
-answer the same utterances. There are then two kinds of chance, which are kept apart: the standard deviation over the
-seeds says what another training would bring; the interval and the p-value, taken of the mean over the seeds, say what
-other speakers would, for these trainings. Three seeds are too few for an interval over seeds.
+A seed determines initial weights, dropout and the order of the batches. The corpus is the same for all, so that they
+answer the same utterances. Two kinds of chance are kept apart: the standard deviation over the seeds shows how much
+another training could differ; the interval and the p-value, which are those of the mean over the seeds, show how much
+other speakers could, for these trainings. Three seeds are too few for an interval over seeds.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from cmkd.stages import STAGES
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 Values = Mapping[str, float | None]
-"""By dimension; None where nobody rated it."""
+"""Values by dimension; None for one that nobody rated."""
 
 
 def seed_folder(run: Path, seed: int) -> Path:
-    """Where the training with a seed is."""
+    """The run folder of the training with this seed."""
     return run / f"seed_{seed}"
 
 
 def read_answers(run: Path, seeds: Sequence[int], stage: str, split: str) -> Predictions:
-    """What the trainings of one stage answered, stacked: `predictions` is (seeds, n, 3).
+    """The answers of all trainings of one stage, stacked: `predictions` is (seeds, n, 3).
 
     Raises:
         FileNotFoundError: a training has no predictions.
-        ValueError: two have answered other utterances, or with other labels.
+        ValueError: two trainings have answered different utterances, or with different labels.
     """
     each = [read_predictions(seed_folder(run, seed) / "predictions" / f"{stage}_{split}.parquet") for seed in seeds]
     for seed, answer in zip(seeds, each, strict=True):
         if answer.ids != each[0].ids or not np.array_equal(answer.labels, each[0].labels, equal_nan=True):
             raise ValueError(
-                f"the seeds {seeds[0]} and {seed} in {str(run)!r} have answered other utterances of {split}, or with "
-                "other labels: repeat one of them on the corpus of the other, with --overwrite."
+                f"the seeds {seeds[0]} and {seed} in {str(run)!r} have answered different utterances of {split}, or "
+                "with different labels: repeat one of them on the corpus of the other, with --overwrite."
             )
     first = each[0]
     stacked = np.stack([answer.predictions for answer in each])
@@ -61,31 +61,31 @@ def read_answers(run: Path, seeds: Sequence[int], stage: str, split: str) -> Pre
 
 
 def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Puts the trainings of a run of several seeds together, and writes results.json.
+    """Summarises the trainings of a run of several seeds, and writes results.json.
 
     Args:
         run: the folder that holds seed_0 and so on, each complete.
-        seeds: which of them.
+        seeds: the seeds to summarise.
 
     Returns:
-        The content of results.json, which has the keys of a run's with these differences. `seeds` is the list of
-        them, and there is no `seed`. In `systems`, by stage and split, `ccc`, `pearson` and `mae` are means over the
-        seeds; beside them are `std` (divisor number of seeds - 1) and `each`, a list by seed, of the CCC, and
-        `interval` is that of the mean CCC over speakers. `comparisons` are of the mean differences and have `std` and
-        `each` too. `conditioning` has `discarded_fraction`, a list by seed. `student` has the `seed` and the `stage` of
-        the one that is best by mean CCC on validation, among those that each training keeps. What only some of the
+        The content of results.json, which has the keys of a run's results.json, with these differences. `seeds` is the
+        list of seeds, and there is no `seed`. In `systems`, by stage and split, `ccc`, `pearson` and `mae` are means
+        over the seeds; beside them are `std` (divisor number of seeds - 1) and `each`, a list by seed, of the CCC, and
+        `interval` is that of the mean CCC over speakers. `comparisons` are those of the mean differences and have `std`
+        and `each` too. `conditioning` has `discarded_fraction`, a list by seed. `student` has the `seed` and the
+        `stage` of the best one by mean CCC on validation among those that each training keeps. What only some of the
         trainings have is left out.
 
     Raises:
         FileNotFoundError: a training is not complete.
-        ValueError: two were trained on other corpora, or answered other utterances.
+        ValueError: two were trained on different corpora, or answered different utterances.
     """
     runs = [_read_results(seed_folder(run, seed)) for seed in seeds]
     for seed, other in zip(seeds, runs, strict=True):
         if other["corpus"]["version"] != runs[0]["corpus"]["version"]:
             raise ValueError(
                 f"seed {seeds[0]} in {str(run)!r} was trained on version {runs[0]['corpus']['version']} of the corpus, "
-                f"seed {seed} on {other['corpus']['version']}: repeat one of them, with --overwrite."
+                f"seed {seed} on {other['corpus']['version']}: repeat one of them with --overwrite."
             )
     stages: list[str] = [stage for stage in STAGES if all(stage in other["systems"] for other in runs)]
     systems: dict[str, dict[str, Any]] = {stage: {} for stage in stages}
@@ -103,7 +103,7 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
             speakers[split] = answer.speakers
         for system, baseline in pairs_to_compare(split, answers):
             differences = [
-                _less(*(other["systems"][name][split]["ccc"] for name in (system, baseline))) for other in runs
+                _difference(*(other["systems"][name][split]["ccc"] for name in (system, baseline))) for other in runs
             ]
             found = compare(answers[system], answers[system].predictions, answers[baseline].predictions)
             names = {"system": system, "baseline": baseline, "split": split}
@@ -146,12 +146,12 @@ def _over_seeds(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _summary(statistic: Any, each: Sequence[Values]) -> dict[str, float | None]:
-    """Of the values of all seeds, by dimension; None where one of them is."""
+    """A statistic of the values of all seeds, by dimension; None if one of the values is None."""
     columns = {name: [one[name] for one in each] for name in EMOTION_DIMENSIONS}
     return {name: None if None in values else float(statistic(values)) for name, values in columns.items()}
 
 
-def _less(scores: Values, others: Values) -> dict[str, float | None]:
+def _difference(scores: Values, others: Values) -> dict[str, float | None]:
     pairs = {name: (scores[name], others[name]) for name in EMOTION_DIMENSIONS}
     return {name: None if ours is None or theirs is None else ours - theirs for name, (ours, theirs) in pairs.items()}
 

@@ -1,4 +1,4 @@
-"""What a stage is trained with: its model, its inputs, the arguments of its training, and the log of it."""
+"""What a stage is trained with: its model, its inputs and the arguments and log of its training."""
 
 import os
 import sys
@@ -24,13 +24,13 @@ from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 def build_model(
     stage: Stage, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]
 ) -> tuple[CMKDTeacherModel | CMKDStudentModel, Any, Any]:
-    """The model of a stage with pretrained encoders, its feature extractor and tokenizer; None where it has none.
+    """Builds the model of a stage with pretrained encoders, its feature extractor and its tokenizer, or None for these.
 
     Args:
-        stage: which.
-        recipe: of the run.
+        stage: the stage.
+        recipe: the recipe of the run.
         train_labels: (n, 3) on the unit interval, NaN where not rated.
-        label_scale: the least and the greatest rating of the corpus.
+        label_scale: the lowest and the highest rating of the corpus.
     """
     rated = rated_dimensions(train_labels)
     is_rated = [name in rated for name in EMOTION_DIMENSIONS]
@@ -45,7 +45,7 @@ def build_model(
     settings = recipe.model_dump()
 
     def encoder(setting: str | None) -> tuple[Any, str | None]:
-        """Where it is, and its revision."""
+        """The folder or Hub name of an encoder, and its revision."""
         return (None, None) if setting is None else (recipe.locate(settings[setting]), settings[f"{setting}_revision"])
 
     speech, speech_revision = encoder(stage.speech_encoder)
@@ -71,7 +71,7 @@ def build_model(
 
 
 def input_columns(model: Any, rows: Dataset, feature_extractor: Any, tokenizer: Any, recipe: Recipe) -> dict[str, Any]:
-    """What the model is fed with: the stored output of its frozen parts, or their inputs where nothing is stored."""
+    """The columns that the model takes: the stored output of its frozen parts, or their inputs if nothing is stored."""
     columns: dict[str, Any] = {}
     cache = Path(recipe.cache_dir or Path(recipe.output_dir) / "cache")
     if feature_extractor is not None:
@@ -91,11 +91,11 @@ def input_columns(model: Any, rows: Dataset, feature_extractor: Any, tokenizer: 
 
 
 def training_columns(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset) -> UtteranceDataset:
-    """What is trained on: the inputs and labels, the ids, and for a student what it takes from the teacher.
+    """The data to train on: the inputs and labels, the ids, and for a student what it takes from the teacher.
 
     Args:
-        stage: which.
-        run: its folder, in which the teacher has been judged if the stage needs one.
+        stage: the stage.
+        run: the folder of the run, in which the teacher has been judged if the stage needs one.
         inputs: the columns of the training split.
         rows: the training split.
     """
@@ -108,7 +108,7 @@ def training_columns(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Da
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
-    """The arguments of the trainer, which writes its checkpoints into `folder`."""
+    """The arguments of a trainer that writes its checkpoints into `folder`."""
     return CMKDTrainingArguments(
         output_dir=str(folder),
         seed=recipe.seed,
@@ -130,14 +130,14 @@ def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
 
 
 def reading_processes(recipe: Recipe) -> int:
-    """How many processes read and decode while the network runs; on a CPU they would only take its cores."""
+    """How many processes read and decode while the network runs: none on a CPU, whose cores they would take."""
     if recipe.dataloader_workers is None:
         return min(4, os.cpu_count() or 1) if torch.accelerator.is_available() else 0
     return recipe.dataloader_workers
 
 
 def training_log(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """One entry per epoch from Trainer's history, which has one for training and one for validation."""
+    """One entry per epoch, merged from Trainer's history, which has one for training and one for validation."""
     epochs: dict[float, dict[str, float]] = {}
     for entry in history:
         if "loss" in entry or "eval_ccc" in entry:

@@ -1,42 +1,42 @@
 r"""How sure a CCC is, and whether two systems differ by more than chance: an interval and a test over speakers.
 
-Utterances of one speaker are alike, so what is counted is speakers, not utterances. An utterance whose speaker is
-unknown is a speaker of its own; where many are, intervals are too narrow and p-values too small.
+Utterances of one speaker are alike, so speakers are counted, not utterances. An utterance whose speaker is unknown
+counts as a speaker of its own; if there are many of these, intervals are too narrow and p-values too small.
 
 CCC depends on a split only through six sums over its rated utterances: their number, the labels, the predictions, the
-squares of both and their products. These are added up once for each speaker, of values less the mean label so that
-nothing cancels; what any set of speakers scores is then the CCC of the sum of their sums.
+squares of both and their products. These are computed once for each speaker, after the mean label has been subtracted
+from all values so that nothing cancels; the score of any set of speakers is then the CCC of the sum of their sums.
 
-**The test.** If two systems are equally good, nothing changes if for some speakers their answers are swapped. So the
-answers of each speaker are swapped or not, in all $2^k$ ways where that is feasible, else in 9,999 ways drawn at
-random beside the true one, and $p$ is the share of these in which
+**The test.** If two systems are equally good, nothing changes when their answers are swapped for some of the speakers.
+So the answers of each speaker are swapped or not, in all $2^k$ ways where that is feasible, and otherwise in 9,999 ways
+drawn at random besides the true one, and $p$ is the fraction of these in which
 
 $$t = \frac{\mathrm{CCC}_1 - \mathrm{CCC}_2}{\sqrt{\sum_k (\psi_{1k} - \psi_{2k})^2}}$$
 
-is at least as far from 0 as it truly is. $\psi_{ik}$ is what speaker $k$ adds to the CCC of system $i$, to first order:
-with labels $y$ and predictions $p$ of its utterances, and a bar for the mean over all,
+is at least as far from 0 as its true value. $\psi_{ik}$ is what speaker $k$ adds to the CCC of system $i$, to first
+order: with labels $y$ and predictions $p$ of its utterances, and a bar for the mean over all,
 
 $$\psi_k \propto 2\,(1 - \mathrm{CCC}) \sum (y - \bar y)(p - \bar p) - \mathrm{CCC} \sum (p - y)^2.$$
 
 If the answers of the two systems are exchangeable, as those of two systems of the same kind are, the level holds
-exactly for any number of speakers. If the two only have the same CCC, one by a small spread and the other by a large
-one, say, it is the division that makes it hold approximately (Janssen 1997; Chung and Romano 2013);
-`docs/results/statistics.json` has by how much it is missed. As swapping all speakers only turns the sign, $p$ cannot be
-below $2/2^k$, where $k$ counts the speakers whom the systems answer differently: .125 for four speakers, whatever the
-difference. It is given beside each $p$ as `smallest_p`.
+exactly for any number of speakers. If the two merely have the same CCC, for example one with a small spread and the
+other with a large one, the division makes it hold approximately (Janssen 1997; Chung and Romano 2013);
+`docs/results/statistics.json` shows by how much it is missed. Since swapping all speakers only reverses the sign, $p$
+cannot be below $2/2^k$, where $k$ counts the speakers for whom the systems give different answers: .125 for four
+speakers, whatever the difference. This bound is given beside each $p$ as `smallest_p`.
 
-**The interval** is that of the jackknife over speakers: with $\hat\theta$ the value of all speakers and
-$\hat\theta_{-k}$ that of all but one,
+**The interval** is that of the jackknife over speakers: if $\hat\theta$ is the value over all speakers and
+$\hat\theta_{-k}$ the value over all but speaker $k$,
 
 $$\hat\theta \pm t_{.975}(\nu) \sqrt{\tfrac{k-1}{k} \sum (\hat\theta_{-k} - \hat\theta)^2}, \qquad
 \nu = \max\left(1, \frac{(\sum n_k)^2}{\sum n_k^2} - 1\right).$$
 
-The degrees of freedom are the number of speakers less one if all have as many utterances, and fewer if some have more
-than others. The interval of one CCC is made of $\operatorname{artanh} \mathrm{CCC}$ and put back; that of a difference
-is made of the difference as it is. It supposes what the test does not, that the speakers' shares are about normally
-distributed, so that it may leave out 0 where $p$ cannot fall below .05.
+The degrees of freedom are the number of speakers minus one if all have the same number of utterances, and fewer if some
+have more than others. The interval of one CCC is computed for $\operatorname{artanh} \mathrm{CCC}$ and transformed
+back; that of a difference is computed for the difference itself. Unlike the test, it assumes that the speakers'
+contributions are approximately normally distributed, so that it may exclude 0 even where $p$ cannot fall below .05.
 
-Both are about **these** systems and other speakers. What other initial weights would do is for several seeds to say.
+Both are about **these** systems and other speakers. Only several seeds can show what other initial weights would do.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 LEVEL = 0.95
 PERMUTATIONS = 10_000
-"""At most; all there are if they are fewer."""
+"""The most permutations that are tried; if there are fewer, all of them are."""
 SEED = 0
 
 _AT_A_TIME = 2_000_000
-_CONSTANT = 1e-12  # a variance below this share of the mean square is one of a constant, but for rounding
+_CONSTANT = 1e-12  # a variance below this fraction of the mean square is that of a constant, up to rounding
 _TIE = 1e-9
 
 
 def speaker_clusters(speakers: Sequence[str | int]) -> np.ndarray:
-    """The number (n,) of each utterance's speaker, from 0 on; every "" has a number of its own.
+    """The number (n,) of each utterance's speaker, counted from 0; every "" has a number of its own.
 
     Raises:
         ValueError: a speaker is neither a name nor a whole number.
@@ -83,12 +83,12 @@ def speaker_clusters(speakers: Sequence[str | int]) -> np.ndarray:
 def ccc_interval(
     labels: np.ndarray, predictions: np.ndarray, speakers: Sequence[str | int]
 ) -> dict[str, list[float] | None]:
-    """The 95 % interval of the CCC of a system over speakers, as at the top of this module.
+    """The 95 % interval of a system's CCC over speakers, as described at the top of this module.
 
     Args:
         labels: (n, 3), NaN where not rated.
-        predictions: (n, 3), finite in each dimension that has a label; or (m, n, 3) of m trainings of the system, and
-            the interval is of the mean of their CCC, for these m trainings and other speakers.
+        predictions: (n, 3), finite in each dimension that has a label; or (m, n, 3) of m trainings of the system, in
+            which case the interval is that of the mean of their CCC, for these m trainings and other speakers.
         speakers: n names or whole numbers, "" where unknown.
 
     Returns:
@@ -99,46 +99,48 @@ def ccc_interval(
             a label is infinite, or a speaker is neither a name nor a whole number.
     """
     labels, (predictions,), clusters = _checked(labels, {"predictions": predictions}, speakers)
-    found: dict[str, list[float] | None] = {}
+    intervals: dict[str, list[float] | None] = {}
     for index, dimension in enumerate(EMOTION_DIMENSIONS):
         sums = _sums(labels[:, index], predictions[..., index], clusters)
         if sums.shape[1] < 2:
-            found[dimension] = None
+            intervals[dimension] = None
             continue
         total = sums.sum(1, keepdims=True)
         value, without = (_fisher_z(_ccc(part).mean(0)) for part in (total, total - sums))
         if np.isinf(value[0]):
-            found[dimension] = [float(np.tanh(value[0]))] * 2
+            intervals[dimension] = [float(np.tanh(value[0]))] * 2
         else:
-            found[dimension] = [float(np.tanh(end)) for end in _jackknife(value[0], without, sums[0, :, 0])]
-    return found
+            intervals[dimension] = [float(np.tanh(end)) for end in _jackknife(value[0], without, sums[0, :, 0])]
+    return intervals
 
 
 def paired_test(
     labels: np.ndarray, predictions: np.ndarray, others: np.ndarray, speakers: Sequence[str | int]
 ) -> dict[str, dict[str, Any] | None]:
-    """Whether two systems differ in CCC by more than chance, on the same utterances.
+    """Tests whether two systems differ in CCC by more than chance on the same utterances.
 
-    A permutation test over speakers and an interval by the jackknife over speakers; the top of
-    `cmkd.scoring.confidence` has both, and what they suppose. It is seeded: the same input gives the same p. The
+    This is a permutation test over speakers, with an interval by the jackknife over speakers; the top of
+    `cmkd.scoring.confidence` explains both, and what they assume. It is seeded: the same input gives the same p. The
     p-values of several dimensions or systems are not corrected for their number.
 
     Args:
         labels: (n, 3), activation, valence, dominance; NaN where not rated.
         predictions: (n, 3) of one system, finite in each dimension that has a label; or (m, n, 3) of m trainings of it,
-            and its CCC is then the mean over them. The answers of all trainings are swapped together: the test is about
-            these, and other speakers.
-        others: of the system to compare with, in the same shape; training by training if there are several.
-        speakers: n names or whole numbers, "" where unknown: such an utterance is a speaker of its own.
+            whose CCC is then the mean over them. The answers of all trainings are swapped together: the test is about
+            these trainings and other speakers.
+        others: those of the system to compare with, in the same shape, paired training by training if there are
+            several.
+        speakers: n names or whole numbers, "" where unknown; such an utterance counts as a speaker of its own.
 
     Returns:
         By dimension, or None where no utterance is rated:
 
-        - `difference`: CCC of `predictions` less that of `others`, -2 to 2.
+        - `difference`: CCC of `predictions` minus that of `others`, -2 to 2.
         - `interval`: [low, high], its 95 % interval; None where fewer than two speakers are rated.
         - `p`: two-sided, of the hypothesis that the two are equally good; above 0, up to 1.
-        - `smallest_p`: what `p` cannot fall below, however large the difference: 2 / 2**k for k speakers whom the
-          systems answer differently, or 1 / 10,000 where k is above 14 and the permutations are drawn at random.
+        - `smallest_p`: the value that `p` cannot fall below, however large the difference: 2 / 2**k for k speakers for
+          whom the systems give different answers, or 1 / 10,000 where k is above 14 and the permutations are drawn at
+          random.
 
     Raises:
         ValueError: the shapes differ, there is no utterance, a prediction is not finite in a dimension that has labels,
@@ -147,10 +149,10 @@ def paired_test(
     >>> generator = np.random.default_rng(0)
     >>> labels = generator.uniform(size=(40, 3))
     >>> good, poor = (labels + noise * generator.normal(size=labels.shape) for noise in (0.1, 1.0))
-    >>> found = paired_test(labels, good, poor, ["anna", "ben", "cleo", "dan"] * 10)["valence"]
-    >>> round(found["difference"], 2), [round(end, 2) for end in found["interval"]]
+    >>> result = paired_test(labels, good, poor, ["anna", "ben", "cleo", "dan"] * 10)["valence"]
+    >>> round(result["difference"], 2), [round(end, 2) for end in result["interval"]]
     (0.73, [0.44, 1.03])
-    >>> found["p"], found["smallest_p"]  # four speakers cannot say more
+    >>> result["p"], result["smallest_p"]  # four speakers cannot say more
     (0.125, 0.125)
     """
     labels, (first, second), clusters = _checked(labels, {"predictions": predictions, "others": others}, speakers)
@@ -163,7 +165,7 @@ def paired_test(
 
 
 def _compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any] | None:
-    """What `paired_test` returns for a dimension, from sums (m, speakers, 6) of two systems."""
+    """The result of `paired_test` for one dimension, from the sums (m, speakers, 6) of two systems."""
     speakers = first.shape[1]
     if not speakers:
         return None
@@ -180,12 +182,12 @@ def _compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any] | None:
 
 
 def _permutation(first: np.ndarray, second: np.ndarray, differs: np.ndarray) -> tuple[float, float]:
-    """The p-value, and the smallest that there can be."""
+    """The p-value, and the smallest one possible."""
     number = int(differs.sum())
     if number == 0:
         return 1.0, 1.0
     is_exhaustive = 2 ** (number - 1) <= PERMUTATIONS
-    count = 2 ** (number - 1) if is_exhaustive else PERMUTATIONS  # half of all: the other half only turns the sign
+    count = 2 ** (number - 1) if is_exhaustive else PERMUTATIONS  # half of all: the other half only reverses the sign
     generator = np.random.default_rng(SEED)
     at_a_time = max(1, _AT_A_TIME // first.shape[1])
     statistics = np.empty(count)
@@ -204,7 +206,7 @@ def _permutation(first: np.ndarray, second: np.ndarray, differs: np.ndarray) -> 
 
 
 def _studentised(first: np.ndarray, second: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """The statistic t (permutations,) where -1 of `signs` (permutations, speakers) swaps a speaker's answers."""
+    """The statistic t (permutations,), where a -1 in `signs` (permutations, speakers) swaps a speaker's answers."""
     middle, half = (first + second) / 2, (first - second) / 2
     centre, shift = middle.sum(1, keepdims=True), signs @ half
     of_first, of_second = centre + shift, centre - shift
@@ -220,7 +222,7 @@ def _studentised(first: np.ndarray, second: np.ndarray, signs: np.ndarray) -> np
 
 
 def _influence(totals: np.ndarray) -> np.ndarray:
-    """What CCC grows by, to first order, with each of the sums (..., 6); the sums themselves times it come to 0."""
+    """The derivative of CCC with respect to each of the sums (..., 6); its product with the sums adds up to 0."""
     number, y, _, p, _, _ = np.moveaxis(totals, -1, 0)
     y_mean, p_mean = y / number, p / number
     y_variance, p_variance, _ = _moments(totals)
@@ -234,7 +236,7 @@ def _influence(totals: np.ndarray) -> np.ndarray:
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Mean over the trainings (axis 0) of the differences in CCC, from sums (m, ..., 6)."""
+    """The mean over the trainings (axis 0) of the differences in CCC, from sums (m, ..., 6)."""
     return (_ccc(first) - _ccc(second)).mean(0)
 
 
@@ -248,7 +250,7 @@ def _ccc(totals: np.ndarray) -> np.ndarray:
 
 
 def _fisher_z(ccc: np.ndarray) -> np.ndarray:
-    """artanh of a CCC; infinite where it is 1 or -1, but for rounding."""
+    """The artanh of a CCC; infinite where it is 1 or -1, up to rounding."""
     is_perfect = np.abs(ccc) > 1 - _CONSTANT
     return np.where(is_perfect, np.copysign(np.inf, ccc), np.arctanh(np.where(is_perfect, 0.0, ccc)))
 
@@ -266,7 +268,7 @@ def _is_constant(totals: np.ndarray) -> np.ndarray:
 
 
 def _jackknife(value: float, without: np.ndarray, utterances: np.ndarray) -> tuple[float, float]:
-    """The ends of the interval of `value`, from the values (speakers,) without each, who have so many utterances."""
+    """The ends of the interval of `value`, from the values without each speaker and the utterances that each has."""
     speakers = len(without)
     error = np.sqrt((speakers - 1) / speakers * ((without - value) ** 2).sum())
     freedom = max(1.0, utterances.sum() ** 2 / (utterances**2).sum() - 1)
@@ -275,7 +277,7 @@ def _jackknife(value: float, without: np.ndarray, utterances: np.ndarray) -> tup
 
 
 def _sums(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """By training and rated speaker (m, speakers, 6): number, labels, squares, predictions, squares, products."""
+    """Sums by training and rated speaker (m, speakers, 6): number, labels, squares, predictions, squares, products."""
     rated = ~np.isnan(labels)
     if not rated.any():
         return np.empty((len(predictions), 0, 6))
@@ -301,11 +303,11 @@ def _checked(
         named = ", ".join(f"{name} {shape}" for name, shape in ({"labels": labels.shape} | shapes).items())
         raise ValueError(
             f"with {expected[0]} speakers, one for each utterance, labels must have shape {expected}, and predictions "
-            f"the same, or (m, {expected[0]}, {expected[1]}) of m trainings; got {named}."
+            f"the same, or (m, {expected[0]}, {expected[1]}) for m trainings; got {named}."
         )
     if not len(speakers):
         raise ValueError("there is no utterance: a split needs at least one.")
-    is_rated = ~np.isnan(labels).all(axis=0)  # of the others no model answers: NaN
+    is_rated = ~np.isnan(labels).all(axis=0)  # in the other dimensions models answer NaN
     for name, values in answers.items():
         wrong = ~np.isfinite(values) & is_rated
         if wrong.any():

@@ -1,7 +1,7 @@
 """Agreement between predictions and labels over a whole split, and the files that predictions are kept in.
 
-Predictions and labels are arrays of shape (n, 3), columns in the order of `EMOTION_DIMENSIONS`, in the unit interval:
-0 is the minimum of the corpus' scale and 1 its maximum. A NaN label means "not rated".
+Predictions and labels are arrays of shape (n, 3), with columns in the order of `EMOTION_DIMENSIONS`, on the unit
+interval: 0 is the minimum of the corpus's scale and 1 its maximum. A NaN label means "not rated".
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _PREDICTED = [f"predicted_{dimension}" for dimension in EMOTION_DIMENSIONS]
 
 
 def evaluate_predictions(predictions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    r"""Scores one system on one split: CCC, Pearson correlation and mean absolute error, a dimension each.
+    r"""Scores one system on one split: CCC, Pearson correlation and mean absolute error of each dimension.
 
     With population moments (denominator $n$, the utterances that are rated in the dimension), in fp64,
 
     $$\mathrm{CCC} = \frac{2\,\mathrm{cov}(p, y)}{\mathrm{var}(p) + \mathrm{var}(y) + (\bar p - \bar y)^2}.$$
 
-    Where the predictions or the labels of a dimension are constant, a single utterance included, there is no
+    Where the predictions or the labels of a dimension are constant, as those of a single utterance are, there is no
     covariance: CCC is 0, even if both are the same constant, as with `cmkd.concordance_cc`, and Pearson is undefined.
 
     Args:
@@ -38,8 +38,8 @@ def evaluate_predictions(predictions: np.ndarray, labels: np.ndarray) -> dict[st
 
     Returns:
         `{"n": n, "ccc": {"activation": …, …}, "pearson": {…}, "mae": {…}}`. `n` counts utterances, rated or not.
-        What is undefined is None (Pearson of a constant; all three where a dimension has no rating), so that the result
-        is valid JSON.
+        What is undefined is None (Pearson of a constant; all three if a dimension has no rating), so that the result is
+        valid JSON.
 
     Raises:
         ValueError: if the shapes differ or are not (n, 3) with n > 0, if a prediction is not finite, or if a label is
@@ -61,7 +61,7 @@ def evaluate_predictions(predictions: np.ndarray, labels: np.ndarray) -> dict[st
             f"{', '.join(EMOTION_DIMENSIONS)}; got {predictions.shape} and {labels.shape}"
         )
     if len(predictions) == 0:
-        raise ValueError("predictions hold no utterance: a split needs at least one to be scored")
+        raise ValueError("predictions hold no utterance: a split needs at least one to be scored.")
     is_rated = ~np.isnan(labels).all(axis=0)
     _require_none(~np.isfinite(predictions) & is_rated, predictions, "predictions must be finite")
     _require_none(np.isinf(labels), labels, "labels must be finite, or NaN where an utterance is not rated")
@@ -91,11 +91,11 @@ def _agreement(prediction: np.ndarray, label: np.ndarray) -> tuple[float | None,
 
 
 def ccc_of_moments(covariance: Any, variance: Any, other_variance: Any, bias: Any) -> Any:
-    """Lin's CCC from moments with one divisor, numbers or arrays of one shape; `bias` is the difference of the means.
+    """Lin's CCC from moments with the same divisor, as numbers or arrays; `bias` is the difference of the means.
 
-    The one place where the package writes CCC in numpy. Three others have it for a reason: `cmkd.losses` in torch, for
-    training; `modeling_cmkd.py`, which travels to the Hub; and the metric `concordance_cc`, of which `evaluate.load`
-    copies one file. What to say where either is constant is for the caller.
+    This is the only place in the package with CCC in numpy. It is written three more times, each for a reason:
+    `cmkd.losses` has it in torch, for training; `modeling_cmkd.py` travels to the Hub; and of the metric
+    `concordance_cc`, `evaluate.load` copies one file. What to return where either is constant is up to the caller.
 
     >>> ccc_of_moments(covariance=0.5, variance=1.0, other_variance=1.0, bias=0.0)
     0.5
@@ -104,7 +104,7 @@ def ccc_of_moments(covariance: Any, variance: Any, other_variance: Any, bias: An
 
 
 def _require_none(bad: np.ndarray, values: np.ndarray, rule: str) -> None:
-    """Raises ValueError with the first offending value, if `bad` (n, 3) marks any."""
+    """Raises a ValueError with the first offending value if `bad` (n, 3) marks any."""
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(f"{rule}; got {values[row, column]} in row {row}, column {column} ({bad.sum()} such values)")
@@ -112,14 +112,14 @@ def _require_none(bad: np.ndarray, values: np.ndarray, rule: str) -> None:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one system answered on one split, as `read_predictions` returns it.
+    """The answers of one system on one split, as `read_predictions` returns them.
 
     Attributes:
-        ids: the utterances, n of them.
-        predictions: (n, 3), unit interval.
-        labels: (n, 3), unit interval, NaN where not rated.
-        speakers: who spoke each utterance, "" where unknown.
-        genders: "female", "male" or "" of each utterance's speaker.
+        ids: the n utterances.
+        predictions: (n, 3), on the unit interval.
+        labels: (n, 3), on the unit interval, NaN where not rated.
+        speakers: the speaker of each utterance, "" where unknown.
+        genders: the gender of each utterance's speaker, "female", "male" or "" where unknown.
     """
 
     ids: list[str]
@@ -142,10 +142,11 @@ def write_predictions(
     The file appears whole or not at all: it is written beside its place and renamed. Missing folders are made.
 
     Args:
-        path: where to, for instance `runs/demo/predictions/teacher_test.parquet`; an existing file is replaced.
+        path: the file to write, for instance `runs/demo/predictions/teacher_test.parquet`; an existing file is
+            replaced.
         ids: n utterance ids.
-        predictions: (n, 3), unit interval.
-        labels: (n, 3), unit interval, NaN where not rated.
+        predictions: (n, 3), on the unit interval.
+        labels: (n, 3), on the unit interval, NaN where not rated.
         speakers: n names, "" where unknown.
         genders: n of "female", "male" and "" (unknown).
 
@@ -177,7 +178,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
         path: the Parquet file.
 
     Returns:
-        What was written, in its order. A file of an earlier version has no speakers and genders: all are unknown.
+        What was written, in the same order. A file of an earlier version has no speakers and genders; all are unknown.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -1,4 +1,4 @@
-"""The scores of all systems of a run, as results.json has them, and in words what their intervals and tests are."""
+"""The scores of all systems of a run, as in results.json, and sentences that explain their intervals and tests."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from cmkd.stages import COMPARISONS, STAGES
 
 _COMPARED = [name for name in STAGES if any(name in pair for pair in COMPARISONS)]
 NOTHING_COMPARED = f"Not known: it takes two of {enumerated([STAGES[name].short_name for name in _COMPARED])}."
-"""What a report says in the place of comparisons of which there are none."""
+"""What a report says if there are no comparisons."""
 
 _COMPARED_SPLITS = ("validation", "test")
 _GENDERS = ("female", "male")
 
 
 def score_systems(predictions: Mapping[str, Mapping[str, Predictions]]) -> dict[str, Any]:
-    """Scores every system on every split; see `cmkd.scoring.confidence` for what intervals and p-values are.
+    """Scores every system on every split; `cmkd.scoring.confidence` explains the intervals and p-values.
 
     Args:
-        predictions: by split, by system.
+        predictions: the answers by split and system.
 
     Returns:
         Three entries of results.json:
 
-        - `systems`: by system, by split, what `evaluate_predictions` returns, and `interval`, by dimension [low, high]
-          or None where the split has fewer than two rated speakers, and `by_gender`, by "female" and "male", as far as
-          there are such, `{"n": …, "ccc": {…}}`.
-        - `comparisons`: for each pair of COMPARISONS of which both were scored on validation or test
-          `{"system", "baseline", "split", "difference", "interval", "p", "smallest_p"}`, the last four by dimension, as
-          `cmkd.paired_test` has them, None where nobody rated it; the difference is that of the CCC, system less
-          baseline.
+        - `systems`: by system and split, what `evaluate_predictions` returns, and in addition `interval`, by dimension
+          [low, high], or None if the split has fewer than two rated speakers, and `by_gender`, by "female" and "male"
+          where there are any, `{"n": …, "ccc": {…}}`.
+        - `comparisons`: for each pair of COMPARISONS that were both scored on validation or test
+          `{"system", "baseline", "split", "difference", "interval", "p", "smallest_p"}`. The last four are by
+          dimension, as `cmkd.paired_test` returns them, or None if nobody rated it; the difference is the CCC of the
+          system minus that of the baseline.
         - `confidence`: as `describe_confidence` returns it.
 
     Raises:
-        ValueError: two systems have answered other utterances of a split, or with other labels.
+        ValueError: two systems have answered different utterances of a split, or with different labels.
     """
     systems: dict[str, dict[str, Any]] = {}
     comparisons, speakers = [], {}
@@ -66,36 +66,36 @@ def score_systems(predictions: Mapping[str, Mapping[str, Predictions]]) -> dict[
 
 
 def pairs_to_compare(split: str, systems: Collection[str]) -> list[tuple[str, str]]:
-    """Those of COMPARISONS of which there are both; none on train."""
+    """The pairs of COMPARISONS that are both among `systems`; none on train."""
     if split not in _COMPARED_SPLITS:
         return []
     return [(system, baseline) for system, baseline in COMPARISONS if system in systems and baseline in systems]
 
 
 def compare(answers: Predictions, predictions: np.ndarray, others: np.ndarray) -> dict[str, dict[str, Any]]:
-    """What `cmkd.paired_test` says of two systems, field by field, by dimension: `{"p": {"activation": …, …}, …}`.
+    """The result of `cmkd.paired_test` for two systems, by field and dimension: `{"p": {"activation": …, …}, …}`.
 
     Args:
-        answers: whose labels and speakers are taken.
-        predictions: (n, 3) or (m, n, 3).
-        others: the same of the system to compare with.
+        answers: the answers whose labels and speakers are used.
+        predictions: (n, 3) or (m, n, 3), those of the system.
+        others: the same for the system to compare with.
     """
-    found = paired_test(answers.labels, predictions, others, answers.speakers)
+    tests = paired_test(answers.labels, predictions, others, answers.speakers)
     return {
-        field: {dimension: entry and entry[field] for dimension, entry in found.items()}
+        field: {dimension: entry and entry[field] for dimension, entry in tests.items()}
         for field in ("difference", "interval", "p", "smallest_p")
     }
 
 
 def describe_confidence(speakers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What intervals and tests stand on.
+    """What intervals and tests are based on.
 
     Args:
-        speakers: by split, of each utterance, "" where unknown.
+        speakers: by split, the speaker of each utterance, "" where unknown.
 
     Returns:
-        `level`; `permutations`, the most that are tried, and their `seed`; and in `splits` by split how many `speakers`
-        are known, and how many `utterances_without_speaker` each count as one.
+        `level`; `permutations`, the most that are tried, and their `seed`; and in `splits`, by split, how many
+        `speakers` are known, and how many `utterances_without_speaker` each count as a speaker.
     """
     splits = {
         split: {"speakers": len(set(names) - {""}), "utterances_without_speaker": list(names).count("")}
@@ -105,11 +105,11 @@ def describe_confidence(speakers: Mapping[str, Sequence[str]]) -> dict[str, Any]
 
 
 def describe_intervals(confidence: Mapping[str, Any], splits: Collection[str]) -> str:
-    """A sentence on what the intervals of these splits stand on.
+    """A sentence about what the intervals of these splits are based on.
 
     Args:
         confidence: as `describe_confidence` returns it.
-        splits: whose intervals are shown.
+        splits: the splits whose intervals are shown.
 
     >>> confidence = describe_confidence({"test": ["anna", "ben"]})
     >>> describe_intervals(confidence, ["test"])
@@ -134,11 +134,11 @@ def describe_intervals(confidence: Mapping[str, Any], splits: Collection[str]) -
 
 
 def describe_test(smallest: Iterable[float | None], permutations: int = PERMUTATIONS) -> str:
-    """Sentences on what the p-values are, and how small they can be.
+    """Sentences about what the p-values are, and how small they can be.
 
     Args:
         smallest: the `smallest_p` of each test that is shown; None is left out.
-        permutations: the most that are tried.
+        permutations: the most permutations that are tried.
 
     >>> "cannot be below 0.125, however large" in describe_test([0.125, 0.125])
     True
@@ -153,7 +153,7 @@ def describe_test(smallest: Iterable[float | None], permutations: int = PERMUTAT
 
 
 def format_p(value: float) -> str:
-    """Three digits.
+    """A p-value with three digits.
 
     >>> format_p(0.125), format_p(0.0001), format_p(1.0)
     ('0.125', '0.0001', '1')
@@ -162,23 +162,23 @@ def format_p(value: float) -> str:
 
 
 def _same_utterances(split: str, answers: Mapping[str, Predictions]) -> Predictions:
-    """The answers of the first system, once all are known to be about the same utterances."""
+    """The answers of the first system, after checking that all systems answered the same utterances."""
     (name, first), *others = answers.items()
     for other, answer in others:
         if answer.ids != first.ids or not np.array_equal(answer.labels, first.labels, equal_nan=True):
             raise ValueError(
-                f"predictions of {name} and {other} on {split} are about other utterances or labels: they come from "
-                "different corpora; repeat one of the two stages with --overwrite."
+                f"predictions of {name} and {other} on {split} are about different utterances or labels: they come "
+                "from different corpora; repeat one of the two stages with --overwrite."
             )
     return first
 
 
 def _by_gender(answer: Predictions) -> dict[str, Any]:
     genders = np.array(answer.genders)
-    found = {}
+    by_gender = {}
     for gender in _GENDERS:
         chosen = genders == gender
         if chosen.any():
             scores = evaluate_predictions(answer.predictions[chosen], answer.labels[chosen])
-            found[gender] = {"n": scores["n"], "ccc": scores["ccc"]}
-    return found
+            by_gender[gender] = {"n": scores["n"], "ccc": scores["ccc"]}
+    return by_gender

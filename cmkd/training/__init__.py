@@ -1,1 +1,1 @@
-"""The trainer: a loss over the whole step, on any number of devices."""
+"""The trainer, whose loss is that of a whole step on any number of devices."""

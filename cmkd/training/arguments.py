@@ -15,17 +15,17 @@ def plateau_schedule(factor: float = 0.75, patience: int = 2) -> dict[str, Any]:
 
 
 _SET = {
-    "optim": ("adamw_torch", "without weight decay that is the paper's Adam; CMKDTrainer(optimizers=…) takes another"),
+    "optim": ("adamw_torch", "without weight decay this is the paper's Adam; CMKDTrainer(optimizers=…) takes another"),
     "optim_args": (None, "CMKDTrainer(optimizers=…) takes an optimizer with other settings"),
     "optim_target_modules": (None, "CMKDTrainer(optimizers=…) takes an optimizer of other parameters"),
     "weight_decay": (0, "this is plain Adam, as in the paper"),
     "label_smoothing_factor": (0, "the loss is Eq. 7"),
-    "train_sampling_strategy": ("random", "CMKDTrainer(train_durations=…) puts utterances of like length together"),
+    "train_sampling_strategy": ("random", "CMKDTrainer(train_durations=…) puts utterances of similar length together"),
     "dataloader_drop_last": (False, "no utterance is left out of an epoch or of an evaluation"),
     "data_seed": (None, "seed orders the utterances too"),
     "auto_find_batch_size": (False, "out of memory, the error says what to do"),
 }
-"""Arguments of `TrainingArguments` that [`CMKDTrainer`] would not follow: what they must be, and why."""
+"""Arguments of `TrainingArguments` that [`CMKDTrainer`] would ignore: the value that each must have, and why."""
 
 _WITHOUT_WARMUP = ("reduce_lr_on_plateau", "constant", "greedy")
 _WITHOUT_KWARGS = ("constant", "constant_with_warmup")
@@ -39,26 +39,28 @@ class CMKDTrainingArguments(TrainingArguments):
         distillation_weight (`float`, *optional*, defaults to 30.0):
             lambda, the weight of the distance between student and teacher (Eq. 7).
         embedding_distance (`str`, *optional*, defaults to `"norm"`):
-            `"norm"`, `"squared_norm"` or `"mean_squared"`, see [`cmkd.embedding_distance`].
+            How the distance is measured: `"norm"`, `"squared_norm"` or `"mean_squared"`, see
+            [`cmkd.embedding_distance`].
         encoder_learning_rate_factor (`float`, *optional*, defaults to 0.25):
-            Learning rate of the speech encoder's trainable layers, as a share of `learning_rate`.
-
+            Learning rate of the speech encoder's trainable layers, as a fraction of `learning_rate`.
         loss_over (`str`, *optional*, defaults to `"step"`):
-            What the loss is a statistic of. `"step"`: all utterances between two updates of the weights, on all devices
-            and accumulation steps, which is Eq. 7 of that many. `"batch"`: each device's batch alone, averaged over
-            devices and accumulation steps, as usual; cheaper with accumulation, but another loss and gradient.
+            The utterances that the loss is computed over. `"step"`: all utterances between two updates of the weights,
+            on all devices and accumulation steps, which is Eq. 7 for that many utterances. `"batch"`: each device's
+            batch alone, averaged over devices and accumulation steps, as is usual; this is cheaper with accumulation,
+            but the loss and its gradient are different.
 
     Defaults that differ from `TrainingArguments`: batch 32, 50 epochs, Adam (`"adamw_torch"` without weight decay is
     the same) at 5e-4 without gradient clipping, times 0.75 when the validation CCC has not improved for more than
     two epochs (over a whole split the mean CCC is 1 - L_EMO, so this is the paper's validation loss); evaluation and
     checkpoint every epoch, the best by mean CCC kept; columns are left to the collator; a NaN loss is not hidden; no
     reports to outside services.
-    `lr_scheduler_kwargs` are by default [`plateau_schedule`]'s for `"reduce_lr_on_plateau"`, and none for any other.
+    `lr_scheduler_kwargs` default to those of [`plateau_schedule`] for `"reduce_lr_on_plateau"`, and to none for any
+    other scheduler.
 
     Raises:
-        ValueError: a value is out of its range, or would be ignored: all of those that name an optimizer, an order of
-            the utterances or another loss, which [`CMKDTrainer`] has of its own, and settings of the learning rate that
-            the scheduler does not have.
+        ValueError: a value is out of its range or would be ignored. Ignored would be all those that name an optimizer,
+            an order of the utterances or another loss, since [`CMKDTrainer`] has its own, and settings of the learning
+            rate that the scheduler does not have.
     """
 
     distillation_weight: float = 30.0
@@ -97,14 +99,14 @@ class CMKDTrainingArguments(TrainingArguments):
         if self.loss_over not in ("step", "batch"):
             raise ValueError(f"loss_over={self.loss_over!r}: must be 'step' or 'batch'.")
         for name, (value, reason) in _SET.items():
-            found = vars(self)[name]
-            if found != value:
-                shown = found.value if isinstance(found, Enum) else found
+            given = vars(self)[name]
+            if given != value:
+                shown = given.value if isinstance(given, Enum) else given
                 raise ValueError(f"{name}={shown!r}: must be {value!r}, since it would be ignored: {reason}.")
         if self.torch_empty_cache_steps is not None and self.loss_over == "step":
             raise ValueError(
                 f"torch_empty_cache_steps={self.torch_empty_cache_steps}: would be ignored with loss_over='step': "
-                "leave it out, or take loss_over='batch'."
+                "leave it out, or use loss_over='batch'."
             )
         self._check_schedule()
         if not 0 < self.encoder_learning_rate_factor <= 1:

@@ -1,4 +1,4 @@
-"""From utterances to a batch."""
+"""The collator, which makes a batch of utterances."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,12 +21,12 @@ def collate_utterances(utterances: list[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
         utterances: each with some of `input_values` (samples,), `input_features` (mel bins, frames), `speech_features`
-            (frames, ...), `input_ids` (tokens,), `text_features` (tokens, size), and any values of one fixed shape,
-            such as `labels` (3,), `teacher_embeddings` (size,) and `quality_weights` (), or text, such as `id`.
+            (frames, ...), `input_ids` (tokens,) and `text_features` (tokens, size); any values of a fixed shape, such
+            as `labels` (3,), `teacher_embeddings` (size,) and `quality_weights` (); and text, such as `id`.
 
     Returns:
-        A list for text. Else tensors with a leading batch axis, padded with zeros on the right to the longest
-        utterance, and for each of the first five its mask (batch, length), 1 where real, under the name in `MASKS`.
+        Lists for text, and otherwise tensors with a leading batch axis. The first five are padded with zeros on the
+        right to the longest utterance, and each has a mask (batch, length), 1 where real, under its name in `MASKS`.
     """
     batch: dict[str, Any] = {}
     for name in utterances[0]:

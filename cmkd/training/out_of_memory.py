@@ -1,8 +1,8 @@
-"""How torch says that there is no memory left."""
+"""How torch reports that there is no memory left."""
 
 import torch
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error is that of a GPU, or of the CPU, which has no class of its own."""
+    """Whether an error says that a GPU or the CPU is out of memory; the CPU's error has no class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

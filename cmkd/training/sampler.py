@@ -1,4 +1,4 @@
-"""Which utterances are trained on together: those of a step are of like length, and all else is random."""
+"""Which utterances are trained on together: those of a step are of similar length, and all else is random."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,28 +9,30 @@ POOL_STEPS = 32
 
 
 class StepSampler(Sampler[list[int]]):
-    """The utterances of each training step, over all devices and accumulation steps: every utterance once an epoch.
+    """The utterances of each training step, over all devices and accumulation steps; each occurs once per epoch.
 
-    All steps of an epoch are of one size, or one less, so that no step at its end has a CCC of very few utterances. A
-    random order is cut into pools of at most `POOL_STEPS` steps and at most half of the data, each pool is sorted by
-    length and cut into steps, and the steps are shuffled. Which utterances meet is drawn anew every epoch, from `seed`
-    and the epoch alone: the same on any number of devices, and an interrupted epoch can go on.
+    The steps of an epoch differ by at most one utterance in size, so that the last one is not left with very few
+    utterances for its CCC. A random order is cut into pools of at most `POOL_STEPS` steps and at most half of the data,
+    each pool is sorted by length and cut into steps, and the steps are shuffled. Which utterances meet is drawn anew in
+    every epoch, from `seed` and the epoch alone, so that it is the same on any number of devices and an interrupted
+    epoch can go on.
 
     Args:
-        number (`int`): Of utterances.
-        step_size (`int`): The most utterances of a step.
-        seed (`int`): Of the order.
-        lengths (sequence of `float`, *optional*): Of the utterances, in any unit. Without them the order is random.
+        number (`int`): Number of utterances.
+        step_size (`int`): The most utterances that a step may have.
+        seed (`int`): Seed of the order.
+        lengths (sequence of `float`, *optional*): Lengths of the utterances, in any unit. Without them the order is
+            random.
 
     Raises:
-        ValueError: A number is less than 1, or there is not one length an utterance.
+        ValueError: A number is less than 1, or there is not exactly one length per utterance.
     """
 
     def __init__(self, number: int, step_size: int, seed: int, lengths: Sequence[float] | None = None):
         if number < 1 or step_size < 1:
             raise ValueError(f"number={number}, step_size={step_size}: both must be at least 1.")
         if lengths is not None and len(lengths) != number:
-            raise ValueError(f"lengths has {len(lengths)} values for {number} utterances: give one an utterance.")
+            raise ValueError(f"lengths has {len(lengths)} values for {number} utterances: give one per utterance.")
         self.number = number
         self.num_steps = -(-number // step_size)
         self.seed = seed
@@ -59,19 +61,19 @@ class StepSampler(Sampler[list[int]]):
 
 
 class DeviceBatchSampler(Sampler[list[int]]):
-    """The batches of one device: its share of every step, cut into as many as there are accumulation steps.
+    """The batches of one device: its share of every step, cut into as many batches as there are accumulation steps.
 
     A step is dealt out like cards, so that the batches of all devices take equally long. They differ by at most one in
-    size, and none is empty, filled up by repeating or dropped.
+    size; none is empty, filled up by repetition, or dropped.
 
     Args:
-        steps ([`StepSampler`]): The same on all devices.
-        num_batches (`int`): Accumulation steps.
-        num_devices (`int`): Devices.
+        steps ([`StepSampler`]): The steps, the same on all devices.
+        num_batches (`int`): Number of accumulation steps.
+        num_devices (`int`): Number of devices.
         device (`int`): This device's number, from 0.
 
     Raises:
-        ValueError: There are fewer utterances in a step than batches.
+        ValueError: A step has fewer utterances than batches.
     """
 
     def __init__(self, steps: StepSampler, num_batches: int, num_devices: int, device: int):
@@ -95,5 +97,5 @@ class DeviceBatchSampler(Sampler[list[int]]):
                 yield step[batch * self.num_devices + self.device :: self.shares]
 
     def set_epoch(self, epoch: int) -> None:
-        """Must be called at the start of every epoch."""
+        """Says which epoch begins; must be called at the start of every one."""
         self.steps.epoch = epoch

@@ -40,26 +40,26 @@ _REFUSED = {
 
 
 _Pass = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]
-"""Of one batch: the outputs of the model, what the loss compares them with, and the names of the utterances."""
+"""One batch after the model: its outputs, what the loss compares them with, and the names of the utterances."""
 
 
 class CMKDTrainer(Trainer):
     """A `Trainer` whose loss is Eq. 7, over the whole step, and whose metrics are those of the whole split.
 
     It trains any model that returns `logits` (batch, 3) and `embeddings` (batch, size). A batch holds the model's
-    inputs, `labels` (batch, 3) with NaN where not rated, for a student also `teacher_embeddings` (batch, size) and
-    `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone. `id`, a list of names, is for
-    error messages.
+    inputs and `labels` (batch, 3), with NaN where not rated, and for a student also `teacher_embeddings` (batch, size)
+    and `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone. `id`, a list of names, is for
+    error messages. `docs/training.md` has an example with a model of one's own.
 
-    Value and gradient of the loss are those of all utterances of a step, on whatever number of devices and accumulation
-    steps they lie, see `cmkd.training.whole_step`; the mean of the losses of the batches if `args.loss_over` is
-    "batch".
+    The loss and its gradient are those of all utterances of a step, however many devices and accumulation steps they
+    are spread over (see `cmkd.training.whole_step`). If `args.loss_over` is "batch", the loss is the mean of the losses
+    of the batches instead.
 
     Args:
-        args, kwargs: as for `Trainer`, less `optimizer_cls_and_kwargs` and `compute_loss_func`. An optimizer or
-            scheduler in `optimizers` is taken as it is: it then has the learning rates, and `args` has no say.
+        args, kwargs: as for `Trainer`, except `optimizer_cls_and_kwargs` and `compute_loss_func`. An optimizer or
+            scheduler in `optimizers` is taken as it is: its learning rates are used, and those in `args` are not.
         train_durations (sequence of `float`, *optional*):
-            Seconds of the training utterances; those of a step are then of like length, see
+            Durations of the training utterances in seconds; those of a step are then of similar length, see
             [`cmkd.training.sampler.StepSampler`]. Without them the order is random.
 
     Raises:
@@ -100,7 +100,9 @@ class CMKDTrainer(Trainer):
         loss = ccc_loss(logits, labels)
         if teacher_embeddings is not None:
             if quality_weights is None:
-                raise ValueError("teacher_embeddings come without quality_weights: give ones to keep every utterance.")
+                raise ValueError(
+                    "teacher_embeddings come without quality_weights: give weights of 1 to keep every utterance."
+                )
             distance = embedding_distance(embeddings, teacher_embeddings, self.args.embedding_distance)
             loss = loss + self.args.distillation_weight * weighted_mean(distance, quality_weights)
         return loss
@@ -112,14 +114,14 @@ class CMKDTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of one batch: what evaluation asks for, and training if `loss_over` is "batch"."""
+        """The loss of one batch, which evaluation needs, and training if `loss_over` is "batch"."""
         inputs, targets, _ = split_batch(inputs)
         outputs = model(**inputs)
         loss = self.loss(outputs["logits"], outputs["embeddings"], **targets)
         return (loss, outputs) if return_outputs else loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
-        """Keeps the batches of the step that begins."""
+        """Keeps the batches of the step that is about to begin."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._batches = list(batches)
         return batches, num_items
@@ -127,7 +129,7 @@ class CMKDTrainer(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """One batch of a step, with the gradient of the whole step's loss; Trainer's own knows the loss of a batch."""
+        """Trains on one batch with the gradient of the whole step's loss, where Trainer takes that of the batch."""
         try:
             if self.args.loss_over == "batch":
                 return self._batch_training_step(model, inputs, num_items_in_batch)
@@ -148,8 +150,8 @@ class CMKDTrainer(Trainer):
     def _step_training_step(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         model.train()
         if len(self._batches) == 1:
-            found = self._run(model, inputs)
-            outputs, (gradients,) = found[0], self._finish_outputs([found])
+            one_pass = self._run(model, inputs)
+            outputs, (gradients,) = one_pass[0], self._finish_outputs([one_pass])
         else:
             if not self._second_passes:
                 self._first_passes(model)
@@ -167,7 +169,7 @@ class CMKDTrainer(Trainer):
         shapes = {name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         return (
             f"Out of memory at training step {self.state.global_step + 1}, with a batch of {len(inputs['labels'])} "
-            f"utterances{longest}; shapes {shapes}. A smaller batch_size (it is {batch}) with as many more "
+            f"utterances{longest}; shapes {shapes}. A smaller batch_size (it is {batch}) with correspondingly more "
             "gradient_accumulation_steps gives the same loss and gradient. Fewer num_trainable_layers, shorter "
             "utterances, or bf16 (accelerate launch --mixed_precision bf16) help too."
         )
@@ -179,32 +181,32 @@ class CMKDTrainer(Trainer):
         return {name: outputs[name] for name in OUTPUTS}, targets, ids
 
     def _first_passes(self, model: torch.nn.Module) -> None:
-        states, found = [], []
+        states, passes = [], []
         with torch.no_grad():
             for batch in self._batches:
                 states.append(RandomState(self.args.device))
-                found.append(self._run(model, batch))
-        self._second_passes = list(zip(states, self._finish_outputs(found), strict=True))
+                passes.append(self._run(model, batch))
+        self._second_passes = list(zip(states, self._finish_outputs(passes), strict=True))
 
-    def _finish_outputs(self, found: Sequence[_Pass]) -> list[dict[str, torch.Tensor]]:
-        batches = [outputs | targets for outputs, targets, _ in found]
+    def _finish_outputs(self, passes: Sequence[_Pass]) -> list[dict[str, torch.Tensor]]:
+        batches = [outputs | targets for outputs, targets, _ in passes]
         self._step_loss, gradients = loss_and_output_gradients(self.accelerator, self.loss, batches)
         if not self._step_loss.isfinite():
-            ids = [identifier for _, _, of_batch in found for identifier in of_batch]
-            finite = torch.cat([_are_finite(outputs, targets["labels"]) for outputs, targets, _ in found])
+            ids = [identifier for _, _, of_batch in passes for identifier in of_batch]
+            finite = torch.cat([_are_finite(outputs, targets["labels"]) for outputs, targets, _ in passes])
             bad = gather_object([ids[row] for row in (~finite).nonzero().flatten().tolist()])  # of all devices
             self._refuse_loss(self._step_loss, bad or gather_object(ids))
         return gradients
 
     def _refuse_loss(self, loss: torch.Tensor, ids: list[str]) -> None:
         raise FloatingPointError(
-            f"The loss of training step {self.state.global_step + 1} is {loss.item()}, due to one or more of the "
+            f"The loss of training step {self.state.global_step + 1} is {loss.item()} because of one or more of the "
             f"utterances {', '.join(ids)}. The weights are as they were before this step. Check the audio and labels "
-            "of these utterances, lower the learning rate, or train in bf16 or fp32 where it is fp16."
+            "of these utterances, lower the learning rate, or train in bf16 or fp32 if you are using fp16."
         )
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of like length, and steps that are the same on any number of devices; see `cmkd.training.sampler`."""
+        """Batches of similar length, in steps that are the same on any number of devices (`cmkd.training.sampler`)."""
         args = self.args
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         steps = StepSampler(len(self.train_dataset), size, args.seed, self.train_durations)
@@ -229,10 +231,10 @@ class CMKDTrainer(Trainer):
         return _with_reading_limit(super().get_test_dataloader(test_dataset))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Trainer's own, but older checkpoints are deleted once this one is on the disk, and by their steps.
+        """Saves as Trainer does, but deletes older checkpoints, chosen by step, only once this one is on the disk.
 
-        Trainer deletes them before, and goes by the time of change of the folders, of which it warns that it may not be
-        reliable whenever two checkpoints are less than a second apart.
+        Trainer deletes them earlier and chooses them by the modification times of the folders, which it warns may not
+        be reliable when two checkpoints are less than a second apart.
         """
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -245,7 +247,7 @@ class CMKDTrainer(Trainer):
             rotate_checkpoints(folder, limit, self.state.best_model_checkpoint, use_mtime=False)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Adam with two learning rates; Trainer's own has one."""
+        """Creates Adam with two learning rates, where Trainer has one."""
         if self.optimizer is None:
             head: list[torch.nn.Parameter] = []
             encoder: list[torch.nn.Parameter] = []
@@ -262,12 +264,12 @@ class CMKDTrainer(Trainer):
 
 
 def _are_finite(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    """Which utterances (batch,) have finite outputs wherever there is a label to compare them with."""
+    """Which utterances (batch,) have finite outputs in every dimension that has a label to compare them with."""
     return (outputs["logits"].isfinite() | labels.isnan()).all(1) & outputs["embeddings"].isfinite().all(1)
 
 
 def check_sharding(plugin: Any) -> None:
-    """Checks that FSDP is set as [`CMKDTrainer`] and the models can do with it, as `launch/fsdp.yaml` does.
+    """Checks that FSDP is set up as [`CMKDTrainer`] and the models need it, which `launch/fsdp.yaml` does.
 
     Raises:
         ValueError: a setting does not fit.
@@ -287,13 +289,13 @@ def check_sharding(plugin: Any) -> None:
         ),
         "fsdp_cpu_ram_efficient_loading": (True, False, not plugin.cpu_ram_efficient_loading),
     }
-    for name, (found, expected, fits) in wrong.items():
+    for name, (value, expected, fits) in wrong.items():
         if not fits:
-            raise ValueError(f"{name} is {found}, but must be {expected}: launch with --config_file launch/fsdp.yaml.")
+            raise ValueError(f"{name} is {value}, but must be {expected}: launch with --config_file launch/fsdp.yaml.")
 
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[str]]:
-    """The model's inputs, what the loss compares its outputs with, and the names of the utterances."""
+    """Splits a batch into the model's inputs, what the loss compares its outputs with, and the utterances' names."""
     inputs = dict(batch)
     targets = {name: inputs.pop(name) for name in TARGETS if name in inputs}
     ids = inputs.pop("id", None) or [f"number {row} of its batch" for row in range(len(targets["labels"]))]
@@ -317,7 +319,7 @@ class EpochOrder(TrainerCallback):
 
 
 class OwnClassName(TrainerCallback):
-    """Gives the class that FSDP makes up for a model the name of the model's own, which checkpoints refer to."""
+    """Gives the class that FSDP generates for a model the name of the model's own class, as checkpoints record it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if isinstance(model, FSDPModule):
@@ -326,7 +328,7 @@ class OwnClassName(TrainerCallback):
 
 
 class EpochLines(TrainerCallback):
-    """One readable line an epoch, where Trainer prints dictionaries."""
+    """Prints one readable line per epoch, where Trainer prints dictionaries."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs is not None and "eval_ccc" in logs:
@@ -334,14 +336,14 @@ class EpochLines(TrainerCallback):
 
 
 class EpochProgress(ProgressCallback):
-    """Trainer's progress bar, with the same line an epoch above it."""
+    """Trainer's progress bar, with the same line per epoch above it."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         EpochLines.on_log(self, args, state, control, logs)
 
 
 def epoch_line(args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> str:
-    """What a person wants to see of an epoch."""
+    """One line about an epoch: its number, the training loss and the validation CCC of each dimension."""
     loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), float("nan"))
     scores = (f"{key.removeprefix('eval_ccc_')} {value:.3f}" for key, value in logs.items() if "eval_ccc_" in key)
     return (

@@ -1,15 +1,16 @@
 """The loss of a whole training step, on any number of devices and accumulation steps.
 
-L_TOTAL (Eq. 7) is no mean over utterances: a CCC is a statistic of all of them together, and L_STU is divided by the
-sum of all weights. With z_i, the outputs of utterance i of a step of N,
+L_TOTAL (Eq. 7) is not a mean over utterances: a CCC is a statistic of all of them together, and L_STU is divided by the
+sum of all weights. If z_i are the outputs of utterance i of a step of N utterances,
 
     dL/dtheta = sum_i  dL/dz_i(z_1, ..., z_N) . dz_i/dtheta
 
-so that no batch can go backwards before the outputs of all are known. They are small, 131 numbers an utterance: those
-of the whole step are gathered on every device, L and all dL/dz_i come from the same code as on one device, and every
-device goes back through its own utterances with its own dL/dz_i. (Gathering sufficient statistics would send less, but
-take a second formula for every term of the loss.) Where a step has several batches, they run twice: first without
-gradient, to know their outputs, and then, from the same random state, with gradient.
+so that the backward pass of a batch cannot begin before the outputs of all batches are known. They are small, 131
+numbers per utterance. So those of the whole step are gathered on every device, L and all dL/dz_i are computed by the
+same code as on one device, and every device goes back through its own utterances with its own dL/dz_i. (Gathering
+sufficient statistics would send less, but would need a second formula for every term of the loss.) Where a step has
+several batches, they run twice: first without gradient, to know their outputs, and then, from the same random state,
+with gradient.
 """
 
 import random
@@ -29,21 +30,21 @@ def loss_and_output_gradients(
     """The loss of the step, and its gradient at the outputs of this device's batches.
 
     Args:
-        accelerator: of the devices that take part; all must call this.
-        loss: takes the tensors of all utterances of the step, by name.
-        batches: of this device, each with `logits` (n, 3), `embeddings` (n, size), `labels` (n, 3), and for a student
-            also `teacher_embeddings` (n, size) and `quality_weights` (n,); n may differ.
+        accelerator: that of the launch; every process must call this function.
+        loss: a function that takes the tensors of all utterances of the step, by name.
+        batches: those of this device, each with `logits` (n, 3), `embeddings` (n, size), `labels` (n, 3), and for a
+            student also `teacher_embeddings` (n, size) and `quality_weights` (n,); n may differ between batches.
 
     Returns:
-        The loss, the same on every device, and for each batch the gradients by the names of `OUTPUTS`, times the number
-        of devices: DistributedDataParallel and FSDP take the mean of the devices' gradients, and we want their sum.
+        The loss, the same on every device, and for each batch the gradients by the names of `OUTPUTS`, multiplied by
+        the number of devices: DistributedDataParallel and FSDP average the devices' gradients, and we want their sum.
     """
     own = {name: torch.cat([batch[name].detach() for batch in batches]) for name in batches[0]}
     for name in OUTPUTS:
         own[name] = own[name].to(torch.promote_types(own[name].dtype, torch.float32))
     step = {}
     for name, rows in own.items():
-        # A device with fewer utterances is filled up with some that are unrated and of weight 0: in no sum of the loss.
+        # A device with fewer utterances is filled up with unrated ones of weight 0, which no sum of the loss counts.
         fill = torch.nan if name == "labels" else 0
         step[name] = accelerator.gather(accelerator.pad_across_processes(rows, pad_index=fill))
     outputs = [step[name].requires_grad_() for name in OUTPUTS]
@@ -59,7 +60,7 @@ def loss_and_output_gradients(
 def backward(
     accelerator: Accelerator, outputs: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor]
 ) -> None:
-    """Goes back from the outputs of a batch with the gradient of the step's loss at them."""
+    """Runs the backward pass from the outputs of a batch, given the gradient of the step's loss at them."""
     products = [(outputs[name].to(gradients[name].dtype) * gradients[name]).sum() for name in OUTPUTS]
     accelerator.backward(sum(products))
 
@@ -71,7 +72,7 @@ class RandomState:
     parts of a model may lie on several.
 
     Args:
-        device: of the kind that the model is on.
+        device: a device of the kind that the model is on.
 
     Raises:
         NotImplementedError: torch cannot read or set the generators of such devices.
@@ -87,7 +88,7 @@ class RandomState:
             self._devices = get()
 
     def restore(self) -> None:
-        """Sets the generators back to it."""
+        """Sets the generators back to this state."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002
         torch.set_rng_state(self.cpu)
@@ -96,7 +97,7 @@ class RandomState:
 
 
 def _accelerator_generators(device: torch.device) -> tuple[Callable, Callable]:
-    """What reads and what sets the states of all generators of a kind of device."""
+    """The functions that read and set the states of all generators of a kind of device."""
     module: Any = torch.get_device_module(device)
     try:
         if device.type == "mps":  # there is one

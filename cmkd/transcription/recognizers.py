@@ -1,9 +1,9 @@
-"""Speech recognition by any Whisper-like or CTC model of transformers: waveforms in, texts out.
+"""Recognises speech with any Whisper-like or CTC model of transformers: waveforms in, texts out.
 
-An utterance gets the text that it gets alone, whatever it shares a batch with. Where padding would change a model's
-output (CTC models whose convolutions normalise over time, such as wav2vec 2.0 Base; encoder-decoders other than
-Whisper), utterances therefore go through one at a time. Decoding is greedy. The text of an encoder-decoder ends after
-10 tokens and 25 for each second of the utterance: a model that writes more is repeating itself, as small ones do.
+An utterance gets the same text in every batch as it gets alone. If padding would change a model's output (CTC models
+whose convolutions normalise over time, such as wav2vec 2.0 Base; encoder-decoders other than Whisper), utterances
+therefore go through one at a time. Decoding is greedy. The text of an encoder-decoder ends after 10 tokens plus 25 for
+each second of the utterance: a model that writes more is repeating itself, as small ones do.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from cmkd.identity import folder_digest, hub_commit
 Precision = Literal["float32", "bfloat16", "float16"]
 
 NO_SPEECH_THRESHOLD = 0.6
-"""Whisper's own: from this probability on nobody speaks."""
+"""Whisper's own threshold: if the probability of no speech is at least this, nobody speaks."""
 
 SILENCE = 1e-4
-"""The largest sample of a waveform in which there is nothing to hear: three steps of 16 bits. Models invent words."""
+"""The largest sample of a waveform that counts as silent: three steps of 16 bits. In silence models invent words."""
 
 _ENGLISH_VOCABULARY, _MULTILINGUAL_VOCABULARY = 51864, 51865
 _SHORTEST = 0.05  # seconds, less than any word, and more than one frame of any model
 _CUT_WINDOW = 0.1  # seconds
-_TOKENS_A_SECOND = 25  # more than anybody speaks, in any language
+_TOKENS_PER_SECOND = 25  # more than anybody speaks, in any language
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Hypothesis:
     """What a model heard.
 
     Attributes:
-        text (`str`): "" if there are no words.
-        log_probability (`float`): Natural logarithm, summed over the tokens.
-        tokens (`int`): Their number. An encoder-decoder's include the one that ends the text; those of a CTC model are
-            the frames that are not blank.
-        no_speech_probability (`float`, *optional*): That nobody speaks; None if the model does not say.
+        text (`str`): The text, "" if there are no words.
+        log_probability (`float`): Natural logarithm of its probability, summed over the tokens.
+        tokens (`int`): The number of tokens. Those of an encoder-decoder include the one that ends the text; those of a
+            CTC model are the frames that are not blank.
+        no_speech_probability (`float`, *optional*): The probability that nobody speaks; None if the model has none.
     """
 
     text: str
@@ -66,7 +66,7 @@ class Hypothesis:
         return self.log_probability / self.tokens if self.tokens else None
 
     def __add__(self, other: Hypothesis) -> Hypothesis:
-        """That of two pieces of an utterance; somebody speaks if somebody speaks in either."""
+        """The hypothesis for two pieces of an utterance; there is speech if there is speech in either."""
         silences = [p for p in (self.no_speech_probability, other.no_speech_probability) if p is not None]
         return Hypothesis(
             " ".join(text for text in (self.text, other.text) if text),
@@ -88,17 +88,17 @@ def load_recognizer(
 
     Args:
         model (`str`): Hub name or folder.
-        models_dir (`str`, *optional*): Folder that holds models under their Hub names; looked into first.
+        models_dir (`str`, *optional*): Folder that holds models under their Hub names, which is searched first.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        language (`str`, *optional*): Of the speech, as "en" or "english", for a multilingual Whisper; None lets the
-            model detect it for each utterance.
-        precision (`str`, *optional*, defaults to `"float32"`): Of weights and activations.
-        device (`torch.device`, *optional*, defaults to `"cpu"`): Where it runs.
+        language (`str`, *optional*): The language of the speech, such as "en" or "english", for a multilingual Whisper;
+            None lets the model detect it for each utterance.
+        precision (`str`, *optional*, defaults to `"float32"`): The precision of weights and activations.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): The device on which it runs.
 
     Raises:
         OSError: There is no such model.
-        ValueError: It is no model for speech recognition, or its checkpoint lacks weights (say, an encoder without a
-            trained CTC head), or the language or the precision does not fit.
+        ValueError: It is not a model for speech recognition, or its checkpoint lacks weights (for example an encoder
+            without a trained CTC head), or the language or the precision does not fit.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}, but must be one of {', '.join(get_args(Precision))}.")
@@ -146,10 +146,10 @@ class SpeechRecognizer:
     """A model with its feature extractor and tokenizer.
 
     Attributes:
-        name (`str`): Of the model.
+        name (`str`): The name of the model.
         revision (`str`): Its commit on the Hub, or "sha256-" and the beginning of the digest of a folder's files.
-        seconds (`float`, *optional*): The most that it takes at once; longer utterances are cut where they are most
-            quiet, and their texts put together.
+        seconds (`float`, *optional*): The longest utterance that it takes at once, in seconds; longer ones are cut
+            where they are quietest, and their texts are joined.
         one_at_a_time (`bool`): Whether padding would change its output.
     """
 
@@ -165,7 +165,7 @@ class SpeechRecognizer:
         self._prepare()
 
     def _prepare(self) -> None:
-        """What remains to be set up in a subclass."""
+        """Sets up what a subclass needs in addition."""
 
     def cost(self, seconds: float) -> float:
         """The seconds of audio that the model computes for an utterance; padding to others in a batch comes on top."""
@@ -178,7 +178,7 @@ class SpeechRecognizer:
             waveforms (list of `np.ndarray`): float32 of shape (samples,), at `sampling_rate`.
 
         Returns:
-            `list[Hypothesis]`: One a waveform.
+            `list[Hypothesis]`: One per waveform.
         """
         pieces = [cut(waveform, self.sampling_rate, self.seconds) for waveform in waveforms]
         audible = [piece for of_one in pieces for piece in of_one if self._is_audible(piece)]
@@ -225,7 +225,7 @@ class CTCRecognizer(SpeechRecognizer):
             spoken = tokens != self.network.config.pad_token_id
             text = self.tokenizer.decode(
                 tokens.tolist()
-            )  # specials stay: taken out sooner they no longer divide letters
+            )  # specials stay: if they were removed earlier they would no longer separate letters
             for special in (self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.unk_token):
                 text = text if special is None else text.replace(special, "")
             hypotheses.append(Hypothesis(_words(text), scores[spoken].double().sum().item(), int(spoken.sum())))
@@ -250,10 +250,10 @@ class EncoderDecoderRecognizer(SpeechRecognizer):
 
     def _limits(self, waveforms: Sequence[np.ndarray]) -> list[int]:
         """The most tokens that are written for each utterance, whatever the others need."""
-        return [10 + math.ceil(_TOKENS_A_SECOND * len(waveform) / self.sampling_rate) for waveform in waveforms]
+        return [10 + math.ceil(_TOKENS_PER_SECOND * len(waveform) / self.sampling_rate) for waveform in waveforms]
 
     def _write(self, inputs: dict[str, Any], limits: Sequence[int], **settings: Any) -> list[Hypothesis]:
-        """Generates, and adds up the log-probabilities of the tokens up to the one that ends the text."""
+        """Generates tokens and adds up their log-probabilities up to the one that ends the text."""
         output = self.network.generate(**inputs, **settings, return_dict_in_generate=True, output_scores=True)
         written = output.sequences[:, -len(output.scores) :]
         scores = self.network.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
@@ -269,11 +269,11 @@ class EncoderDecoderRecognizer(SpeechRecognizer):
 
 
 class WhisperRecognizer(EncoderDecoderRecognizer):
-    """Whisper, in pieces of 30 s at most, without timestamps.
+    """Whisper, in pieces of at most 30 s, without timestamps.
 
     What the checkpoint's generation config lacks is filled in: the start and end tokens, the one that asks for no
-    timestamps, the tokens that are no speech, and languages and tasks of a multilingual model. What it has is kept.
-    Where the probability that nobody speaks is `NO_SPEECH_THRESHOLD` or more, the text is "".
+    timestamps, the tokens that are not speech, and the languages and tasks of a multilingual model. What it has is
+    kept. If the probability that nobody speaks is at least `NO_SPEECH_THRESHOLD`, the text is "".
     """
 
     one_at_a_time = False
@@ -339,12 +339,12 @@ class WhisperRecognizer(EncoderDecoderRecognizer):
         ]
 
     def _token(self, token: str) -> int | None:
-        """Its id, None if the tokenizer does not have it."""
+        """The id of a token; None if the tokenizer does not have it."""
         return self.tokenizer.get_vocab().get(token)
 
 
 def cut(waveform: np.ndarray, sampling_rate: int, seconds: float | None) -> list[np.ndarray]:
-    """Cuts a waveform (samples,) into pieces of at most `seconds`, where it is most quiet in the later half of each.
+    """Cuts a waveform (samples,) into pieces of at most `seconds`, each where its second half is quietest.
 
     >>> [len(piece) for piece in cut(np.ones(25), 10, 1.0)]
     [5, 5, 5, 10]

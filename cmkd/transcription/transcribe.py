@@ -1,7 +1,7 @@
-"""Transcribes a corpus, resumably and by as many processes as there are.
+"""Transcribes a corpus with any number of processes; it can be interrupted and resumed.
 
-Each finished batch is a Parquet file of its own in `<output>.parts`, which appears whole or not at all. Whoever starts
-again transcribes what neither the sidecar nor any part has. At the end the parts become one sidecar, see
+Each finished batch is a Parquet file of its own in `<output>.parts`, which appears whole or not at all. A run that is
+started again transcribes what neither the sidecar nor any part has. At the end the parts become one sidecar, see
 `cmkd.corpora.transcripts`.
 """
 
@@ -38,15 +38,15 @@ _TOLERANCE = 1e-3  # seconds
 
 @dataclass(frozen=True)
 class Transcription:
-    """What was done.
+    """What a call of [`transcribe`] has done.
 
     Attributes:
         output (`Path`): The sidecar.
-        utterances (`int`): Transcribed now, by all processes.
-        already (`int`): Those of the corpus that had been transcribed before.
-        hours (`float`): Of speech that was transcribed now.
-        seconds (`float`): That this took.
-        processes (`int`): How many took part.
+        utterances (`int`): The number of utterances transcribed now, by all processes.
+        already (`int`): The number of utterances of the corpus that had been transcribed before.
+        hours (`float`): The hours of speech transcribed now.
+        seconds (`float`): The seconds that this took.
+        processes (`int`): The number of processes that took part.
     """
 
     output: Path
@@ -57,7 +57,7 @@ class Transcription:
     processes: int
 
     def __str__(self) -> str:
-        speed = f", {self.hours / self.seconds * 3600:.1f} hours of speech an hour" if self.utterances else ""
+        speed = f", {self.hours / self.seconds * 3600:.1f} hours of speech per hour" if self.utterances else ""
         return (
             f"{self.output}: {self.utterances:,} utterances, {self.hours:.2f} hours of speech, transcribed in "
             f"{self.seconds:.0f} s by {self.processes} process{'es' if self.processes > 1 else ''}{speed}; "
@@ -78,27 +78,27 @@ def transcribe(
 ) -> Transcription:
     """Transcribes the utterances of a corpus that its sidecar lacks.
 
-    May be killed at any time and run again: nothing that was finished is done again. Under `accelerate launch` or
-    `torchrun` each process takes its share of the batches, and the main process puts them together.
+    It may be killed at any time and run again: nothing that was finished is repeated. Under `accelerate launch` or
+    `torchrun` each process takes its share of the batches, and the main process joins the results.
 
     Args:
-        corpus (`Corpus`): All its splits, which have the columns `id`, `audio` and `duration`.
+        corpus (`Corpus`): The corpus, whose splits have the columns `id`, `audio` and `duration`.
         model (`str`): Whisper-like or CTC model, a Hub name or a folder; see `cmkd.transcription.recognizers`.
-        output (path): The sidecar, for example transcripts.parquet. What it holds already stays.
+        output (path): The sidecar, for example transcripts.parquet. What it already holds stays.
         models_dir (`str`, *optional*): Folder that holds models under their Hub names.
         revision (`str`, *optional*): Branch, tag or commit of the model on the Hub.
-        language (`str`, *optional*): Of the speech, for a multilingual Whisper; by default it is detected.
+        language (`str`, *optional*): The language of the speech, for a multilingual Whisper; it is detected by default.
         precision (`str`, *optional*, defaults to `"float32"`): "float32", "bfloat16" or "float16".
-        batch_seconds (`float`, *optional*, defaults to 240): The most audio of a batch, padding included; an utterance
-            counts 30 s for Whisper, which pads it to that. Lower it if memory does not suffice.
+        batch_seconds (`float`, *optional*, defaults to 240): The most audio that a batch may hold, including padding;
+            for Whisper, which pads to 30 s, every utterance counts as 30 s. Lower it if memory is too small.
 
     Returns:
-        `Transcription`: What was done; in every process the same.
+        `Transcription`: What was done, the same in every process.
 
     Raises:
         OSError: There is no such model.
-        ValueError: The model does not recognise speech, or a setting does not fit; the sidecar or the parts are by
-            another model or with other settings, or of other audio; an utterance cannot be read; or another run is
+        ValueError: The model does not recognise speech, or a setting does not fit; the sidecar or the parts were made
+            by another model, with other settings or from other audio; an utterance cannot be read; or another run is
             writing to this sidecar.
     """
     output = Path(output)
@@ -120,7 +120,7 @@ def transcribe(
         known = _known(output, parts, origin)
         missing, already = _missing(corpus, known)
         batches = _batches(missing, recognizer, batch_seconds)
-        wait_for_all("load the model")  # and all have seen the same parts, before anybody adds one
+        wait_for_all("load the model")  # and all have seen the same parts before any is added
         share = batches[state.process_index :: state.num_processes]
         _work(corpus, share, recognizer, origin, parts, state)
         wait_for_all("transcribe its share")
@@ -147,7 +147,7 @@ class _Utterance:
 
 @contextmanager
 def _only_run(parts: Path, is_main_process: bool) -> Iterator[None]:
-    """Holds the lock of the parts, which the system lets go of when the process ends, however it ends."""
+    """Holds the lock of the parts, which the system releases when the process ends, however it ends."""
     if not is_main_process:
         yield
         return
@@ -167,7 +167,7 @@ def _only_run(parts: Path, is_main_process: bool) -> Iterator[None]:
 
 
 def _known(output: Path, parts: Path, origin: Mapping[str, str]) -> dict[str, float]:
-    """The utterances that the sidecar or a part has, with their seconds."""
+    """The utterances that the sidecar or a part has, with their durations in seconds."""
     known: dict[str, float] = {}
     for path in [*([output] if output.exists() else []), *_files(parts)]:
         table = read_transcripts(path)
@@ -175,7 +175,7 @@ def _known(output: Path, parts: Path, origin: Mapping[str, str]) -> dict[str, fl
             others = sorted(set(table[name].to_pylist()) - {value})
             if others:
                 raise ValueError(
-                    f"{path} was made with {name} {others[0]!r}, but now {name} is {value!r}: go on with the same, or "
+                    f"{path} was made with {name} {others[0]!r}, but now {name} is {value!r}: go on with the same one, "
                     f"choose another output, or remove {output.name} and {parts.name}."
                 )
         known |= dict(zip(table["id"].to_pylist(), table["duration"].to_pylist(), strict=True))
@@ -210,7 +210,7 @@ def _missing(corpus: Mapping[str, Dataset], known: Mapping[str, float]) -> tuple
 def _batches(
     utterances: Sequence[_Utterance], recognizer: SpeechRecognizer, batch_seconds: float
 ) -> list[list[_Utterance]]:
-    """Batches of utterances of like length, of `batch_seconds` with their padding, or of one utterance."""
+    """Batches of utterances of similar length, of `batch_seconds` including padding, or of one utterance."""
     batches: list[list[_Utterance]] = []
     for utterance in utterances:  # the first of a batch is its longest
         if batches and recognizer.cost(batches[-1][0].seconds) * (len(batches[-1]) + 1) <= batch_seconds:
@@ -228,7 +228,7 @@ def _work(
     parts: Path,
     state: PartialState,
 ) -> None:
-    """Transcribes this process' batches, a part each; the main process shows how its own share goes."""
+    """Transcribes this process's batches, each into a part; the main process shows the progress of its own share."""
     hours = sum(utterance.seconds for batch in batches for utterance in batch) / 3600
     share = f", share of 1 of {state.num_processes} processes" if state.num_processes > 1 else ""
     with tqdm(
@@ -256,7 +256,7 @@ def _work(
                 pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), unfinished)
             done = progress.n + sum(utterance.seconds for utterance in batch) / 3600
             speed = done * state.num_processes * 3600 / (time.monotonic() - started)
-            progress.set_postfix_str(f"{speed:.1f} hours of speech an hour", refresh=False)
+            progress.set_postfix_str(f"{speed:.1f} hours of speech per hour", refresh=False)
             progress.update(done - progress.n)
 
 
@@ -269,7 +269,7 @@ def _read(rows: Dataset, utterance: _Utterance, sampling_rate: int) -> np.ndarra
 
 
 def _merge(output: Path, parts: Path) -> None:
-    """Puts the sidecar and the parts together, sorted by id, and removes the parts."""
+    """Joins the sidecar and the parts, sorted by id, and removes the parts."""
     files = _files(parts)
     if files or not output.exists():
         tables = [read_transcripts(path) for path in [*([output] if output.exists() else []), *files]]

@@ -1,4 +1,4 @@
-"""The Space's page: predictions and references in, as JSON, and the coefficient of them out."""
+"""The page of the Space: it takes predictions and references as JSON and shows their coefficient."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""Concordance correlation coefficient, a column each, for the `evaluate` library.
+"""Concordance correlation coefficient of each column, for the `evaluate` library.
 
 `evaluate.load` copies this file alone, so it imports nothing of CMKD and has a formula of its own.
 """
@@ -51,9 +51,9 @@ _CITATION = """
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class ConcordanceCC(evaluate.Metric):
-    """Takes numbers or rows of numbers; gathers them over processes as every metric of `evaluate` does."""
+    """The metric, for numbers or rows of numbers; it gathers them over processes as every metric of `evaluate` does."""
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         row = datasets.List(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -65,26 +65,28 @@ class ConcordanceCC(evaluate.Metric):
             ],
         )
 
-    def _compute(self, predictions, references):
-        predictions, references = (
-            _columns(values, name) for values, name in ((predictions, "predictions"), (references, "references"))
+    def _compute(self, predictions: list, references: list) -> dict:
+        return _scores(_columns(predictions, "predictions"), _columns(references, "references"))
+
+
+def _scores(predictions: np.ndarray, references: np.ndarray) -> dict:
+    """The result of the metric for predictions and references of shape (n, dimensions)."""
+    if predictions.shape != references.shape:
+        raise ValueError(
+            f"predictions have shape {predictions.shape} and references {references.shape}: must be equal."
         )
-        if predictions.shape != references.shape:
-            raise ValueError(
-                f"predictions have shape {predictions.shape} and references {references.shape}: must be equal."
-            )
-        if not np.isfinite(predictions).all():
-            raise ValueError(f"{np.sum(~np.isfinite(predictions))} of the predictions are not finite: all must be.")
-        if np.isinf(references).any():
-            raise ValueError("references are infinite: they must be finite, or NaN where there is no rating.")
-        rated = ~np.isnan(references)
-        columns = zip(predictions.T, references.T, rated.T, strict=True)
-        coefficients = [concordance_cc(prediction[keep], reference[keep]) for prediction, reference, keep in columns]
-        return {
-            "concordance_cc": float(np.mean(coefficients)),
-            "per_dimension": coefficients,
-            "rated": rated.sum(axis=0).tolist(),
-        }
+    if not np.isfinite(predictions).all():
+        raise ValueError(f"{np.sum(~np.isfinite(predictions))} of the predictions are not finite: all must be.")
+    if np.isinf(references).any():
+        raise ValueError("references are infinite: they must be finite, or NaN where there is no rating.")
+    rated = ~np.isnan(references)
+    columns = zip(predictions.T, references.T, rated.T, strict=True)
+    coefficients = [concordance_cc(prediction[keep], reference[keep]) for prediction, reference, keep in columns]
+    return {
+        "concordance_cc": float(np.mean(coefficients)),
+        "per_dimension": coefficients,
+        "rated": rated.sum(axis=0).tolist(),
+    }
 
 
 def concordance_cc(prediction: np.ndarray, reference: np.ndarray) -> float:
@@ -102,8 +104,8 @@ def concordance_cc(prediction: np.ndarray, reference: np.ndarray) -> float:
     return float(2 * covariance / (prediction.var() + reference.var() + bias**2))
 
 
-def _columns(values, name: str) -> np.ndarray:
-    """(n, dimensions) in fp64, None being NaN."""
+def _columns(values: list, name: str) -> np.ndarray:
+    """The values as (n, dimensions) in fp64, with NaN for None."""
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
