@@ -8,6 +8,8 @@ import pytest
 # Set before anything imports a Hugging Face library: a test that would download fails at once instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+pytest.register_assert_rewrite("manifests", "stored_features")  # so that these say what they compared, as tests do
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
@@ -19,6 +21,14 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set CMKD_SHARED to a folder with data/ and models/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory) -> Path:
+    """Of a run of three epochs on tones, which all tests share: `tones.write_recipe` makes one to change."""
+    from tones import write_recipe
+
+    return write_recipe(tmp_path_factory.mktemp("tones"), num_epochs=3)
 
 
 def pytest_collection_modifyitems(items):

@@ -62,7 +62,7 @@ def loss(logits, embeddings, labels, teacher_embeddings, quality_weights) -> tor
 
 def batch_of(model, stored: bool) -> dict[str, torch.Tensor]:
     """Of a whole step, as `model` takes it."""
-    from test_modeling import padded, utterances
+    from small_models import padded, utterances
 
     items = utterances(model, (0.5, 0.41, 0.3, 0.35, 0.22, 0.27))
     batch = padded(items, max(value.shape[-1] for item in items for value in item.values()))
@@ -77,7 +77,7 @@ def batch_of(model, stored: bool) -> dict[str, torch.Tensor]:
 
 def family(name: str, stored: bool) -> dict[str, float]:
     """The gradient on shards against that of one process, and the gathered weights against the whole ones."""
-    from test_modeling import ALL_CONFIGS, student
+    from small_models import ALL_CONFIGS, student
 
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
@@ -123,7 +123,7 @@ def family(name: str, stored: bool) -> dict[str, float]:
 
 
 def families(output: Path) -> None:
-    from test_modeling import ALL_CONFIGS
+    from small_models import ALL_CONFIGS
 
     found = {f"{name}-{stored}": family(name, stored) for name in ALL_CONFIGS for stored in (False, True)}
     if PartialState().is_main_process:

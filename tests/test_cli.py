@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from test_transcribe import make_ctc
+from small_recognizers import make_ctc
 from typer.testing import CliRunner
 
 from cmkd.cli import app

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from test_modeling import CPC, student
+from small_models import CPC, student
 from tones import make_corpus
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 

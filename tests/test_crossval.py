@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from formulas import ccc
 
 import train_distill
 from benchmarks.stand_ins import write_encoder, write_iemocap
@@ -83,11 +84,6 @@ def test_every_utterance_is_tested_once_and_the_scores_are_of_the_pooled_and_of_
     assert "fold" not in results["recipe"]["corpus"]
     said = format_folds(results)
     assert f"{results['folds']['mean']['cts']['valence']:.3f} ± {results['folds']['std']['cts']['valence']:.3f}" in said
-
-
-def ccc(predictions, labels) -> float:
-    covariance = np.cov(predictions, labels, bias=True)
-    return 2 * covariance[0, 1] / (covariance[0, 0] + covariance[1, 1] + (predictions.mean() - labels.mean()) ** 2)
 
 
 def test_a_student_learns_from_the_teacher_of_its_own_fold(place, results):

@@ -15,7 +15,7 @@ import soundfile
 import torch
 from local_hub import USER, LocalHub
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_modeling import ALL_CONFIGS, CPC, SMALL, TEXT, WAVEFORM_CONFIGS, WHISPER, padded, student, utterances
+from small_models import ALL_CONFIGS, CPC, SMALL, TEXT, WAVEFORM_CONFIGS, WHISPER, padded, student, utterances
 from torch import nn
 from transformers import (
     AutoModel,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train_distill import STAGES, recipe  # noqa: F401 - the fixture: a small corpus
+from tones import STAGES
 
 from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.folder import begin_stage, remove_checkpoints
@@ -18,7 +18,7 @@ from cmkd.runs.recipe import Recipe
 KILLS = 24
 
 
-def run_with_kills(recipe, output: Path, kills: int) -> list[str]:  # noqa: F811
+def run_with_kills(recipe, output: Path, kills: int) -> list[str]:
     """Runs the recipe, in a process of one thread; returns what the kills hit."""
     script = Path(__file__).with_name("kill_worker.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
@@ -30,14 +30,14 @@ def run_with_kills(recipe, output: Path, kills: int) -> list[str]:  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def killed(recipe, tmp_path_factory):  # noqa: F811
+def killed(recipe, tmp_path_factory):
     """A run that was killed `KILLS` times, and what the kills hit."""
     output = tmp_path_factory.mktemp("killed") / "run"
     return output, run_with_kills(recipe, output, KILLS)
 
 
 @pytest.fixture(scope="module")
-def run(recipe, tmp_path_factory):  # noqa: F811
+def run(recipe, tmp_path_factory):
     """A run of the same recipe that nobody disturbed."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
     assert run_with_kills(recipe, output, 0) == []

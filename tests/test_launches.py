@@ -1,11 +1,8 @@
 """Launches of several processes: interrupted ones end as others do, and FSDP trains what one process trains."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from launching import launch, two_processes
 from safetensors.torch import load_file
-from test_processes import two_processes
-from test_train_distill import LAUNCH, recipe  # noqa: F401 - the fixture: a small corpus
 from tones import SIZES
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
@@ -28,22 +24,13 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 WORKER = Path(__file__).with_name("launch_worker.py")
 
 
-def launch(preset: str, processes: int, *arguments: str) -> subprocess.CompletedProcess:
-    """`accelerate launch` of launch_worker.py on the CPU, in fp32."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", str(WORKER), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    environment["PYTHONPATH"] = str(WORKER.parent.parent)
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
-
-
 def run(preset: str, processes: int, *arguments: str) -> None:
-    result = launch(preset, processes, "run", "-1", *arguments)
+    result = launch(preset, processes, WORKER, "run", "-1", *arguments)
     assert result.returncode == 0, result.stderr[-5000:]
 
 
 @pytest.fixture(scope="module")
-def dropping(recipe) -> str:  # noqa: F811
+def dropping(recipe) -> str:
     """An encoder with dropout, so that the state of the random generators has to be that of the interrupted run."""
     config = HubertConfig.from_pretrained(recipe.parent / "tones/speech")
     config.hidden_dropout = config.attention_dropout = config.activation_dropout = 0.3
@@ -58,7 +45,7 @@ def dropping(recipe) -> str:  # noqa: F811
     [("several_gpus.yaml", 2, 1), ("several_gpus.yaml", 2, 2), ("one_gpu.yaml", 1, 2), ("fsdp.yaml", 2, 1)],
 )
 def test_a_killed_launch_ends_as_if_nothing_had_happened(
-    recipe,  # noqa: F811
+    recipe,
     dropping,
     tmp_path,
     preset,
@@ -71,10 +58,10 @@ def test_a_killed_launch_ends_as_if_nothing_had_happened(
     arguments += ["--batch_size", str(8 // processes // accumulation), "--cache_dir", str(tmp_path / "cache")]
     run(preset, processes, *arguments, "--output_dir", str(tmp_path / "whole"))
     interrupted = [*arguments, "--output_dir", str(tmp_path / "killed")]
-    assert launch(preset, processes, "run", "6", *interrupted).returncode != 0
+    assert launch(preset, processes, WORKER, "run", "6", *interrupted).returncode != 0
     checkpoints = [path.name for path in (tmp_path / "killed/finetune").glob("checkpoint-*")]
     assert checkpoints == ["checkpoint-4"]  # of the first epoch
-    result = launch(preset, processes, "run", "-1", *interrupted)
+    result = launch(preset, processes, WORKER, "run", "-1", *interrupted)
     assert result.returncode == 0, result.stderr[-5000:]
     assert "is not used" not in result.stdout + result.stderr
 
@@ -92,7 +79,7 @@ def test_a_killed_launch_ends_as_if_nothing_had_happened(
     assert found == expected and len(found) == 3
 
 
-def test_fsdp_learns_what_one_process_does(recipe, tmp_path):  # noqa: F811
+def test_fsdp_learns_what_one_process_does(recipe, tmp_path):
     """Teacher and student; what is saved is whole, and loads as any checkpoint does."""
     arguments = [str(recipe), "--stages", "teacher", "cts", "--output_dir"]
     train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
@@ -123,7 +110,7 @@ def test_fsdp_learns_what_one_process_does(recipe, tmp_path):  # noqa: F811
 @pytest.fixture(scope="module")
 def families(tmp_path_factory) -> dict:
     output = tmp_path_factory.mktemp("families") / "families.json"
-    result = launch("fsdp.yaml", 2, "families", str(output))
+    result = launch("fsdp.yaml", 2, WORKER, "families", str(output))
     assert result.returncode == 0, result.stderr[-5000:]
     return json.loads(output.read_text())
 
@@ -161,7 +148,7 @@ runpy.run_module("train_distill", run_name="__main__", alter_sys=True)
 """
 
 
-def test_a_process_that_stands_still_in_training_is_named(recipe, tmp_path):  # noqa: F811
+def test_a_process_that_stands_still_in_training_is_named(recipe, tmp_path):
     """It says nothing itself, and no launcher ends it: the other one would have waited for a day."""
     arguments = [str(recipe), "--stages", "finetune", "--batch_size", "4", "--output_dir", str(tmp_path / "run")]
     with two_processes(["-c", STOPPED, *arguments], tmp_path) as (main, _):

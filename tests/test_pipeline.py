@@ -12,8 +12,8 @@ import pytest
 import soundfile
 import soxr
 import torch
-from test_audio import chirp, encoded, mp3
-from test_modeling import ALL_CONFIGS, SMALL, WHISPER, student, teacher, whisper_extractor
+from small_models import ALL_CONFIGS, SMALL, WHISPER, student, teacher, whisper_extractor
+from sounds import chirp, encoded, mp3
 from transformers import (
     AutoFeatureExtractor,
     HubertConfig,

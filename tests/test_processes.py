@@ -1,42 +1,15 @@
 """A process that dies or stands still is named within the limit, and one that works for long is waited for."""
 
-import os
 import re
-import signal
-import socket
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from launching import two_processes
 
 WORKER = str(Path(__file__).with_name("processes_worker.py"))
 LIMIT = 60  # of a case; the timeouts had been a day and a week
-
-
-@contextmanager
-def two_processes(program: list[str], folder: Path):
-    """Started as two machines would, so that nobody ends one when the other dies; their outputs go into files."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    environment |= {"ACCELERATE_USE_CPU": "1"}
-    command = [sys.executable, *program]
-    started = []
-    try:
-        for rank in ("0", "1"):
-            with (folder / rank).open("w") as output:
-                of_rank = environment | {"RANK": rank, "LOCAL_RANK": rank}
-                started.append(subprocess.Popen(command, env=of_rank, stdout=output, stderr=subprocess.STDOUT))
-        yield started
-    finally:
-        for process in started:
-            process.send_signal(signal.SIGKILL)
-            process.wait(timeout=30)
 
 
 def end(process: subprocess.Popen, folder: Path, rank: int) -> tuple[int, str]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from test_train_distill import ccc
+from formulas import ccc
 from tones import SIZES, write_recipe
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
