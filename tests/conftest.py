@@ -31,6 +31,15 @@ def recipe(tmp_path_factory) -> Path:
     return write_recipe(tmp_path_factory.mktemp("tones"), num_epochs=3)
 
 
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """Runs a program in a process of its own, which starts at once; see warm.py."""
+    from warm import Warm
+
+    with Warm(tmp_path_factory.mktemp("python")) as warm:
+        yield warm
+
+
 def pytest_collection_modifyitems(items):
     """Tests that are marked `cuda` are skipped where torch finds no such device."""
     if any(item.get_closest_marker("cuda") for item in items):

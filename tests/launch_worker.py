@@ -1,7 +1,7 @@
-"""Run by test_launches.py under `accelerate launch`: `train_distill.py`, on the CPU, FSDP included.
+"""Run by test_launches.py under `accelerate launch`: `train_distill.py`, on the CPU, FSDP included. `main` takes
 
-    launch_worker.py run KILLED_AT ARGUMENT...      KILLED_AT: the step in which all processes kill themselves, or -1
-    launch_worker.py families OUTPUT.json
+    run KILLED_AT ARGUMENT...      KILLED_AT: the step in which all processes kill themselves, or -1
+    families OUTPUT.json
 
 accelerate shards a model on GPUs only; on CPUs it takes its setting for DistributedDataParallel. Here it is told that
 the processes have GPUs, while every tensor stays on the CPU and gloo connects them: what runs is its own code, and
@@ -131,7 +131,7 @@ def families(output: Path) -> None:
     torch.distributed.barrier()
 
 
-if __name__ == "__main__":
+def main() -> None:
     pretend_gpus()
     if sys.argv[1] == "run":
         run(int(sys.argv[2]), sys.argv[3:])

@@ -1,46 +1,50 @@
 """Processes of a launch, as a user's launcher or two machines would start them."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from warm import Program, Warm, free_port
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 """The presets of `accelerate launch`."""
+ON_CPUS = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1"}
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Of a process of one thread on the CPU that finds this checkout, not an installed package."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1"} | more
+def launcher(preset: str, processes: int) -> list[str]:
+    """`accelerate launch` with a preset, as a user with GPUs types it, but in fp32; the script comes behind."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
+    return [*command, "--num_processes", str(processes), "--mixed_precision", "no"]
 
 
 def launch(preset: str, processes: int, script: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """`accelerate launch` with a preset, as a user with GPUs types it, on the CPU in fp32."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", str(script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=600)
+    """Runs a script by it, on the CPU."""
+    command = [*launcher(preset, processes), str(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ON_CPUS, timeout=600)
+
+
+def start_processes(python: Warm, number: int, code: str, *arguments: str) -> list[Program]:
+    """The processes of a launch that nobody looks after, so that nobody ends one when another dies."""
+    of_launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "1"}
+    of_launch |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    return [
+        python.start(code, *arguments, environment=of_launch | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(number))
+    ]
 
 
 @contextmanager
-def two_processes(program: list[str], folder: Path):
-    """Started as two machines would, so that nobody ends one when the other dies; their outputs go into files."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    of_launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    command = [sys.executable, *program]
-    started = []
+def two_processes(python: Warm, code: str, *arguments: str) -> Iterator[list[Program]]:
+    """As two machines start them; both are ended at the end."""
+    started = start_processes(python, 2, code, *arguments)
     try:
-        for rank in ("0", "1"):
-            with (folder / rank).open("w") as output:
-                of_rank = environment(**of_launch, RANK=rank, LOCAL_RANK=rank)
-                started.append(subprocess.Popen(command, env=of_rank, stdout=output, stderr=subprocess.STDOUT))
         yield started
     finally:
         for process in started:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
+        for process in started:
             process.wait(timeout=30)
