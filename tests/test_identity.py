@@ -12,6 +12,7 @@ import torch
 from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
 from tiny_run import make_run
+from warm import module
 
 import train_distill
 from cmkd.hub.staging import stage_run
@@ -34,7 +35,7 @@ def scaled(folder: Path, factor: float) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def hub_run(recipe, tmp_path_factory):
+def hub_run(recipe, python, tmp_path_factory):
     """A teacher of encoders on a Hub, of which the speech encoder has a second commit by now."""
     place = tmp_path_factory.mktemp("hub")
     encoders = place / "encoders"
@@ -48,11 +49,10 @@ def hub_run(recipe, tmp_path_factory):
         repository.tags["v1"] = first
 
         def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
-            command = [sys.executable, train_distill.__file__, str(recipe), "--output_dir", str(place / name)]
+            command = [str(recipe), "--output_dir", str(place / name)]
             command += ["--teacher_speech_encoder", "user/speech", "--text_encoder", "user/text", "--num_epochs", "1"]
-            environment = os.environ | hub.environment(place / "cache") | {"OMP_NUM_THREADS": "1"}
             command += ["--stages", "teacher", *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+            return python.run(module("train_distill"), *command, environment=hub.environment(place / "cache"))
 
         done = run("teacher")
         assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperModel,
 )
+from warm import module
 
 import train_distill
 from cmkd.hub.staging import stage_run
@@ -475,9 +476,8 @@ def test_all_of_the_encoder_can_train(recipe, tmp_path):
     assert not torch.equal(tuned[f"speech_encoder.encoder.{name}"], stock[name])
 
 
-def test_errors_reach_the_user_without_a_traceback(recipe):
-    command = [sys.executable, train_distill.__file__, str(recipe), "--learning_rat", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def test_errors_reach_the_user_without_a_traceback(python, recipe):
+    result = python.run(module("train_distill"), str(recipe), "--learning_rat", "1")
     assert result.returncode == 1
     assert "there is no setting 'learning_rat'. Did you mean 'learning_rate'?" in result.stderr
     assert "Traceback" not in result.stderr
