@@ -2,7 +2,7 @@
 
 A process that imports torch, transformers and datasets has worked for five seconds before it does anything; a run of
 the tests' size takes one. So a test that needs a process of its own takes one from here: it is a fork, with its own
-environment, arguments, folder, output and exit code, and ends as any process does. Where what is tested is the start,
+environment, arguments, folder, output and exit code. Where what is tested is how a process starts and how it ends,
 `python train_distill.py` itself say, a test uses `subprocess`.
 """
 
