@@ -1,5 +1,6 @@
 # make demo   the whole method on synthetic speech: corpus, teacher, student, report in runs/demo
 # make test   lint, types and tests
+# make quick  lint, and the tests that are not marked slow: for while you write
 # make docs   the documentation site, in build/docs; a warning is an error
 # All create .venv on first use and install into it, and nowhere else.
 #
@@ -33,10 +34,13 @@ ifeq ($(shell uname -s)-$(shell command -v nvidia-smi),Linux-)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test docs
+.PHONY: demo test quick docs
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python train_distill.py recipes/demo.yaml
+
+# A file of tests stays in one process, for its fixtures; the longest begin first, see tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The linter and the type checker are asked once, in the versions that are pinned: what they say changes with theirs.
 test: $(VENV)/.installed-dev
@@ -45,7 +49,12 @@ ifeq ($(VERSIONS),pinned)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 endif
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+quick: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(PYTEST) -m "not slow"
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs

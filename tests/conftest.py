@@ -40,8 +40,19 @@ def python(tmp_path_factory):
         yield warm
 
 
-def pytest_collection_modifyitems(items):
-    """Tests that are marked `cuda` are skipped where torch finds no such device."""
+LONGEST = ("launches", "train_distill", "crossval", "signals", "recipes", "seeds", "finetuning", "pipeline", "identity")
+"""The files of tests that take the longest, these first."""
+
+
+@pytest.hookimpl(trylast=True)  # after all has been put in a random order
+def pytest_collection_modifyitems(config, items):
+    """Tests that are marked `cuda` are skipped where torch finds no such device.
+
+    Beside other processes the longest files begin first, so that none is left over at the end.
+    """
+    if hasattr(config, "workerinput"):
+        places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if any(item.get_closest_marker("cuda") for item in items):
         import torch
 

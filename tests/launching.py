@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,14 +27,28 @@ def launch(preset: str, processes: int, script: Path, *arguments: str) -> subpro
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ON_CPUS, timeout=600)
 
 
-def start_processes(python: Warm, number: int, code: str, *arguments: str) -> list[Program]:
+def start_processes(
+    python: Warm,
+    number: int,
+    code: str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+) -> list[Program]:
     """The processes of a launch that nobody looks after, so that nobody ends one when another dies."""
     of_launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "1"}
-    of_launch |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    of_launch |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), **(environment or {})}
     return [
-        python.start(code, *arguments, environment=of_launch | {"RANK": rank, "LOCAL_RANK": rank})
+        python.start(code, *arguments, environment=of_launch | {"RANK": rank, "LOCAL_RANK": rank}, cwd=cwd)
         for rank in map(str, range(number))
     ]
+
+
+def output_of(processes: Sequence[Program], timeout: float = 300) -> str:
+    """What all have printed, once they have ended well."""
+    for process in processes:
+        assert process.wait(timeout) == 0, process.read("err")[-5000:]
+    return "".join(process.read("out") for process in processes)
 
 
 @contextmanager

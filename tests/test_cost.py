@@ -39,6 +39,7 @@ def test_all_sessions_of_a_stage_are_summed_up(tmp_path):
     assert json.loads((tmp_path / "audio/stage.json").read_text())["sessions"] == [None]
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_interrupted_twice_has_three_sessions(recipe, tmp_path, monkeypatch):
     """Every session takes a tenth of a second longer than it would, on a clock of our own."""
     arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "audio"]

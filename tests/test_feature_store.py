@@ -201,6 +201,7 @@ stored_features.check(stored_features.load(Path(sys.argv[1]), stored_features.Pa
 """
 
 
+@pytest.mark.slow
 def test_several_jobs_may_fill_one_folder_at_once(tmp_path):
     make_rows(tmp_path).save_to_disk(str(tmp_path / "rows"))
     arguments = [str(tmp_path), str(Path(__file__).parent), str(tmp_path / "rows")]

@@ -13,6 +13,8 @@ from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.folder import begin_stage, remove_checkpoints
 from cmkd.runs.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 KILLS = 24
 
 

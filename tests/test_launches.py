@@ -23,6 +23,8 @@ import train_distill
 from cmkd.training.trainer import check_sharding
 from configuration_cmkd import EMOTION_DIMENSIONS
 
+pytestmark = pytest.mark.slow
+
 WORKER = "import launch_worker; launch_worker.main()"
 
 

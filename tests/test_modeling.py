@@ -70,6 +70,7 @@ def test_a_weighted_layer_sum_does_not_see_padding(name):
     assert_batch_invariant(student(ALL_CONFIGS[name], use_weighted_layer_sum=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [HubertConfig, WhisperConfig, CPCConfig])
 def test_batch_invariance_at_real_size(kind):
     config = kind()  # of HuBERT Base, Whisper Tiny, and CPC as it was published
@@ -77,6 +78,7 @@ def test_batch_invariance_at_real_size(kind):
     assert_batch_invariant(student(config))
 
 
+@pytest.mark.slow
 def test_batch_invariance_of_real_whisper_weights(shared_dir):
     torch.manual_seed(0)
     model = CMKDStudentModel.from_pretrained_encoder(str(shared_dir / "models/openai/whisper-tiny.en"))
@@ -326,6 +328,7 @@ def test_a_teacher_may_read_only_and_any_encoder_serves():
         assert not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["student", "cpc-student", "teacher"])
 def test_a_folder_loads_elsewhere_without_this_package(kind, tmp_path):
     model = {

@@ -7,6 +7,8 @@ import pytest
 from launching import two_processes
 from warm import Program
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 60  # of a case; the timeouts had been a day and a week
 WORKER = "import sys, processes_worker; processes_worker.run(sys.argv[1])"
 

@@ -24,6 +24,8 @@ from cmkd.hub.cards import TEMPLATES
 from cmkd.hub.staging import published_results, stage_run, without_paths
 from cmkd.metrics import CONCORDANCE_CC
 
+pytestmark = pytest.mark.slow
+
 CODE = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "speech_encoder_cmkd.py"}
 STUDENT = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "results.json"}
 STUDENT |= CODE

@@ -22,6 +22,8 @@ from cmkd.scoring.evaluation import evaluate_predictions
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
 
+pytestmark = pytest.mark.slow
+
 
 def nothing_but_numbers(constant):
     raise AssertionError(f"{constant} is no JSON")

@@ -30,6 +30,8 @@ import train_distill
 from cmkd.hub.staging import stage_run
 from configuration_cmkd import EMOTION_DIMENSIONS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(recipe) -> Path:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from launching import output_of, start_processes
 from small_recognizers import LETTERS, make_ctc, make_whisper
 from transformers import (
     AutoFeatureExtractor,
@@ -24,6 +25,7 @@ from transformers import (
     WhisperTokenizer,
     pipeline,
 )
+from warm import module
 
 from cmkd.corpora import load_corpus
 from cmkd.features.audio import read_audio
@@ -292,6 +294,7 @@ def test_a_model_that_cannot_recognise_speech_is_refused(tmp_path):
         load_recognizer("no/such")
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_known_by_its_commit(models, tmp_path):
     commit, cache = "0123456789abcdef0123456789abcdef01234567", tmp_path / "models--tiny--layer"
     shutil.copytree(models / "tiny/layer", cache / "snapshots" / commit)
@@ -352,11 +355,10 @@ print("kills", kills)
 """
 
 
-def test_killed_at_any_time_nothing_is_lost_or_done_twice(models, corpus, folder, tmp_path):
+@pytest.mark.slow
+def test_killed_at_any_time_nothing_is_lost_or_done_twice(python, models, corpus, folder, tmp_path):
     output = tmp_path / "t.parquet"
-    command = [sys.executable, "-c", KILLED, str(folder), str(models), str(output)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    result = python.run(KILLED, str(folder), str(models), str(output))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() in ("kills 2", "kills 3", "kills 4")  # a fast machine may be done before the last
     transcribe(corpus, "tiny/whisper", tmp_path / "whole.parquet", models_dir=str(models), batch_seconds=4)
@@ -380,16 +382,14 @@ def test_killed_at_any_time_nothing_is_lost_or_done_twice(models, corpus, folder
     assert sorted(identifier for run in begun for identifier in run) == sorted(f"u{index}" for index in range(12))
 
 
-def test_two_processes_take_a_share_each(models, corpus, folder, tmp_path):
+@pytest.mark.slow
+def test_two_processes_take_a_share_each(python, models, corpus, folder, tmp_path):
     output = tmp_path / "t.parquet"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cmkd.cli"]
-    command += ["transcribe", "manifest", str(folder), "--set", "label_scale=[1, 7]", "--model", "tiny/layer"]
+    command = ["transcribe", "manifest", str(folder), "--set", "label_scale=[1, 7]", "--model", "tiny/layer"]
     command += ["--models-dir", str(models), "--output", str(output), "--batch-seconds", "3"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
-    assert result.returncode == 0, result.stderr
-    assert "12 utterances" in result.stdout and "by 2 processes" in result.stdout
-    assert result.stdout.count("transcribed in") == 1
+    said = output_of(start_processes(python, 2, module("cmkd.cli"), *command))
+    assert "12 utterances" in said and "by 2 processes" in said
+    assert said.count("transcribed in") == 1
     transcribe(corpus, "tiny/layer", tmp_path / "whole.parquet", models_dir=str(models))
     found, expected = rows_of(output), rows_of(tmp_path / "whole.parquet")
     assert found.keys() == expected.keys()
@@ -409,6 +409,7 @@ def test_a_second_run_on_the_same_output_is_refused(models, corpus, tmp_path):
     assert transcribe(corpus, "tiny/layer", tmp_path / "t.parquet", models_dir=str(models)).utterances == 12
 
 
+@pytest.mark.slow
 def test_the_real_whisper_hears_people(shared_dir):
     """Two clips of read speech: as the stock pipeline hears them, together, and one long after the other."""
     models = shared_dir / "models"

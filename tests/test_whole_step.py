@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from launching import start_processes
+from launching import output_of, start_processes
 from warm import Warm
 from whole_step_worker import NUMBER, Dropping, columns
 
 from cmkd.training.whole_step import RandomState
+
+pytestmark = pytest.mark.slow
 
 CASES = ["float64-1-step", "float64-2-step", "float64-4-step", "float32-2-step", "float64-2-batch", "sharded"]
 
@@ -26,8 +28,7 @@ def runs(request, trainers, tmp_path_factory):
     """The folder of what all cases gave on 1, 2 and 4 processes, and the number of processes."""
     folder = tmp_path_factory.mktemp(f"on_{request.param}")
     code = "import sys, whole_step_worker; whole_step_worker.run(*sys.argv[1:])"
-    for process in start_processes(trainers, request.param, code, str(folder), *CASES):
-        assert process.wait(timeout=300) == 0, process.read("err")
+    output_of(start_processes(trainers, request.param, code, str(folder), *CASES))
     return folder, request.param
 
 
