@@ -56,11 +56,12 @@ quick: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(PYTEST) -m "not slow"
 
-docs: $(VENV)/.installed-docs
+# What the tests need includes what the site needs, so that who has the one does not install again for the other.
+docs: $(or $(wildcard $(VENV)/.installed-dev),$(VENV)/.installed-docs)
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
 
 EXTRAS_demo := demo
-EXTRAS_dev := demo,dev
+EXTRAS_dev := demo,dev,docs
 EXTRAS_docs := docs
 
 # torch goes first and alone, so that TORCH_INDEX is asked for this one package: pip asks every index for every package
