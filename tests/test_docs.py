@@ -11,7 +11,6 @@ program says, and files that are no code, are blocks of `text`.
 """
 
 import ast
-import os
 import re
 import shlex
 from importlib import import_module
@@ -124,10 +123,6 @@ def test_the_python_of_a_page_runs(python, page, place):
     code = "import runpy; runpy.run_path('page.py', run_name='__main__')"
     done = python.run(code, environment={"HF_MODULES_CACHE": str(place / "modules")}, cwd=place, timeout=600)
     assert done.returncode == 0, done.stderr
-
-
-def environment(place: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": str(place / "modules")}
 
 
 @of("yaml")
