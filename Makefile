@@ -1,5 +1,6 @@
 # make demo   the whole method on synthetic speech: corpus, teacher, student, report in runs/demo
 # make test   lint, types and tests
+# make quick  lint, and the tests that are not marked slow: for while you write
 # make docs   the documentation site, in build/docs; a warning is an error
 # All create .venv on first use and install into it, and nowhere else.
 #
@@ -33,10 +34,13 @@ ifeq ($(shell uname -s)-$(shell command -v nvidia-smi),Linux-)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test docs
+.PHONY: demo test quick docs
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python train_distill.py recipes/demo.yaml
+
+# A file of tests stays in one process, for its fixtures; the longest begin first, see tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The linter and the type checker are asked once, in the versions that are pinned: what they say changes with theirs.
 test: $(VENV)/.installed-dev
@@ -45,13 +49,19 @@ ifeq ($(VERSIONS),pinned)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 endif
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
-docs: $(VENV)/.installed-docs
+quick: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(PYTEST) -m "not slow"
+
+# What the tests need includes what the site needs, so that who has the one does not install again for the other.
+docs: $(or $(wildcard $(VENV)/.installed-dev),$(VENV)/.installed-docs)
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
 
 EXTRAS_demo := demo
-EXTRAS_dev := demo,dev
+EXTRAS_dev := demo,dev,docs
 EXTRAS_docs := docs
 
 # torch goes first and alone, so that TORCH_INDEX is asked for this one package: pip asks every index for every package

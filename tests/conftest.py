@@ -8,6 +8,8 @@ import pytest
 # Set before anything imports a Hugging Face library: a test that would download fails at once instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+pytest.register_assert_rewrite("manifests", "stored_features")  # so that these say what they compared, as tests do
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
@@ -21,8 +23,36 @@ def shared_dir() -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items):
-    """Tests that are marked `cuda` are skipped where torch finds no such device."""
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory) -> Path:
+    """Of a run of three epochs on tones, which all tests share: `tones.write_recipe` makes one to change."""
+    from tones import write_recipe
+
+    return write_recipe(tmp_path_factory.mktemp("tones"), num_epochs=3)
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """Runs a program in a process of its own, which starts at once; see warm.py."""
+    from warm import Warm
+
+    with Warm(tmp_path_factory.mktemp("python")) as warm:
+        yield warm
+
+
+LONGEST = ("launches", "train_distill", "crossval", "signals", "recipes", "seeds", "finetuning", "pipeline", "identity")
+"""The files of tests that take the longest, these first."""
+
+
+@pytest.hookimpl(trylast=True)  # after all has been put in a random order
+def pytest_collection_modifyitems(config, items):
+    """Tests that are marked `cuda` are skipped where torch finds no such device.
+
+    Beside other processes the longest files begin first, so that none is left over at the end.
+    """
+    if hasattr(config, "workerinput"):
+        places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if any(item.get_closest_marker("cuda") for item in items):
         import torch
 

@@ -1,7 +1,7 @@
-"""Run by test_launches.py under `accelerate launch`: `train_distill.py`, on the CPU, FSDP included.
+"""Run by test_launches.py under `accelerate launch`: `train_distill.py`, on the CPU, FSDP included. `main` takes
 
-    launch_worker.py run KILLED_AT ARGUMENT...      KILLED_AT: the step in which all processes kill themselves, or -1
-    launch_worker.py families OUTPUT.json
+    run KILLED_AT ARGUMENT...      KILLED_AT: the step in which all processes kill themselves, or -1
+    families OUTPUT.json
 
 accelerate shards a model on GPUs only; on CPUs it takes its setting for DistributedDataParallel. Here it is told that
 the processes have GPUs, while every tensor stays on the CPU and gloo connects them: what runs is its own code, and
@@ -62,7 +62,7 @@ def loss(logits, embeddings, labels, teacher_embeddings, quality_weights) -> tor
 
 def batch_of(model, stored: bool) -> dict[str, torch.Tensor]:
     """Of a whole step, as `model` takes it."""
-    from test_modeling import padded, utterances
+    from small_models import padded, utterances
 
     items = utterances(model, (0.5, 0.41, 0.3, 0.35, 0.22, 0.27))
     batch = padded(items, max(value.shape[-1] for item in items for value in item.values()))
@@ -77,7 +77,7 @@ def batch_of(model, stored: bool) -> dict[str, torch.Tensor]:
 
 def family(name: str, stored: bool) -> dict[str, float]:
     """The gradient on shards against that of one process, and the gathered weights against the whole ones."""
-    from test_modeling import ALL_CONFIGS, student
+    from small_models import ALL_CONFIGS, student
 
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
@@ -123,7 +123,7 @@ def family(name: str, stored: bool) -> dict[str, float]:
 
 
 def families(output: Path) -> None:
-    from test_modeling import ALL_CONFIGS
+    from small_models import ALL_CONFIGS
 
     found = {f"{name}-{stored}": family(name, stored) for name in ALL_CONFIGS for stored in (False, True)}
     if PartialState().is_main_process:
@@ -131,7 +131,7 @@ def families(output: Path) -> None:
     torch.distributed.barrier()
 
 
-if __name__ == "__main__":
+def main() -> None:
     pretend_gpus()
     if sys.argv[1] == "run":
         run(int(sys.argv[2]), sys.argv[3:])

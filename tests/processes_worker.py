@@ -1,13 +1,10 @@
 """Run by test_processes.py, in two processes that no launcher looks after: what happens is told by the output.
 
-    processes_worker.py CASE
-
 Times are shortened, so that what takes minutes takes seconds.
 """
 
 import os
 import signal
-import sys
 import time
 from datetime import timedelta
 
@@ -54,10 +51,9 @@ def main(case: str) -> None:
     print(f"process {state.process_index} is done", flush=True)
 
 
-if __name__ == "__main__":
-    started = time.monotonic()
+def run(case: str) -> None:
     try:
-        main(sys.argv[1])
+        main(case)
     except (OSError, RuntimeError) as error:
         silent = processes.silent_processes() if isinstance(error, RuntimeError) else None
         print(f"{type(error).__name__}: {error}\nsilent: {silent}", flush=True)

@@ -3,9 +3,12 @@
 An import counts wherever it stands: at the top, in a function, or under TYPE_CHECKING, which is never run but says all
 the same that one module knows the other. `import_module("...")` and the table of lazy names in `cmkd/__init__.py` are
 not imports of this kind: that file is the door of the package, through which nothing inside it may go.
+
+Tests import no tests, programs in their strings included: else a file cannot be changed, or left out, for itself.
 """
 
 import ast
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -115,6 +118,19 @@ def circles(arrows: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
     return found
 
 
+def imports_of_tests(root: Path) -> Iterator[str]:
+    """A sentence for each."""
+    pattern = re.compile(r"^ *(?:from|import) (?:.*, *)?(test_\w+)", re.MULTILINE)
+    for path in sorted((root / "tests").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for match in pattern.finditer(text):
+            line = text.count("\n", 0, match.start()) + 1
+            yield (
+                f"tests/{path.name}:{line} imports {match[1]}: what tests share goes into conftest.py or into a module "
+                "of tests/ whose name says what is in it"
+            )
+
+
 def violations(root: Path) -> list[str]:
     """A sentence for each arrow that may not be and for each circle, and for each module that has no room."""
     arrows = arrows_of(root)
@@ -143,7 +159,7 @@ def violations(root: Path) -> list[str]:
                 found.append(f"{arrow}: {here} may import packages only")
     found += [f"a circle of modules: {' -> '.join(circle)}" for circle in circles(arrows)]
     found += [f"a circle of rooms: {' -> '.join(circle)}" for circle in circles(between)]
-    return found
+    return [*found, *imports_of_tests(root)]
 
 
 def test_arrows_run_down_and_there_is_no_circle():
@@ -181,6 +197,8 @@ SOUND = {
     "cmkd/runs/__init__.py": "",
     "cmkd/runs/folder.py": "from . import seeds\nfrom modeling_cmkd import Student",
     "cmkd/runs/seeds.py": "import cmkd.losses",
+    "tests/tones.py": "import numpy",
+    "tests/test_tones.py": "from tones import SIZES",
 }
 """A package of a few files in which all is right."""
 
@@ -238,6 +256,16 @@ VIOLATIONS = {
         {"cmkd/utils.py": ""},
         "cmkd.utils has no room: give it a place in LEVELS and in CONTRIBUTING.md",
     ),
+    "of a test by a test": (
+        {"tests/test_seeds.py": "import os\nfrom test_tones import recipe  # the fixture"},
+        "tests/test_seeds.py:2 imports test_tones: what tests share goes into conftest.py or into a module of tests/ "
+        "whose name says what is in it",
+    ),
+    "of a test by a program of a test": (
+        {"tests/worker.py": 'PROGRAM = """\n    import sys, test_tones\n"""'},
+        "tests/worker.py:2 imports test_tones: what tests share goes into conftest.py or into a module of tests/ whose "
+        "name says what is in it",
+    ),
 }
 
 
@@ -255,3 +283,7 @@ def test_a_tree_in_which_all_is_right(tmp_path):
 @pytest.mark.parametrize(("files", "sentence"), VIOLATIONS.values(), ids=VIOLATIONS)
 def test_each_kind_of_violation_is_found(tmp_path, files, sentence):
     assert sentence in violations(make_tree(tmp_path, files))
+
+
+if __name__ == "__main__":
+    raise SystemExit("\n".join(violations(ROOT)) or None)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from command import call
-from test_transcribe import make_ctc
+from small_recognizers import make_ctc
 
 from cmkd.commands import COMMANDS, GROUPS
 from cmkd.corpora import CORPORA

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import PartialState
-from test_train_distill import recipe  # noqa: F401 - the fixture: a small corpus
 
 import train_distill
 from cmkd.runs.cost import SessionCost
@@ -40,7 +39,8 @@ def test_all_sessions_of_a_stage_are_summed_up(tmp_path):
     assert json.loads((tmp_path / "audio/stage.json").read_text())["sessions"] == [None]
 
 
-def test_a_stage_that_is_interrupted_twice_has_three_sessions(recipe, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_a_stage_that_is_interrupted_twice_has_three_sessions(recipe, tmp_path, monkeypatch):
     """Every session takes a tenth of a second longer than it would, on a clock of our own."""
     arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "audio"]
     step = train_distill.CMKDTrainer.training_step

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from test_modeling import CPC, student
+from small_models import CPC, student
 from tones import make_corpus
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
@@ -241,6 +241,7 @@ def test_the_code_of_a_checkpoint_does_not_take_the_place_of_ours(folder, tmp_pa
     assert type(again.speech_encoder.encoder) is type(theirs.speech_encoder.encoder)
 
 
+@pytest.mark.slow
 def test_row_3_of_table_2_and_its_fine_tuning(folder, tmp_path):
     """The main job on stored features, and on audio; the answers are those of the saved student on the raw waveform."""
     (tmp_path / "corpus").mkdir()

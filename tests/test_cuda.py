@@ -12,6 +12,8 @@ import pytest
 
 from benchmarks import gpu
 
+pytestmark = pytest.mark.slow
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 ROOT = Path(__file__).parent.parent
 

@@ -278,6 +278,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "0"}
     with LocalHub() as hub:

@@ -13,11 +13,8 @@ program says, and files that are no code, are blocks of `text`.
 import ast
 import functools
 import io
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tempfile
 from contextlib import redirect_stderr
 from importlib import import_module
@@ -121,24 +118,15 @@ def place(tmp_path_factory) -> Path:
 RUN = [page for page in PAGES if any(block.language == "python" and not block.mark for block in blocks(page))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_python_of_a_page_runs(page, place):
+def test_the_python_of_a_page_runs(python, page, place):
     """As one program, in a process of its own; what is marked is not part of it."""
     program = "".join(block.text for block in blocks(page) if block.language == "python" and not block.mark)
     (place / "page.py").write_text(program, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "page.py"],
-        cwd=place,
-        env=environment(place),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    code = "import runpy; runpy.run_path('page.py', run_name='__main__')"
+    done = python.run(code, environment={"HF_MODULES_CACHE": str(place / "modules")}, cwd=place, timeout=600)
     assert done.returncode == 0, done.stderr
-
-
-def environment(place: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": str(place / "modules")}
 
 
 @of("yaml")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import Called, call
-from test_feature_store import Part, check, load, make_rows
+from stored_features import Part, check, load, make_rows
 
 from cmkd.features import cache as feature_cache
 from cmkd.features import store as feature_store
@@ -144,15 +144,15 @@ def test_what_is_not_clear_is_refused(tmp_path, arguments, message):
 
 
 HOLDER = """
-import sys, test_feature_store
+import sys, stored_features
 from pathlib import Path
 from cmkd.features import store as feature_store
 feature_store.CHUNK = 1
-rows = test_feature_store.Dataset.load_from_disk(sys.argv[2])
-stored = test_feature_store.load(Path(sys.argv[1]), test_feature_store.Part(), rows=rows)
+rows = stored_features.Dataset.load_from_disk(sys.argv[2])
+stored = stored_features.load(Path(sys.argv[1]), stored_features.Part(), rows=rows)
 print("ready", flush=True)
 input()
-test_feature_store.check(stored)
+stored_features.check(stored)
 """
 
 

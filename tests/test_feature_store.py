@@ -12,59 +12,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from datasets import Dataset
-from torch import nn
-from transformers import PreTrainedConfig
+from stored_features import Part, check, load, make_inputs, make_rows
 
 from cmkd.features import store as feature_store
-from cmkd.features.store import FrozenPart, Storage, StoredFeatures, audio_keys, cut_into_files, frozen_features
-
-
-class Part(nn.Module):
-    """Stands for a speech encoder around a stock encoder."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Module()
-        self.encoder.config = PreTrainedConfig()
-        self.scale = nn.Parameter(torch.tensor(2.0))
-        self.calls = 0
-
-    def run(self, inputs):
-        self.calls += 1
-        return self.scale * inputs[..., None].repeat(1, 1, 2), None
+from cmkd.features.store import StoredFeatures, cut_into_files
 
 
 @pytest.fixture(autouse=True)
 def one_utterance_a_file(monkeypatch):
     monkeypatch.setattr(feature_store, "CHUNK", 1)
-
-
-def make_rows(folder: Path, number: int = 5) -> Dataset:
-    table = []
-    for index in range(number):
-        path = folder / f"{index}.wav"
-        soundfile.write(path, np.random.default_rng(index).normal(size=1000 * (index + 1)) / 10, 16000)
-        row = {"id": f"u{index}", "audio": {"path": str(path), "bytes": None}}
-        table.append(row | {"duration": (index + 1) / 16})
-    return Dataset.from_list(table)
-
-
-def make_inputs(number: int = 5) -> list[torch.Tensor]:
-    return [torch.arange(1.0 + index) / 3 for index in range(number)]
-
-
-def load(folder: Path, part: Part, *, rows=None, inputs=None, run=None, settings="a", **options):
-    rows = make_rows(folder) if rows is None else rows
-    inputs = make_inputs() if inputs is None else inputs
-    frozen, storage = FrozenPart(part, run or part.run, settings, "speech"), Storage(folder / "cache", **options)
-    return frozen_features(rows, inputs, audio_keys(rows), frozen, storage)
-
-
-def check(stored, scale: float = 2.0) -> None:
-    assert len(stored) == 5
-    for found, expected in zip(stored, make_inputs(), strict=True):
-        torch.testing.assert_close(found, scale * expected[:, None].repeat(1, 2))
 
 
 def files(folder: Path) -> list[Path]:
@@ -237,14 +193,15 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
-import test_feature_store
+import stored_features
 from cmkd.features import store as feature_store
 feature_store.CHUNK = 1
-rows = test_feature_store.Dataset.load_from_disk(sys.argv[3])
-test_feature_store.check(test_feature_store.load(Path(sys.argv[1]), test_feature_store.Part(), rows=rows))
+rows = stored_features.Dataset.load_from_disk(sys.argv[3])
+stored_features.check(stored_features.load(Path(sys.argv[1]), stored_features.Part(), rows=rows))
 """
 
 
+@pytest.mark.slow
 def test_several_jobs_may_fill_one_folder_at_once(tmp_path):
     make_rows(tmp_path).save_to_disk(str(tmp_path / "rows"))
     arguments = [str(tmp_path), str(Path(__file__).parent), str(tmp_path / "rows")]

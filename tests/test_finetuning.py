@@ -15,7 +15,7 @@ import soundfile
 import torch
 from local_hub import USER, LocalHub
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_modeling import ALL_CONFIGS, CPC, SMALL, TEXT, WAVEFORM_CONFIGS, WHISPER, padded, student, utterances
+from small_models import ALL_CONFIGS, CPC, SMALL, TEXT, WAVEFORM_CONFIGS, WHISPER, padded, student, utterances
 from torch import nn
 from transformers import (
     AutoModel,
@@ -564,6 +564,7 @@ def test_the_three_dimensions_may_be_said():
     assert CMKDStudentConfig.from_dict(json.loads(config.to_json_string())).id2label == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hubert", "wav2vec2-stable", "wavlm", "data2vec", "whisper", "cpc"])
 def test_a_model_exports_with_any_number_of_utterances(name):
     """Fixed length, because torch unrolls the GRU: shorter utterances are padded, which changes nothing."""
@@ -584,6 +585,7 @@ def test_a_model_exports_with_any_number_of_utterances(name):
     torch.testing.assert_close(found["logits"][1:2], short.logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hubert", "wavlm", "data2vec", "whisper"])
 def test_an_encoder_exports_with_any_length(name):
     encoder = student(ALL_CONFIGS[name]).speech_encoder
@@ -624,6 +626,7 @@ def test_nothing_that_is_saved_names_a_folder(tmp_path, monkeypatch):
     assert config["speech_config"]["_name_or_path"] == "facebook/hubert-base-ls960"
 
 
+@pytest.mark.slow
 def test_push_to_hub_of_the_model_alone_names_no_folder(tmp_path):
     place = tmp_path / "my-private-folder"
     AutoModel.from_config(WAVEFORM_CONFIGS["hubert"]).save_pretrained(place / "user/speech")
@@ -677,6 +680,7 @@ def test_a_trace_serves_any_number_and_length(name):
         torch.testing.assert_close(trace(speech, mask), model(speech, mask), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_page_on_further_training_runs(tmp_path):
     """Every Python block of docs/finetuning.md, in order, as one program that a user would copy."""
     torch.manual_seed(0)

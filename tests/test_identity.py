@@ -11,14 +11,16 @@ import pytest
 import torch
 from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
-from test_train_distill import recipe  # noqa: F401
 from tiny_run import make_run
+from warm import module
 
 import train_distill
 from cmkd.hub.staging import stage_run
 from cmkd.identity import folder_digest, precision, read_encoder
 from cmkd.runs.folder import begin_stage, check_teacher_run, complete_stage, stage_is_complete, write_json
 from cmkd.runs.recipe import Recipe, load_recipe
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 
@@ -35,7 +37,7 @@ def scaled(folder: Path, factor: float) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def hub_run(recipe, tmp_path_factory):  # noqa: F811
+def hub_run(recipe, python, tmp_path_factory):
     """A teacher of encoders on a Hub, of which the speech encoder has a second commit by now."""
     place = tmp_path_factory.mktemp("hub")
     encoders = place / "encoders"
@@ -49,11 +51,10 @@ def hub_run(recipe, tmp_path_factory):  # noqa: F811
         repository.tags["v1"] = first
 
         def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
-            command = [sys.executable, train_distill.__file__, str(recipe), "--output_dir", str(place / name)]
+            command = [str(recipe), "--output_dir", str(place / name)]
             command += ["--teacher_speech_encoder", "user/speech", "--text_encoder", "user/text", "--num_epochs", "1"]
-            environment = os.environ | hub.environment(place / "cache") | {"OMP_NUM_THREADS": "1"}
             command += ["--stages", "teacher", *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+            return python.run(module("train_distill"), *command, environment=hub.environment(place / "cache"))
 
         done = run("teacher")
         assert done.returncode == 0, done.stderr
@@ -99,7 +100,7 @@ def test_a_revision_is_what_is_loaded(hub_run):
     assert "text_encoder='user/text' at text_encoder_revision='v9' cannot be loaded" in done.stderr
 
 
-def test_a_folder_is_known_by_its_weights_and_settings(recipe, tmp_path):  # noqa: F811
+def test_a_folder_is_known_by_its_weights_and_settings(recipe, tmp_path):
     folder = tmp_path / "speech"
     shutil.copytree(recipe.parent / "tones/speech", folder)
     config, digest = read_encoder(str(folder))
@@ -113,7 +114,7 @@ def test_a_folder_is_known_by_its_weights_and_settings(recipe, tmp_path):  # noq
         read_encoder(str(folder), "v1")
 
 
-def test_a_run_does_not_go_on_with_other_weights_in_a_folder(recipe, tmp_path):  # noqa: F811
+def test_a_run_does_not_go_on_with_other_weights_in_a_folder(recipe, tmp_path):
     shutil.copytree(recipe.parent / "tones", tmp_path / "tones")
     arguments = [str(recipe), "--output_dir", str(tmp_path / "run"), "--stages", "audio", "--num_epochs", "1"]
     arguments += ["--models_dir", str(tmp_path)]
@@ -153,7 +154,7 @@ def test_a_stage_in_fp32_does_not_go_on_in_bf16(tmp_path, monkeypatch, complete)
         stage_is_complete(tmp_path, "audio", settings(tmp_path), "1.0")
 
 
-def test_a_launch_in_bf16_computes_in_bf16_and_says_so(recipe, tmp_path):  # noqa: F811
+def test_a_launch_in_bf16_computes_in_bf16_and_says_so(recipe, tmp_path):
     arguments = ["--output_dir", str(tmp_path), "--stages", "audio", "--num_epochs", "1"]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "bf16", "--num_processes", "1"]
     command += ["--num_machines", "1", "--dynamo_backend", "no", train_distill.__file__, str(recipe), *arguments]
@@ -264,7 +265,7 @@ def test_a_card_has_the_commits_and_the_precision(tmp_path):
         assert str(tmp_path) not in card and ("user/speech at" in card) != is_teacher
 
 
-def test_recipes_take_a_revision_for_each_encoder(recipe):  # noqa: F811
+def test_recipes_take_a_revision_for_each_encoder(recipe):
     names = ("student_speech_encoder", "teacher_speech_encoder", "text_encoder")
     given = [part for name in names for part in (f"--{name}_revision", f"v-{name}")]
     found = load_recipe(recipe, given)

@@ -1,46 +1,43 @@
 """A run that is killed at any moment, and started again by the same command, ends as if nothing had happened."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train_distill import STAGES, recipe  # noqa: F401 - the fixture: a small corpus
+from tones import STAGES
+from warm import Warm, module
 
 from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.folder import begin_stage, remove_checkpoints
 from cmkd.runs.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 KILLS = 24
 
 
-def run_with_kills(recipe, output: Path, kills: int) -> list[str]:  # noqa: F811
+def run_with_kills(python: Warm, recipe: Path, output: Path, kills: int) -> list[str]:
     """Runs the recipe, in a process of one thread; returns what the kills hit."""
-    script = Path(__file__).with_name("kill_worker.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
-    command = [sys.executable, str(script), str(recipe), str(output), "0", str(kills)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
+    result = python.run(module("kill_worker"), str(recipe), str(output), "0", str(kills), timeout=600)
     log = Path(f"{output}.log").read_text()
     assert result.returncode == 0, result.stdout + result.stderr + log[-3000:]
     return [line.removeprefix("killed ") for line in result.stdout.splitlines() if line.startswith("killed ")]
 
 
 @pytest.fixture(scope="module")
-def killed(recipe, tmp_path_factory):  # noqa: F811
+def killed(python, recipe, tmp_path_factory):
     """A run that was killed `KILLS` times, and what the kills hit."""
     output = tmp_path_factory.mktemp("killed") / "run"
-    return output, run_with_kills(recipe, output, KILLS)
+    return output, run_with_kills(python, recipe, output, KILLS)
 
 
 @pytest.fixture(scope="module")
-def run(recipe, tmp_path_factory):  # noqa: F811
+def run(python, recipe, tmp_path_factory):
     """A run of the same recipe that nobody disturbed."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert run_with_kills(recipe, output, 0) == []
+    assert run_with_kills(python, recipe, output, 0) == []
     return output
 
 

@@ -1,49 +1,56 @@
 """Launches of several processes: interrupted ones end as others do, and FSDP trains what one process trains."""
 
+import functools
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from launching import ON_CPUS, launcher, two_processes
 from safetensors.torch import load_file
-from test_processes import two_processes
-from test_train_distill import LAUNCH, recipe  # noqa: F401 - the fixture: a small corpus
 from tones import SIZES
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
 from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from warm import Warm
 
 import train_distill
 from cmkd.training.trainer import check_sharding
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-WORKER = Path(__file__).with_name("launch_worker.py")
+pytestmark = pytest.mark.slow
+
+WORKER = "import launch_worker; launch_worker.main()"
 
 
-def launch(preset: str, processes: int, *arguments: str) -> subprocess.CompletedProcess:
-    """`accelerate launch` of launch_worker.py on the CPU, in fp32."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", str(WORKER), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    environment["PYTHONPATH"] = str(WORKER.parent.parent)
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """By preset and number of processes a launch, whose processes run one program after the other."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def launched(preset: str, processes: int) -> Warm:
+            folder, command = tmp_path_factory.mktemp("launch"), launcher(preset, processes)
+            imports = ("train_distill", "launch_worker")
+            return stack.enter_context(
+                Warm(folder, imports, launcher=command, processes=processes, environment=ON_CPUS)
+            )
+
+        yield launched
 
 
-def run(preset: str, processes: int, *arguments: str) -> None:
-    result = launch(preset, processes, "run", "-1", *arguments)
+def run(launch: Warm, *arguments: str) -> None:
+    result = launch.run(WORKER, "run", "-1", *arguments)
     assert result.returncode == 0, result.stderr[-5000:]
 
 
 @pytest.fixture(scope="module")
-def dropping(recipe) -> str:  # noqa: F811
+def dropping(recipe) -> str:
     """An encoder with dropout, so that the state of the random generators has to be that of the interrupted run."""
     config = HubertConfig.from_pretrained(recipe.parent / "tones/speech")
     config.hidden_dropout = config.attention_dropout = config.activation_dropout = 0.3
@@ -58,23 +65,19 @@ def dropping(recipe) -> str:  # noqa: F811
     [("several_gpus.yaml", 2, 1), ("several_gpus.yaml", 2, 2), ("one_gpu.yaml", 1, 2), ("fsdp.yaml", 2, 1)],
 )
 def test_a_killed_launch_ends_as_if_nothing_had_happened(
-    recipe,  # noqa: F811
-    dropping,
-    tmp_path,
-    preset,
-    processes,
-    accumulation,
+    launched, recipe, dropping, tmp_path, preset, processes, accumulation
 ):
     """Killed in the second of three epochs, in a step; with accumulation between its batches."""
     arguments = [str(recipe), "--stages", "finetune", "--student_speech_encoder", dropping]
     arguments += ["--gradient_accumulation_steps", str(accumulation)]
     arguments += ["--batch_size", str(8 // processes // accumulation), "--cache_dir", str(tmp_path / "cache")]
-    run(preset, processes, *arguments, "--output_dir", str(tmp_path / "whole"))
+    launch = launched(preset, processes)
+    run(launch, *arguments, "--output_dir", str(tmp_path / "whole"))
     interrupted = [*arguments, "--output_dir", str(tmp_path / "killed")]
-    assert launch(preset, processes, "run", "6", *interrupted).returncode != 0
+    assert launch.run(WORKER, "run", "6", *interrupted).returncode != 0
     checkpoints = [path.name for path in (tmp_path / "killed/finetune").glob("checkpoint-*")]
     assert checkpoints == ["checkpoint-4"]  # of the first epoch
-    result = launch(preset, processes, "run", "-1", *interrupted)
+    result = launch.run(WORKER, "run", "-1", *interrupted)
     assert result.returncode == 0, result.stderr[-5000:]
     assert "is not used" not in result.stdout + result.stderr
 
@@ -92,11 +95,11 @@ def test_a_killed_launch_ends_as_if_nothing_had_happened(
     assert found == expected and len(found) == 3
 
 
-def test_fsdp_learns_what_one_process_does(recipe, tmp_path):  # noqa: F811
+def test_fsdp_learns_what_one_process_does(launched, recipe, tmp_path):
     """Teacher and student; what is saved is whole, and loads as any checkpoint does."""
     arguments = [str(recipe), "--stages", "teacher", "cts", "--output_dir"]
     train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
-    run("fsdp.yaml", 2, *arguments, str(tmp_path / "two"), "--batch_size", "4")
+    run(launched("fsdp.yaml", 2), *arguments, str(tmp_path / "two"), "--batch_size", "4")
     for stage in ("teacher", "cts"):
         one, two = (json.loads((tmp_path / name / stage / "training_log.json").read_text()) for name in ("one", "two"))
         for of_one, of_two in zip(one, two, strict=True):
@@ -121,9 +124,9 @@ def test_fsdp_learns_what_one_process_does(recipe, tmp_path):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory) -> dict:
+def families(launched, tmp_path_factory) -> dict:
     output = tmp_path_factory.mktemp("families") / "families.json"
-    result = launch("fsdp.yaml", 2, "families", str(output))
+    result = launched("fsdp.yaml", 2).run(WORKER, "families", str(output))
     assert result.returncode == 0, result.stderr[-5000:]
     return json.loads(output.read_text())
 
@@ -161,12 +164,12 @@ runpy.run_module("train_distill", run_name="__main__", alter_sys=True)
 """
 
 
-def test_a_process_that_stands_still_in_training_is_named(recipe, tmp_path):  # noqa: F811
+def test_a_process_that_stands_still_in_training_is_named(python, recipe, tmp_path):
     """It says nothing itself, and no launcher ends it: the other one would have waited for a day."""
     arguments = [str(recipe), "--stages", "finetune", "--batch_size", "4", "--output_dir", str(tmp_path / "run")]
-    with two_processes(["-c", STOPPED, *arguments], tmp_path) as (main, _):
+    with two_processes(python, STOPPED, *arguments) as (main, _):
         assert main.wait(timeout=200) == 1
-        said = (tmp_path / "0").read_text()
+        said = main.read("out") + main.read("err")
     assert re.search(
         r"train_distill: process 1 \(on .*, pid \d+\) gives no sign of life: it has died or was sto", said
     ), said

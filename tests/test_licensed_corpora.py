@@ -12,27 +12,19 @@ import numpy as np
 import pytest
 import soundfile
 from local_hub import LocalHub
+from toys_corpus import TERMS, as_text, build, source_rows, write
 
-from cmkd.corpora.building import build_corpus
-from cmkd.corpora.checks import Rating, SourceRow
 from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.report import CorpusError, CorpusReport
 from cmkd.corpora.schema import ANNOTATOR_FEATURES, FEATURES, Corpus, StreamedCorpus
 from cmkd.features.audio import AudioError, digest_audio
 from cmkd.hub.corpus import corpus_card, tag_of
 
-TERMS = "The Institute of Toys allows nobody to pass it on."
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path / "cache" / "cmkd"
-
-
-def write(path, seed, seconds=0.1, rate=8000, **settings):
-    samples = np.random.default_rng(seed).integers(-9000, 9000, int(seconds * rate), dtype=np.int16)
-    soundfile.write(path, samples, rate, **settings)
 
 
 @pytest.fixture
@@ -43,37 +35,6 @@ def folder(tmp_path):
     for number in range(9):
         write(folder / f"{number}.wav", number, (number + 1) / 10)
     return folder
-
-
-def source_rows():
-    """Five rows of train, two of validation, two of test."""
-    splits = ["train"] * 5 + ["dev"] * 2 + ["test"] * 2
-    return [
-        SourceRow(
-            row=f"labels.csv:{number + 2}",
-            id=f"u{number}",
-            audio=f"{number}.wav",
-            split=split,
-            transcript=f"Word {number}.",
-            activation=1.1 + number / 2,
-            valence=None if number == 3 else "4.2",
-            dominance=3,
-            speaker=split,
-            gender="f",
-            ratings=[Rating("detailed.csv:1", "ann", 1.1, None, 3), Rating("detailed.csv:2", "bob", 2.1, 5.0, 3)],
-        )
-        for number, split in enumerate(splits)
-    ]
-
-
-def build(folder, rows=None, on_error="raise", terms="", **settings):
-    report = CorpusReport(name="toys", release="1.0", label_scale=(1, 7), config={"data_dir": str(folder)}, terms=terms)
-    return build_corpus(source_rows() if rows is None else rows, report, on_error, folder, **settings)
-
-
-def as_text(rows):
-    """Rows that can be compared although NaN is not NaN."""
-    return json.dumps(list(rows))
 
 
 def refused(folder, rows):
@@ -351,7 +312,7 @@ import json, sys
 sys.path[:0] = [{tests!r}, {checkout!r}]
 from pathlib import Path
 import cmkd, datasets
-from test_licensed_corpora import TERMS, as_text, build
+from toys_corpus import TERMS, as_text, build
 folder = Path({folder!r})
 corpus = build(folder, terms=TERMS, annotators=True)
 

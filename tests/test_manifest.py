@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from manifests import clash, load, refused
 
 from cmkd.corpora import load_corpus
 from cmkd.corpora.report import CorpusError
@@ -41,23 +42,10 @@ def folder(tmp_path, sounds):
     return tmp_path
 
 
-def load(folder, table=None, **config):
-    if table is not None:
-        (folder / "manifest.csv").write_text(table, encoding="utf-8")
-    return load_corpus("manifest", folder, **{"label_scale": (1, 7), **config})
-
-
 def problems_file(folder):
     """The only one that was written."""
     (path,) = (folder / "cache/cmkd/problems").iterdir()
     return path
-
-
-def refused(folder, table=None, **config):
-    """The problems for which a corpus is refused, as (row, reason)."""
-    with pytest.raises(CorpusError) as caught:
-        load(folder, table, **config)
-    return [(problem.row, problem.reason) for problem in caught.value.report.problems]
 
 
 def kept(folder, table=None, **config):
@@ -354,10 +342,6 @@ def test_every_problem_of_a_row_is_listed_with_what_stands_there(folder):
         "manifest.csv:2 (id 'k'), valence 'a': not a number",
         "manifest.csv:2 (id 'k'), audio 'x.wav': missing file: [Errno 2] No such file or directory: " + repr(path),
     ]
-
-
-def clash(*rows):
-    return "id,audio,valence,split,speaker\n" + "".join(f"{row}\n" for row in rows)
 
 
 def test_a_duplicate_id(folder):

@@ -11,21 +11,29 @@ import torch
 import transformers
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
+from small_models import (
+    ALL_CONFIGS,
+    CPC,
+    SMALL,
+    TEXT,
+    WAVEFORM_CONFIGS,
+    WHISPER,
+    padded,
+    student,
+    teacher,
+    utterances,
+    whisper_extractor,
+)
 from torch import nn
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
-    BertConfig,
-    Data2VecAudioConfig,
     HubertConfig,
     MoonshineConfig,
     T5Config,
-    Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
-    WavLMConfig,
     WhisperConfig,
-    WhisperFeatureExtractor,
     pipeline,
 )
 
@@ -39,78 +47,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning"),  # the stock WavLM's
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),  # not in 5.17
 ]
-
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embedding_groups": 4,
-    "initializer_range": 0.2,  # large enough for the attention to matter
-}
-LARGE_KIND = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
-WAVEFORM_CONFIGS = {
-    "hubert": HubertConfig(**SMALL),
-    "hubert-stable": HubertConfig(**SMALL, **LARGE_KIND),
-    "wav2vec2": Wav2Vec2Config(**SMALL),
-    "wav2vec2-stable": Wav2Vec2Config(**SMALL, **LARGE_KIND),
-    "wavlm": WavLMConfig(**SMALL),
-    "wavlm-stable": WavLMConfig(**SMALL, **LARGE_KIND),
-    "data2vec": Data2VecAudioConfig(**SMALL),
-}
-WHISPER = WhisperConfig(
-    d_model=32,
-    encoder_layers=3,
-    encoder_attention_heads=4,
-    encoder_ffn_dim=48,
-    decoder_layers=1,
-    decoder_attention_heads=4,
-    decoder_ffn_dim=8,
-    num_mel_bins=80,
-    vocab_size=20,
-    pad_token_id=0,
-    bos_token_id=0,
-    eos_token_id=0,
-    decoder_start_token_id=0,
-    init_std=0.2,
-)
-TEXT = BertConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-CPC = CPCConfig(num_channels=16, hidden_size=32, num_hidden_layers=2)
-ALL_CONFIGS = WAVEFORM_CONFIGS | {"whisper": WHISPER, "cpc": CPC}
-
-
-def student(speech_config, **config) -> CMKDStudentModel:
-    torch.manual_seed(0)
-    return CMKDStudentModel(CMKDStudentConfig(speech_config=speech_config, **config)).eval()
-
-
-def utterances(model, seconds=(1.3, 0.61, 0.2)) -> list[dict[str, torch.Tensor]]:
-    """Utterances of different lengths, as the model takes them, unpadded."""
-    generator = torch.Generator().manual_seed(1)
-    if model.config.speech_input_name == "input_features":
-        return [
-            {
-                "input_features": torch.randn(
-                    1, model.config.speech_config.num_mel_bins, int(s * 100), generator=generator
-                )
-            }
-            for s in seconds
-        ]
-    return [{"input_values": torch.randn(1, int(s * 16000) + 7, generator=generator)} for s in seconds]
-
-
-def padded(items: list[dict[str, torch.Tensor]], longest: int) -> dict[str, torch.Tensor]:
-    """A batch whose padding is filled with noise: the mask alone says what is real."""
-    name = next(iter(items[0]))
-    lengths = [item[name].shape[-1] for item in items]
-    shape = (len(items), *items[0][name].shape[1:-1], longest)
-    batch = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    mask = torch.zeros(len(items), longest, dtype=torch.long)
-    for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
-        batch[row, ..., :length] = item[name][0]
-        mask[row, :length] = 1
-    return {name: batch, "attention_mask": mask}
 
 
 def assert_batch_invariant(model):
@@ -136,6 +72,7 @@ def test_a_weighted_layer_sum_does_not_see_padding(name):
     assert_batch_invariant(student(ALL_CONFIGS[name], use_weighted_layer_sum=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [HubertConfig, WhisperConfig, CPCConfig])
 def test_batch_invariance_at_real_size(kind):
     config = kind()  # of HuBERT Base, Whisper Tiny, and CPC as it was published
@@ -143,6 +80,7 @@ def test_batch_invariance_at_real_size(kind):
     assert_batch_invariant(student(config))
 
 
+@pytest.mark.slow
 def test_batch_invariance_of_real_whisper_weights(shared_dir):
     torch.manual_seed(0)
     model = CMKDStudentModel.from_pretrained_encoder(str(shared_dir / "models/openai/whisper-tiny.en"))
@@ -357,17 +295,6 @@ def test_frozen_parts_stay_deterministic_in_training():
     assert not model.eval().speech_encoder.layers[2].training
 
 
-def teacher(speech=True, text=True, text_config=TEXT, **config) -> CMKDTeacherModel:
-    torch.manual_seed(0)
-    return CMKDTeacherModel(
-        CMKDTeacherConfig(
-            speech_config=WAVEFORM_CONFIGS["hubert"] if speech else None,
-            text_config=text_config if text else None,
-            **config,
-        )
-    ).eval()
-
-
 def test_the_teacher_joins_both_modalities_and_does_not_see_padding():
     model = teacher()
     waves = padded(utterances(model), 30000)
@@ -403,6 +330,7 @@ def test_a_teacher_may_read_only_and_any_encoder_serves():
         assert not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["student", "cpc-student", "teacher"])
 def test_a_folder_loads_elsewhere_without_this_package(kind, tmp_path):
     model = {
@@ -451,10 +379,6 @@ print(json.dumps(found))
         first, second, still_trainable, training = found[auto]
         assert first == [pytest.approx(row, abs=1e-6) for row in expected.logits.tolist()] and second == first
         assert (still_trainable, training) == (trainable, False)
-
-
-def whisper_extractor() -> WhisperFeatureExtractor:
-    return WhisperFeatureExtractor(feature_size=80, return_attention_mask=True)
 
 
 STOCK_PIPELINE_KNOWS_REGRESSION = Version(transformers.__version__) >= Version("5.23")

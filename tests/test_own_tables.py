@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 from datasets import Dataset
-from test_manifest import clash, load, refused
+from manifests import clash, load, refused
 
 from cmkd.corpora import load_corpus, manifest
 from cmkd.corpora.columns import COLUMNS

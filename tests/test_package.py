@@ -147,6 +147,7 @@ def wheel(tmp_path_factory):
     return place / made.stdout.split()[-1]
 
 
+@pytest.mark.slow
 def test_a_wheel_is_complete_and_in_nobodys_way(wheel, tmp_path):
     """As the release workflow checks it: outside the checkout, from the wheel's own files."""
     shutil.unpack_archive(wheel, tmp_path / "installed", "zip")

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 import soxr
 import torch
-from test_audio import chirp, encoded, mp3
-from test_modeling import ALL_CONFIGS, SMALL, WHISPER, student, teacher, whisper_extractor
+from small_models import ALL_CONFIGS, SMALL, WHISPER, student, teacher, whisper_extractor
+from sounds import chirp, encoded, mp3
 from transformers import (
     AutoFeatureExtractor,
     HubertConfig,
@@ -579,6 +579,7 @@ def run_fresh(code: str, *arguments, cwd: Path) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_folder_scores_elsewhere_without_this_package_also_when_saved_again(tmp_path):
     model = student(ALL_CONFIGS["wavlm"], label_scale=(1, 5))
     model.save_pretrained(tmp_path / "model")
@@ -612,6 +613,7 @@ print(json.dumps({"peak": peak, "duration": answer["duration"], "windows": len(a
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wav", "joined mp3"])  # which libsndfile and FFmpeg read
 def test_an_hour_takes_less_than_a_gigabyte(kind, tmp_path):
     tiny = HubertConfig(**SMALL | {"num_hidden_layers": 1, "conv_dim": (4,) * 7})

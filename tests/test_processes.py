@@ -1,53 +1,27 @@
 """A process that dies or stands still is named within the limit, and one that works for long is waited for."""
 
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from launching import two_processes
+from warm import Program
 
-WORKER = str(Path(__file__).with_name("processes_worker.py"))
+pytestmark = pytest.mark.slow
+
 LIMIT = 60  # of a case; the timeouts had been a day and a week
+WORKER = "import sys, processes_worker; processes_worker.run(sys.argv[1])"
 
 
-@contextmanager
-def two_processes(program: list[str], folder: Path):
-    """Started as two machines would, so that nobody ends one when the other dies; their outputs go into files."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    environment |= {"ACCELERATE_USE_CPU": "1"}
-    command = [sys.executable, *program]
-    started = []
-    try:
-        for rank in ("0", "1"):
-            with (folder / rank).open("w") as output:
-                of_rank = environment | {"RANK": rank, "LOCAL_RANK": rank}
-                started.append(subprocess.Popen(command, env=of_rank, stdout=output, stderr=subprocess.STDOUT))
-        yield started
-    finally:
-        for process in started:
-            process.send_signal(signal.SIGKILL)
-            process.wait(timeout=30)
-
-
-def end(process: subprocess.Popen, folder: Path, rank: int) -> tuple[int, str]:
+def end(process: Program) -> tuple[int, str]:
     code = process.wait(timeout=LIMIT)
-    return code, (folder / str(rank)).read_text()
+    return code, process.read("out") + process.read("err")
 
 
-def test_a_main_process_that_builds_for_long_is_waited_for(tmp_path):
-    with two_processes([WORKER, "slow"], tmp_path) as started:
+def test_a_main_process_that_builds_for_long_is_waited_for(python):
+    with two_processes(python, WORKER, "slow") as started:
         for rank in (0, 1):
-            code, said = end(started[rank], tmp_path, rank)
+            code, said = end(started[rank])
             assert code == 0 and f"process {rank} is done" in said, said
     assert "process 1 has waited 0 minutes for process 0" in said and "to build the corpus" in said
 
@@ -69,10 +43,10 @@ def test_a_main_process_that_builds_for_long_is_waited_for(tmp_path):
         ("training-stopped", 0, r"(?s)RuntimeError.*silent: process 1 \(on .*, pid \d+\) gives no sign of life"),
     ],
 )
-def test_a_process_that_is_gone_is_named(case, survivor, message, tmp_path):
-    with two_processes([WORKER, case], tmp_path) as started:
+def test_a_process_that_is_gone_is_named(case, survivor, message, python):
+    with two_processes(python, WORKER, case) as started:
         before = time.monotonic()
-        code, said = end(started[survivor], tmp_path, survivor)
+        code, said = end(started[survivor])
         assert time.monotonic() - before < LIMIT
     assert code == 3 and re.search(message, said), said
     assert f"process {survivor} is done" not in said

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -17,11 +16,14 @@ from command import call
 from local_hub import TOKEN, USER, Fault, LocalHub
 from tiny_run import SECRET, TERMS, copy_run, make_run
 from transformers import pipeline
+from warm import Warm, module
 
 from cmkd.corpora import load_corpus
 from cmkd.hub.cards import TEMPLATES
 from cmkd.hub.staging import published_results, stage_run, without_paths
 from cmkd.metrics import CONCORDANCE_CC
+
+pytestmark = pytest.mark.slow
 
 CODE = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "speech_encoder_cmkd.py"}
 STUDENT = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "results.json"}
@@ -175,16 +177,9 @@ print(json.dumps(answers))
 """
 
 
-def in_process(code: str, *arguments: str, environment: dict[str, str], cwd: Path) -> dict:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
-    process = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-    )
+def in_process(python: Warm, code: str, *arguments: str, environment: dict[str, str], cwd: Path) -> dict:
+    of_our_own = {name: None for name in os.environ if name.startswith("HF_")}
+    process = python.run(code, *arguments, environment=of_our_own | environment, cwd=cwd)
     assert process.returncode == 0, process.stderr
     assert TOKEN not in process.stdout + process.stderr
     return json.loads(process.stdout.splitlines()[-1])
@@ -222,7 +217,7 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def pushes(run, hub, tmp_path_factory) -> dict[str, list]:
+def pushes(python, run, hub, tmp_path_factory) -> dict[str, list]:
     """Exit code, output and error of many calls of `cmkd push`; each with a fault goes to a repository that has OLD."""
     home = tmp_path_factory.mktemp("home")
     calls = {
@@ -242,10 +237,9 @@ def pushes(run, hub, tmp_path_factory) -> dict[str, list]:
         calls[name] = [str(run), f"user/{name}"]
     method, path, fault, times = FAULTS["upload_fails_twice"]
     hub.fail(method, path, fault, times)
-    checkout = Path(__file__).parents[1]
-    environment = hub.environment(home) | {"PYTHONPATH": f"{checkout}{os.pathsep}{checkout / 'tests'}"}
+    environment = hub.environment(home)
     calls = {name: ["push", *arguments] for name, arguments in calls.items()}
-    return in_process(PUSHES, json.dumps(calls), environment=environment, cwd=home)
+    return in_process(python, PUSHES, json.dumps(calls), environment=environment, cwd=home)
 
 
 def test_a_student_is_pushed_in_one_commit_and_in_private(pushes, hub):
@@ -389,7 +383,7 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def pulls(pushes, hub, run, tmp_path_factory) -> dict[str, dict]:
+def pulls(python, pushes, hub, run, tmp_path_factory) -> dict[str, dict]:
     """Answers of fresh processes without this package: one that loads from the Hub, and one offline after it."""
     folder = tmp_path_factory.mktemp("somebody_else")
     speech = 0.1 * np.random.default_rng(0).standard_normal(8000)
@@ -411,10 +405,12 @@ def pulls(pushes, hub, run, tmp_path_factory) -> dict[str, dict]:
     cards = {"user/student": student.branches["main"], "user/teacher": "main"}
     faulty = [f"user/{name}" for name in (*faults, "absent", "pickled", "fails_once")]
     environment = hub.environment(tmp_path_factory.mktemp("cache")) | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-    online = in_process(PULLS, json.dumps({"cards": cards, "faulty": faulty}), environment=environment, cwd=folder)
+    online = in_process(
+        python, PULLS, json.dumps({"cards": cards, "faulty": faulty}), environment=environment, cwd=folder
+    )
     offline = json.dumps({"cards": cards, "faulty": ["user/absent"]})
     environment |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    return {"online": online, "offline": in_process(PULLS, offline, environment=environment, cwd=folder)}
+    return {"online": online, "offline": in_process(python, PULLS, offline, environment=environment, cwd=folder)}
 
 
 def test_the_code_on_the_card_gives_what_the_run_s_own_checkpoint_gives(pulls, run):
@@ -542,7 +538,7 @@ CORPUS_FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def corpus_pushes(toys, hub, tmp_path_factory) -> dict[str, list]:
+def corpus_pushes(python, toys, hub, tmp_path_factory) -> dict[str, list]:
     home = tmp_path_factory.mktemp("home_of_a_corpus")
     names = ["toys", "toys_again", *CORPUS_FAULTS]
     calls = {}
@@ -552,11 +548,11 @@ def corpus_pushes(toys, hub, tmp_path_factory) -> dict[str, list]:
     for name, (method, path, fault, times) in CORPUS_FAULTS.items():
         hub.fail(method, path.format(name), fault, times)
     hub.make("datasets", "user/data_may_not", {"data/train.parquet": b"old"}, private=True)
-    environment = hub.environment(home) | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
-    return in_process(PUSHES, json.dumps(calls), environment=environment, cwd=home)
+    environment = hub.environment(home)
+    return in_process(python, PUSHES, json.dumps(calls), environment=environment, cwd=home)
 
 
-def test_a_corpus_is_pushed_in_private_and_taken_off_again_by_its_card(corpus_pushes, hub, toys, tmp_path):
+def test_a_corpus_is_pushed_in_private_and_taken_off_again_by_its_card(python, corpus_pushes, hub, toys, tmp_path):
     code, output, error = corpus_pushes["toys"]
     assert code == 0, error
     repository = hub.repositories["datasets", "user/toys"]
@@ -567,7 +563,7 @@ def test_a_corpus_is_pushed_in_private_and_taken_off_again_by_its_card(corpus_pu
     files = hub.files("datasets", "user/toys")
     assert not any(toys.name.encode() in content or TOKEN.encode() in content for content in files.values())
     wanted = json.dumps({"repo": "user/toys", "line": line})
-    loaded = in_process(LOADS, wanted, environment=hub.environment(tmp_path), cwd=tmp_path)
+    loaded = in_process(python, LOADS, wanted, environment=hub.environment(tmp_path), cwd=tmp_path)
     assert loaded["ids"] == {"train": ["u0", "u1"], "validation": ["u2"], "test": ["u3"]} and all(loaded["same"])
     assert loaded["sounds"] == [(toys / f"{index}.wav").read_bytes().hex() for index in range(4)]
 
@@ -607,7 +603,7 @@ def test_a_corpus_that_cannot_be_pushed_says_why(corpus_pushes, hub, name, messa
 
 
 @pytest.fixture(scope="module")
-def pages(pushes, hub, tmp_path_factory) -> dict[str, list]:
+def pages(python, pushes, hub, tmp_path_factory) -> dict[str, list]:
     """Answers of `cmkd push-space` and `push-metric`; after the pushes of student and teacher."""
     home = tmp_path_factory.mktemp("home_of_pages")
     calls = {
@@ -617,8 +613,8 @@ def pages(pushes, hub, tmp_path_factory) -> dict[str, list]:
         "teacher": ["push-space", "user/nothing", "user/teacher"],
         "no_model": ["push-space", "user/nothing", "user/absent"],
     }
-    environment = hub.environment(home) | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
-    return in_process(PUSHES, json.dumps(calls), environment=environment, cwd=home)
+    environment = hub.environment(home)
+    return in_process(python, PUSHES, json.dumps(calls), environment=environment, cwd=home)
 
 
 def test_a_page_is_pinned_to_a_commit_of_its_model(pages, hub):
@@ -681,19 +677,11 @@ def test_weights_that_are_no_safetensors_are_not_even_fetched(pulls, hub):
     assert not any("pytorch_model.bin" in request for request in hub.requests if request.startswith("GET"))
 
 
-def test_the_metric_becomes_a_space(tmp_path):
+def test_the_metric_becomes_a_space(python, tmp_path):
     with LocalHub() as hub:
-        environment = os.environ | hub.environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parent.parent)}
         commands = [["user/concordance_cc"], ["user/concordance_cc"], ["user/ccc"]]
         done = [
-            subprocess.run(
-                [sys.executable, "-m", "cmkd", "push-metric", *arguments],
-                capture_output=True,
-                text=True,
-                check=False,
-                env=environment,
-                timeout=120,
-            )
+            python.run(module("cmkd"), "push-metric", *arguments, environment=hub.environment(tmp_path))
             for arguments in commands
         ]
         assert [result.returncode for result in done] == [0, 0, 1], done
@@ -701,7 +689,7 @@ def test_the_metric_becomes_a_space(tmp_path):
         repository = hub.repositories["spaces", "user/concordance_cc"]
         line = done[1].stdout.strip().splitlines()[-1].strip()
         code = f"import evaluate, json; print(json.dumps({line}.compute(predictions=[0, 1, 1], references=[0, 1, 2])))"
-        loaded = in_process(code, environment=hub.environment(tmp_path / "elsewhere"), cwd=tmp_path)
+        loaded = in_process(python, code, environment=hub.environment(tmp_path / "elsewhere"), cwd=tmp_path)
     assert files == {path.name: path.read_bytes() for path in Path(CONCORDANCE_CC).iterdir() if path.is_file()}
     assert repository.private and f"revision={repository.branches['main']!r}" in done[1].stdout
     assert "must end in /concordance_cc" in done[2].stderr

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from test_train_distill import ccc
+from formulas import ccc
 from tones import SIZES, write_recipe
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
@@ -21,6 +21,8 @@ from cmkd.quality import fit_residuals, quality_weights
 from cmkd.scoring.evaluation import evaluate_predictions
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
+
+pytestmark = pytest.mark.slow
 
 
 def nothing_but_numbers(constant):

@@ -15,6 +15,8 @@ from benchmarks.stand_ins import ENCODERS, write_encoder, write_iemocap, write_m
 from cmkd.runs.recipe import load_recipe
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 FOLDERS = ("msp_podcast", "iemocap", "spoken_emobank")
 ROWS = sorted(

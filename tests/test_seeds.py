@@ -1,16 +1,15 @@
 """A run of several seeds on a corpus of tones: each training, what they come to, what goes on and what is refused."""
 
 import json
-import os
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import output_of, start_processes
 from tones import write_recipe
+from warm import module
 
 import train_distill
 from cmkd.hub.staging import stage_run
@@ -22,7 +21,8 @@ from cmkd.scoring.confidence import ccc_interval, paired_test
 from cmkd.scoring.evaluation import read_predictions
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
 SEEDS = (3, 5)
 
 
@@ -208,13 +208,9 @@ def test_trainings_that_do_not_belong_together_are_refused(run, tmp_path):
         gather_seeds(tmp_path / "run", [3, 5])
 
 
-def test_two_processes_train_all_seeds_in_one_launch(recipe, tmp_path):
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "train_distill.py"), str(recipe), "--output_dir", str(tmp_path), "--stages", "finetune"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_train_all_seeds_in_one_launch(python, recipe, tmp_path):
+    arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "finetune"]
+    said = output_of(start_processes(python, 2, module("train_distill"), *arguments))
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["cost"]["processes"] == 2 and found["seeds"] == [3, 5]
-    assert "CCC on test, 2 seeds" in done.stdout and done.stdout.count("Report:") == 3
+    assert "CCC on test, 2 seeds" in said and said.count("Report:") == 3

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 FOLDS = """
@@ -22,6 +24,7 @@ FOLDS = """
     recipe = Path("recipe.yaml")
     recipe.write_text("corpus: {name: iemocap, data_dir: .}\\noutput_dir: run\\n")
     crossval.MAIN = Path("train_distill.py").resolve()
+    crossval.NUM_FOLDS[crossval.PROTOCOL] = 2
     crossval.gather_folds = lambda *_: {"gathered": True}
 """
 

@@ -156,6 +156,7 @@ def utterances(number):
     ]
 
 
+@pytest.mark.slow
 def test_speech_depends_neither_on_the_order_nor_on_the_processes(espeak):
     script = utterances(9)
     alone = [utterance.speak() for utterance in script]
@@ -163,6 +164,7 @@ def test_speech_depends_neither_on_the_order_nor_on_the_processes(espeak):
     assert list(speak_utterances(script[::-1], num_proc=3)) == alone[::-1]
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_main_guard(espeak, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -298,6 +300,7 @@ def test_demo_settings(config, message):
         load_corpus("spoken-demo", **config)
 
 
+@pytest.mark.slow
 def test_demo_is_spoken_the_same_anywhere_and_kept(espeak, cache, tmp_path, monkeypatch):
     sizes = {"train": 5, "validation": 3, "test": 4}
     first = load_corpus("spoken-demo", **sizes, num_proc=1)

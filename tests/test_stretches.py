@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
-from test_manifest import load, refused
+from manifests import load, refused
 from transformers import Wav2Vec2FeatureExtractor
 
 from cmkd.corpora.schema import StreamedCorpus

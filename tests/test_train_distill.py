@@ -1,7 +1,6 @@
 """The main job on a small corpus of tones: every stage, its files, and what they say."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from tones import SIZES, write_recipe
+from formulas import ccc
+from launching import launch
+from tones import SIZES, STAGES
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
@@ -23,29 +24,19 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperModel,
 )
+from warm import module
 
 import train_distill
 from cmkd.hub.staging import stage_run
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")
-LAUNCH = Path(__file__).parent.parent / "launch"
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("tones"), num_epochs=3)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def run(recipe) -> Path:
     train_distill.main([str(recipe)])
     return recipe.parent / "run"
-
-
-def ccc(predictions: np.ndarray, labels: np.ndarray) -> float:
-    covariance = np.cov(predictions, labels, bias=True)
-    return 2 * covariance[0, 1] / (covariance[0, 0] + covariance[1, 1] + (predictions.mean() - labels.mean()) ** 2)
 
 
 def test_results_are_those_of_the_predictions(run):
@@ -421,21 +412,13 @@ def test_the_recipe_may_name_the_student(run, recipe, tmp_path):
         assert kept.read_bytes() == named.read_bytes()
 
 
-def launch(preset: str, *arguments: str, processes: int = 2) -> None:
-    """`accelerate launch`, as a user with GPUs types it, on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", train_distill.__file__, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr
-
-
 def test_two_processes_learn_what_one_does(recipe, tmp_path):
     """The same loss and predictions to rounding, whatever the launch; every utterance is predicted once, in order."""
     arguments = [str(recipe), "--stages", "teacher", "cts", "--output_dir"]
     train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
     share = ["--batch_size", "2", "--gradient_accumulation_steps", "2"]
-    launch("several_gpus.yaml", *arguments, str(tmp_path / "two"), *share)
+    done = launch("several_gpus.yaml", 2, Path(train_distill.__file__), *arguments, str(tmp_path / "two"), *share)
+    assert done.returncode == 0, done.stderr
     costs = [json.loads((tmp_path / run / "results.json").read_text())["cost"] for run in ("one", "two")]
     assert [cost["processes"] for cost in costs] == [1, 2]
     for stage in ("teacher", "cts"):
@@ -495,12 +478,10 @@ def test_all_of_the_encoder_can_train(recipe, tmp_path):
     assert not torch.equal(tuned[f"speech_encoder.encoder.{name}"], stock[name])
 
 
-def test_errors_reach_the_user_without_a_traceback(recipe):
-    command = [sys.executable, train_distill.__file__, str(recipe), "--learning_rat", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def test_errors_reach_the_user_without_a_traceback(python, recipe):
+    result = python.run(module("train_distill"), str(recipe), "--learning_rat", "1")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "Unrecognized options: --learning_rat, 1" in result.stderr and "--learning_rate FLOAT" in result.stderr
-    command[-2:] = ["--learning_rate", "-1"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    result = python.run(module("train_distill"), str(recipe), "--learning_rate", "-1")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.startswith("train_distill: ") and "learning_rate = -1.0: " in result.stderr

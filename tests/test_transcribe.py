@@ -1,6 +1,5 @@
 """Transcribing: what is heard, and that nothing is lost or done twice."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,79 +11,28 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from tokenizers import AddedToken
+from launching import output_of, start_processes
+from small_recognizers import LETTERS, make_ctc, make_whisper
 from transformers import (
     AutoFeatureExtractor,
     AutoTokenizer,
-    GenerationConfig,
     HubertConfig,
     HubertModel,
     MoonshineConfig,
     MoonshineForConditionalGeneration,
-    Wav2Vec2Config,
-    Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForCTC,
-    WhisperConfig,
-    WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperTokenizer,
     pipeline,
 )
+from warm import module
 
 from cmkd.corpora import load_corpus
 from cmkd.features.audio import read_audio
 from cmkd.transcription.recognizers import Hypothesis, cut, load_recognizer
 from cmkd.transcription.transcribe import transcribe
 
-LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "Ġ"]
-SPECIAL = ["startoftranscript", "en", "de", "translate", "transcribe", "nocaptions", "notimestamps"]
 RATE = 16000
-
-
-def make_whisper(folder: Path, generation: dict | None = None) -> None:
-    """A Whisper with random weights that hears up to 2 s, and whose generation config has only what is given."""
-    torch.manual_seed(1)
-    tokenizer = WhisperTokenizer(vocab={token: index for index, token in enumerate(LETTERS)}, merges=[])
-    tokenizer.add_tokens([AddedToken(f"<|{name}|>", special=True) for name in SPECIAL], special_tokens=True)
-    tokenizer.save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=8, chunk_length=2).save_pretrained(folder)
-    end, start = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
-    config = WhisperConfig(
-        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=len(tokenizer), num_mel_bins=8, max_source_positions=100,
-        max_target_positions=20, init_std=1.0, decoder_start_token_id=start, eos_token_id=end, pad_token_id=end,
-        bos_token_id=end, suppress_tokens=None, begin_suppress_tokens=[end],
-    )  # fmt: skip
-    model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig.from_model_config(config)
-    if generation is not None:
-        settings = model.generation_config.to_dict() | generation
-        model.generation_config = GenerationConfig.from_dict(settings | {"_from_model_config": False})
-    model.half().save_pretrained(folder)
-
-
-def make_ctc(folder: Path, norm: str) -> None:
-    """A wav2vec 2.0 with random weights and a CTC head."""
-    torch.manual_seed(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {
-        "<pad>": 0,
-        "<s>": 1,
-        "</s>": 2,
-        "<unk>": 3,
-        "|": 4,
-        **{letter: 5 + i for i, letter in enumerate("ABCDEFGH")},
-    }
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer").save_pretrained(folder)
-    config = Wav2Vec2Config(
-        vocab_size=13, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        conv_dim=(8,) * 7, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, initializer_range=1.0,
-        feat_extract_norm=norm, do_stable_layer_norm=norm == "layer", pad_token_id=0,
-    )  # fmt: skip
-    Wav2Vec2ForCTC(config).save_pretrained(folder)
 
 
 def make_corpus(folder: Path, size: int = 12) -> None:
@@ -346,6 +294,7 @@ def test_a_model_that_cannot_recognise_speech_is_refused(tmp_path):
         load_recognizer("no/such")
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_known_by_its_commit(models, tmp_path):
     commit, cache = "0123456789abcdef0123456789abcdef01234567", tmp_path / "models--tiny--layer"
     shutil.copytree(models / "tiny/layer", cache / "snapshots" / commit)
@@ -406,11 +355,10 @@ print("kills", kills)
 """
 
 
-def test_killed_at_any_time_nothing_is_lost_or_done_twice(models, corpus, folder, tmp_path):
+@pytest.mark.slow
+def test_killed_at_any_time_nothing_is_lost_or_done_twice(python, models, corpus, folder, tmp_path):
     output = tmp_path / "t.parquet"
-    command = [sys.executable, "-c", KILLED, str(folder), str(models), str(output)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    result = python.run(KILLED, str(folder), str(models), str(output))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() in ("kills 2", "kills 3", "kills 4")  # a fast machine may be done before the last
     transcribe(corpus, "tiny/whisper", tmp_path / "whole.parquet", models_dir=str(models), batch_seconds=4)
@@ -434,16 +382,14 @@ def test_killed_at_any_time_nothing_is_lost_or_done_twice(models, corpus, folder
     assert sorted(identifier for run in begun for identifier in run) == sorted(f"u{index}" for index in range(12))
 
 
-def test_two_processes_take_a_share_each(models, corpus, folder, tmp_path):
+@pytest.mark.slow
+def test_two_processes_take_a_share_each(python, models, corpus, folder, tmp_path):
     output = tmp_path / "t.parquet"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cmkd"]
-    command += ["transcribe", "manifest", str(folder), "--corpus.label_scale", "1", "7", "--model", "tiny/layer"]
+    command = ["transcribe", "manifest", str(folder), "--corpus.label_scale", "1", "7", "--model", "tiny/layer"]
     command += ["--models_dir", str(models), "--output", str(output), "--batch_seconds", "3"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
-    assert result.returncode == 0, result.stderr
-    assert "12 utterances" in result.stdout and "by 2 processes" in result.stdout
-    assert result.stdout.count("transcribed in") == 1
+    said = output_of(start_processes(python, 2, module("cmkd"), *command))
+    assert "12 utterances" in said and "by 2 processes" in said
+    assert said.count("transcribed in") == 1
     transcribe(corpus, "tiny/layer", tmp_path / "whole.parquet", models_dir=str(models))
     found, expected = rows_of(output), rows_of(tmp_path / "whole.parquet")
     assert found.keys() == expected.keys()
@@ -463,6 +409,7 @@ def test_a_second_run_on_the_same_output_is_refused(models, corpus, tmp_path):
     assert transcribe(corpus, "tiny/layer", tmp_path / "t.parquet", models_dir=str(models)).utterances == 12
 
 
+@pytest.mark.slow
 def test_the_real_whisper_hears_people(shared_dir):
     """Two clips of read speech: as the stock pipeline hears them, together, and one long after the other."""
     models = shared_dir / "models"

@@ -1,31 +1,34 @@
 """The gradient of a step does not depend on how many devices and accumulation steps it is spread over."""
 
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from launching import output_of, start_processes
+from warm import Warm
 from whole_step_worker import NUMBER, Dropping, columns
 
 from cmkd.training.whole_step import RandomState
 
+pytestmark = pytest.mark.slow
+
 CASES = ["float64-1-step", "float64-2-step", "float64-4-step", "float32-2-step", "float64-2-batch", "sharded"]
 
 
+@pytest.fixture(scope="module")
+def trainers(tmp_path_factory):
+    with Warm(tmp_path_factory.mktemp("trainers"), ["whole_step_worker"]) as warm:
+        yield warm
+
+
 @pytest.fixture(scope="module", params=[1, 2, 4])
-def runs(request, tmp_path_factory):
+def runs(request, trainers, tmp_path_factory):
     """The folder of what all cases gave on 1, 2 and 4 processes, and the number of processes."""
     folder = tmp_path_factory.mktemp(f"on_{request.param}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param)]
-    command += [str(Path(__file__).with_name("whole_step_worker.py")), str(folder), *CASES]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr
+    code = "import sys, whole_step_worker; whole_step_worker.run(*sys.argv[1:])"
+    output_of(start_processes(trainers, request.param, code, str(folder), *CASES))
     return folder, request.param
 
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
-from test_trainer import trainer
+from linear_trainer import trainer
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from cmkd.features.inputs import SpeechInputs, UtteranceDataset

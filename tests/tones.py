@@ -10,6 +10,8 @@ import yaml
 from transformers import BertConfig, BertModel, BertTokenizer, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 SIZES = {"train": 25, "validation": 9, "test": 8}
+STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")
+"""Of a run that is asked for none in particular."""
 
 
 def make_encoders(folder: Path) -> None:

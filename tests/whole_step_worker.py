@@ -1,13 +1,10 @@
-"""Run by test_whole_step.py under torchrun: the first step of several trainers; every process saves what it saw.
-
-    torchrun ... whole_step_worker.py FOLDER CASE...
+"""Run by test_whole_step.py in 1, 2 and 4 processes: the first step of several trainers; each saves what it saw.
 
 A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, and the name of its folder. The case "sharded" is a step of one batch a
 device in fp64 with FSDP in the place of DistributedDataParallel, which accelerate does not offer on a CPU.
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,9 +131,9 @@ def sharded(folder: Path) -> None:
     torch.save(value.item(), folder / f"loss_{rank}.pt")
 
 
-if __name__ == "__main__":
-    for case in sys.argv[2:]:
-        folder = Path(sys.argv[1]) / case
+def run(place: str, *cases: str) -> None:
+    for case in cases:
+        folder = Path(place) / case
         folder.mkdir(exist_ok=True)
         if case == "sharded":
             sharded(folder)
