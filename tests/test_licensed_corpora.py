@@ -130,7 +130,7 @@ def test_a_report_is_read_as_it_was_saved(folder, tmp_path):
     report.save(tmp_path / "report.json")
     assert CorpusReport.load(tmp_path / "report.json") == report
     (tmp_path / "report.json").write_text("{")
-    with pytest.raises(ValueError, match=r"report\.json is not valid JSON .*: delete the folder that it lies in"):
+    with pytest.raises(ValueError, match=r"report\.json is not valid JSON .*: delete the folder that it is in"):
         CorpusReport.load(tmp_path / "report.json")
 
 

@@ -441,7 +441,7 @@ BROKEN[RATE] = np.nan
         (np.zeros(RATE, np.int16), r"inputs\[1\]: the array is int16, .*divide 16-bit integers by 32768"),
         (np.zeros((2, 3, RATE), np.float32), r"inputs\[1\]: the array has shape \(2, 3, 16000\)"),
         ({"array": noise(1)}, r"inputs\[1\]: sampling_rate=None: give the array's rate in Hz"),
-        ({"array": noise(1), "sampling_rate": 0}, r"inputs\[1\]: sampling_rate=0: say"),
+        ({"array": noise(1), "sampling_rate": 0}, r"inputs\[1\]: sampling_rate=0: give"),
         ({"array": BROKEN, "sampling_rate": RATE, "path": "b.wav"}, "b.wav: non-finite audio"),
         ({"bytes": b"", "path": "c.wav"}, "c.wav: empty audio"),
         ("https://example.org/a.wav", "https://example.org/a.wav: missing file: addresses are not fetched"),
@@ -486,7 +486,7 @@ def test_other_wrong_inputs(hubert, tmp_path):
     soundfile.write(tmp_path / "a.wav", noise(1), RATE)
     with pytest.raises(ValueError, match="a.wav: sampling_rate=8000 is for arrays"):
         hubert(tmp_path / "a.wav", sampling_rate=8000)
-    with pytest.raises(ValueError, match="audio: sampling_rate=None: say"):
+    with pytest.raises(ValueError, match="audio: sampling_rate=None: give"):
         hubert(noise(1))
     with pytest.raises(TypeError, match="windows"):
         hubert(tmp_path / "a.wav", windows=3)
