@@ -25,6 +25,7 @@ from cmkd.hub.staging import published_results, stage_run, without_paths
 from cmkd.metrics import CONCORDANCE_CC
 
 CODE = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "speech_encoder_cmkd.py"}
+CODE |= {"windows_cmkd.py"}
 STUDENT = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "results.json"}
 STUDENT |= CODE
 TEACHER = STUDENT | {"tokenizer.json", "tokenizer_config.json"}
