@@ -144,18 +144,43 @@ def windows_of(
     """
     check_channel(channel, "mean", "each")
     with opened(audio, name, sampling_rate) as sound:
-        if channel == "mean" and sound.channels > 1:
-            warn(f"Audio of {sound.channels} channels is scored as their mean; channel= takes one of them, or each.")
-        blocks = sound.blocks(channel=None if isinstance(channel, str) else channel)
-        blocks = long_enough(resampled(blocks, sound.rate, cut.rate, warn), sound.name, cut.rate)
-        for first, samples, is_last in cut_stream(blocks, cut.longest, cut.window, cut.hop):
-            start, end = first / cut.rate, (first + len(samples)) / cut.rate
-            if channel == "mean":
-                samples = mean_of_channels(samples, sound, start, end)
-            for number in range(samples.shape[1]):
-                heard = samples[:, number]
-                silent = bool(np.sqrt(np.mean(np.square(heard))) < SILENCE_LEVEL)
-                yield Window(number, start, end, silent, is_last and number == samples.shape[1] - 1), heard
+        yield from windows_of_sound(sound, cut, warn, channel)
+
+
+def windows_of_sound(
+    sound: Sound,
+    cut: Cutting,
+    warn: Callable[[str], object],
+    channel: str | int = "mean",
+    start: float | None = None,
+    end: float | None = None,
+) -> Iterator[tuple[Window, np.ndarray]]:
+    """As [`windows_of`], of a sound that is open, or of a stretch of it.
+
+    Args:
+        sound: What is heard.
+        cut: How it is cut.
+        warn: Is called where several channels are made one, and where the rate is changed.
+        channel: "mean", "each", or the number of one channel, from 0.
+        start, end: Seconds of the stretch; None: the beginning and the end of the sound. The times of the windows count
+            from the beginning of the stretch.
+
+    Raises:
+        ValueError: As `windows_of`; or the sound does not have this stretch.
+    """
+    check_channel(channel, "mean", "each")
+    if channel == "mean" and sound.channels > 1:
+        warn(f"Audio of {sound.channels} channels is scored as their mean; channel= takes one of them, or each.")
+    blocks = sound.blocks(start, end, None if isinstance(channel, str) else channel)
+    blocks = long_enough(resampled(blocks, sound.rate, cut.rate, warn), sound.name, cut.rate)
+    for first, samples, is_last in cut_stream(blocks, cut.longest, cut.window, cut.hop):
+        begins, ends = first / cut.rate, (first + len(samples)) / cut.rate
+        if channel == "mean":
+            samples = mean_of_channels(samples, sound, begins, ends)
+        for number in range(samples.shape[1]):
+            heard = samples[:, number]
+            silent = bool(np.sqrt(np.mean(np.square(heard))) < SILENCE_LEVEL)
+            yield Window(number, begins, ends, silent, is_last and number == samples.shape[1] - 1), heard
 
 
 def whole_answer(
