@@ -35,6 +35,7 @@ GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "cache": ("features", "List the stored features of frozen encoders, and remove those that are not needed."),
     },
     "Scoring": {
+        "predict": ("predict", "Score files, folders, segments and data sets of speech with a student."),
         "evaluate": ("scoring", "Score a student or a teacher on a corpus, and write predictions and figures."),
         "table": ("scoring", "Put runs into the tables of the paper, beside the published figures."),
     },

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -96,39 +95,22 @@ class TorchEngine:
 
     def __init__(self, choice: ModelChoice):
         import torch
-        from transformers import AutoFeatureExtractor, PreTrainedConfig
 
-        import modeling_cmkd
-        from cmkd.identity import folder_digest, hub_commit
+        from cmkd.runs.answers import load_checkpoint
 
-        folder = Path(choice.model)
-        if folder.is_dir():
-            if choice.revision is not None:
-                raise ValueError(
-                    f"--revision {choice.revision}: {choice.model} is a folder, which has no revisions; leave it out."
-                )
-            self.identity, commit = folder_digest(folder), None
-        elif folder.exists() or folder.is_absolute() or choice.model.startswith("."):
-            raise FileNotFoundError(f"--model {choice.model}: there is no such folder; name that of a student.")
-        else:
-            commit = self.identity = hub_commit(choice.model, choice.revision)
-        kind = PreTrainedConfig.get_config_dict(choice.model, revision=commit)[0].get("model_type")
-        classes = {"cmkd_student": modeling_cmkd.CMKDStudentModel, "cmkd_teacher": modeling_cmkd.CMKDTeacherModel}
-        if kind not in classes:
-            raise ValueError(
-                f"--model {choice.model}: it is a {kind!r}, but must be a CMKD student, or a teacher that only hears."
-            )
-        self._dtype = getattr(torch, choice.dtype)
-        model = classes[kind].from_pretrained(choice.model, revision=commit, dtype=self._dtype)
+        checkpoint = load_checkpoint(choice.model, choice.revision)
+        model = checkpoint.model
         if model.text_encoder is not None:
             raise ValueError(
                 f"--model {choice.model}: it is a teacher that also reads a transcript, which sound alone does not "
                 "have; name the student."
             )
-        self._device = torch.device(choice.device) if choice.device is not None else _best_device()
-        self._extractor = AutoFeatureExtractor.from_pretrained(choice.model, revision=commit)
+        self.identity = checkpoint.commit
+        self._extractor = checkpoint.feature_extractor
         self._input = model.config.speech_input_name
-        self._model = model.to(self._device).eval()
+        self._dtype = getattr(torch, choice.dtype)
+        self._device = torch.device(choice.device) if choice.device is not None else _best_device()
+        self._model = model.to(self._device, self._dtype)
         if choice.compile:
             self._model = torch.compile(self._model, dynamic=True)
         self.sampling_rate = self._extractor.sampling_rate
@@ -164,7 +146,7 @@ class TorchEngine:
                 raise
             seconds = max(map(len, waves)) / self.sampling_rate
             raise MemoryError(
-                f"Out of memory with {len(waves)} windows of up to {seconds:.1f} s at once: lower --batch-seconds, or "
+                f"Out of memory with {len(waves)} windows of up to {seconds:.1f} s at once: lower --batch_seconds, or "
                 "--window if it is one alone. What is scored stays."
             ) from error
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 
 from cmkd.predict.engines import Engine
-from cmkd.predict.reading import Ended, Event, Failed, Heard
+from cmkd.predict.reading import Ended, Event, Heard
 
 PIECE_SECONDS = 600.0
 """Seconds of sound after which a piece is full; it takes 38 MB at 16 kHz."""
@@ -102,19 +102,20 @@ def score(piece: Piece, engine: Engine, batch_seconds: float, keep_embeddings: b
         for row, index in enumerate(batch):
             scores[index], embeddings[index] = found[row], vectors[row]
     scored = iter(zip(scores, embeddings, strict=True))
-    rows = []
-    for event in piece.events:
-        row: dict[str, Any] = {"source": event.source}
-        if isinstance(event, Heard):
-            found, vector = next(scored)
-            row |= {name: getattr(event, name) for name in ("channel", "start", "end", "silent", "peaks")}
-            row |= {"scores": found, "embedding": vector if keep_embeddings else None}
-        elif isinstance(event, Ended):
-            row |= {"channels": event.channels, "offset": event.offset}
-        else:
-            row |= {"kind": event.kind, "message": event.message}
-        rows.append(row)
-    return pyarrow.Table.from_pylist(rows, SCORED)
+    return pyarrow.Table.from_pylist([_row(event, scored, keep_embeddings) for event in piece.events], SCORED)
+
+
+def _row(event: Event, scored: Iterator[tuple[Any, Any]], keep_embedding: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"source": event.source}
+    if isinstance(event, Heard):
+        scores, embedding = next(scored)
+        row.update({name: getattr(event, name) for name in ("channel", "start", "end", "silent", "peaks")})
+        row.update(scores=scores, embedding=embedding if keep_embedding else None)
+    elif isinstance(event, Ended):
+        row.update(channels=event.channels, offset=event.offset)
+    else:
+        row.update(kind=event.kind, message=event.message)
+    return row
 
 
 def batches(lengths: Sequence[int], most: float) -> list[list[int]]:
@@ -132,12 +133,3 @@ def batches(lengths: Sequence[int], most: float) -> list[list[int]]:
         else:
             found.append([index])
     return found
-
-
-def failures(table: pyarrow.Table) -> list[Failed]:
-    """Those of a scored piece."""
-    rows = table.filter(pyarrow.compute.is_valid(table["kind"]))
-    return [
-        Failed(row["source"], row["kind"], row["message"])
-        for row in rows.select(["source", "kind", "message"]).to_pylist()
-    ]

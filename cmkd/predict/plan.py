@@ -29,8 +29,8 @@ SHARD_CHUNKS = 64
 
 _FIELDS = tuple(field.name for field in fields(Source))
 _COLUMNS = (
-    "key BLOB UNIQUE, name TEXT, address TEXT, row INTEGER, start REAL, end REAL, channel INTEGER, id TEXT, label TEXT, "
-    "size INTEGER, stamp TEXT"
+    "key BLOB UNIQUE, name TEXT, address TEXT, row INTEGER, start REAL, end REAL, channel INTEGER, id TEXT, "
+    "label TEXT, size INTEGER, stamp TEXT"
 )
 
 

@@ -97,10 +97,10 @@ def predict(
     address: str | None = None,
     progress: bool = True,
 ) -> Prediction:
-    """Scores sources into a folder. May be stopped at any moment, and called again: what is scored is not scored again.
+    """Scores sources into a folder. May be stopped at any moment and called again: what is scored is not scored again.
 
-    Several processes with the same arguments share the work: those of `accelerate launch` or `torchrun`, and others that
-    are started by hand, also on other machines that see the same disk.
+    Several processes with the same arguments share the work: those of `accelerate launch` or `torchrun`, and others
+    that are started by hand, also on other machines that see the same disk.
 
     Args:
         sources: Files, folders (with all that is in them), globs, "-" for a list on standard input, manifests (.csv,
@@ -136,8 +136,8 @@ def predict(
 
     Raises:
         FileNotFoundError: A source that is named is not there, or holds no sound.
-        ValueError: An argument is not valid; a manifest cannot be used; or the folder is that of another model, of other
-            windows or of other sources.
+        ValueError: An argument is not valid; a manifest cannot be used; or the folder is that of another model, of
+            other windows or of other sources.
         OSError: There is no such model, or the disk is full.
         MemoryError: A batch is too large.
         ImportError: A package is missing.
@@ -251,7 +251,7 @@ def _score(job: _Job, network: Engine, reading: Reading, number: int, batch_seco
 
 def _check(batch_seconds: float | None, readers: int | None, engine: str, address: str | None, output: Any) -> None:
     if batch_seconds is not None and not 0 <= batch_seconds < math.inf:
-        raise ValueError(f"--batch-seconds {batch_seconds}: must be a number of seconds, 0 for one window at a time.")
+        raise ValueError(f"--batch_seconds {batch_seconds}: must be a number of seconds, 0 for one window at a time.")
     if readers is not None and readers < 0:
         raise ValueError(f"--readers {readers}: must be a number of processes, 0 for none.")
     if engine not in ("plain", "ray"):
@@ -328,8 +328,8 @@ def _update(store: Store, incoming: Incoming, alone: bool) -> list[str]:
     if changes.gone:
         listed = enumerated(changes.first_gone) + (" and others" if changes.gone > len(changes.first_gone) else "")
         raise ValueError(
-            f"{store.folder} has {changes.gone:,} sources that are not named now ({listed}): name them too, choose another "
-            "--output, or begin anew by --overwrite."
+            f"{store.folder} has {changes.gone:,} sources that are not named now ({listed}): name them too, choose "
+            "another --output, or begin anew by --overwrite."
         )
     if not changes.new and not changes.changed:
         return []

@@ -223,7 +223,7 @@ def _failed(number: int, source: Source, error: Exception) -> Failed:
         return Failed(number, error.reason, error.detail)
     if isinstance(error, FileNotFoundError):
         return Failed(number, "missing file", str(error))
-    if isinstance(error, _Unreachable):
+    if isinstance(error, _UnreachableError):
         return Failed(number, UNREACHABLE, str(error))
     if isinstance(error, ValueError) and "too short" in str(error):
         return Failed(number, "too short", str(error).removeprefix(f"{source.name}: "))
@@ -239,7 +239,7 @@ def _not_missing(error: Exception) -> None:
 # where the bytes are
 
 
-class _Unreachable(OSError):
+class _UnreachableError(OSError):
     """What is on another machine, and could not be fetched."""
 
 
@@ -256,7 +256,7 @@ def _content(source: Source, downloads: str) -> Iterator[tuple[str, str | bytes]
             except FileNotFoundError:
                 raise
             except OSError as error:
-                raise _Unreachable(f"it could not be fetched: {error}") from error
+                raise _UnreachableError(f"it could not be fetched: {error}") from error
             yield source.name, path
     else:
         yield source.name, source.address

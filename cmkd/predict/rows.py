@@ -98,18 +98,8 @@ def rows_of_chunk(
         shape: Of the tables.
     """
     table = pyarrow.concat_tables(pieces)
-    failed = {
-        row["source"]: row
-        for row in table.filter(pyarrow.compute.is_valid(table["kind"]))
-        .select(["source", "kind", "message"])
-        .to_pylist()
-    }
-    ended = {
-        row["source"]: row
-        for row in table.filter(pyarrow.compute.is_valid(table["channels"]))
-        .select(["source", "channels", "offset"])
-        .to_pylist()
-    }
+    failed = _by_source(table, ["kind", "message"])
+    ended = _by_source(table, ["channels", "offset"])
     assert failed.keys() | ended.keys() == sources.keys()
     errors = [
         {"number": number, "source": source.name, "id": source.id, "start": source.start, "end": source.end}
@@ -157,6 +147,12 @@ def rows_of_chunk(
         pyarrow.concat_tables(windows).combine_chunks(),
         pyarrow.Table.from_pylist(errors, ERRORS),
     )
+
+
+def _by_source(table: pyarrow.Table, columns: list[str]) -> dict[int, dict[str, Any]]:
+    """The rows that have a value in the first of the columns."""
+    rows = table.filter(pyarrow.compute.is_valid(table[columns[0]])).select(["source", *columns])
+    return {row["source"]: row for row in rows.to_pylist()}
 
 
 def _source_columns(number: int, source: Source, channel: int, rows: int) -> dict[str, Any]:

@@ -27,41 +27,12 @@ from audio_cmkd import import_package
 from cmkd.spelling import did_you_mean, enumerated
 
 SOUND_NAMES = frozenset(
-    [
-        ".wav",
-        ".wave",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".mp2",
-        ".mp1",
-        ".mpga",
-        ".m4a",
-        ".m4b",
-        ".mp4",
-        ".mov",
-        ".3gp",
-        ".3g2",
-        ".aac",
-        ".webm",
-        ".mkv",
-        ".mka",
-        ".wma",
-        ".asf",
-        ".amr",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".snd",
-        ".caf",
-        ".w64",
-        ".rf64",
-        ".sph",
-        ".nist",
-    ]
+    f".{ending}"
+    for ending in (
+        *("wav", "wave", "flac", "ogg", "oga", "opus", "mp3", "mp2", "mp1", "mpga", "m4a", "m4b", "mp4", "mov", "3gp"),
+        *("3g2", "aac", "webm", "mkv", "mka", "wma", "asf", "amr", "aif", "aiff", "aifc", "au", "snd", "caf", "w64"),
+        *("rf64", "sph", "nist"),
+    )
 )
 """How names of files end that are taken from a folder, in small or capital letters."""
 
@@ -120,8 +91,8 @@ def find_sources(arguments: Sequence[str], search: Search) -> Iterator[Source]:
     """The sources that are named on a command line, in that order; those of a folder by their names.
 
     Args:
-        arguments: Files, folders, globs, "-", manifests (.csv, .tsv, .jsonl, .parquet), .rttm, .TextGrid, addresses that
-            fsspec opens, and data sets, `dataset:NAME?split=test&column=audio`.
+        arguments: Files, folders, globs, "-", manifests (.csv, .tsv, .jsonl, .parquet), .rttm, .TextGrid, addresses
+            that fsspec opens, and data sets, `dataset:NAME?split=test&column=audio`.
         search: How they are looked for; is told what was passed over.
 
     Raises:
@@ -142,7 +113,7 @@ def open_dataset(address: str) -> Any:
     """The data set of an address, its column of sound renamed to `audio` and not decoded.
 
     Args:
-        address: `dataset:NAME?split=...&column=...&config=...&revision=...`, where NAME is a folder or a name on the Hub.
+        address: `dataset:NAME?split=...&column=...&config=...&revision=...`; NAME is a folder or a name on the Hub.
 
     Raises:
         ValueError: The address, the split or the column is wrong.
@@ -211,7 +182,7 @@ def _of_argument(argument: str, search: Search) -> Iterator[Source]:
                 raise FileNotFoundError(f"{argument}: there is no such file or folder.")
             yield from _of_named(path, search)
         else:
-            for found in sorted(glob.iglob(path, recursive=True)):
+            for found in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (names stay as they were written)
                 yield from _of_folder(found, search) if Path(found).is_dir() else _of_named(found, search)
 
 
@@ -327,7 +298,7 @@ def _of_manifest(name: str, ending: str) -> Iterator[Source]:
 
 
 class _Files(dict[str, Source]):
-    """The files that a table names, from its own folder; each is looked at once, as long as it is asked for in a row."""
+    """The files that a table names, from its own folder; looked at once for rows of one file that follow each other."""
 
     def __init__(self, table: str):
         self.folder = table.rpartition("/")[0]

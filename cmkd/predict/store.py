@@ -138,7 +138,7 @@ class Store:
         found: dict[int, Path] = {}
         total = None
         try:
-            names = os.listdir(self._pieces(shard))
+            names = os.listdir(self._pieces(shard))  # noqa: PTH208 (names are all that is needed of many)
         except FileNotFoundError:
             names = []
         for name in names:

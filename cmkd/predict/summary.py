@@ -30,7 +30,7 @@ MOST_ERRORS = 100
 def write_summary(store: Store, shape: Shape, settings: Mapping[str, Any]) -> None:
     """Writes summary.html, which needs nothing else to be looked at."""
     total, chosen = _chosen(store, shape.names)
-    errors = []
+    errors: list[dict[str, Any]] = []
     failures = 0
     for path in store.shard_paths(store.errors):
         table = pyarrow.parquet.read_table(path)
@@ -135,20 +135,13 @@ def _timeline(track: Track, names: Sequence[str]) -> list[list[float | None]]:
     step = math.ceil(len(stretches) / MOST_STEPS)
     if step == 1:
         return stretches
-    joined: list[list[float | None]] = []
+    joined = []
     for first in range(0, len(stretches), step):
         group = stretches[first : first + step]
-        heard = [stretch for stretch in group if stretch[2] is not None]
-        means = [
-            _number(
-                sum(stretch[2 + place] * (stretch[1] - stretch[0]) for stretch in heard)  # type: ignore[operator]
-                / sum(stretch[1] - stretch[0] for stretch in heard)  # type: ignore[operator]
-            )
-            if heard
-            else None
-            for place in range(len(names))
-        ]
-        joined.append([group[0][0], group[-1][1], *means])
+        heard = np.array([stretch for stretch in group if stretch[2] is not None], dtype=float)
+        means = heard[:, 2:].T @ (heard[:, 1] - heard[:, 0]) / np.sum(heard[:, 1] - heard[:, 0]) if len(heard) else None
+        values = [None] * len(names) if means is None else [_number(value) for value in means]
+        joined.append([group[0][0], group[-1][1], *values])
     return joined
 
 
