@@ -162,7 +162,7 @@ def _write_labels(store: Store, plan: Plan, shape: Shape, kind: Labels) -> None:
 def _label_file(address: str, row: int | None, store: Store) -> str:
     """What the name of a label file begins with: beside the sound, if that is a file of this machine."""
     if address.startswith(DATASET):
-        return str(store.folder / "labels" / f"{quote(address.removeprefix(DATASET), safe='/')}" / str(row))
+        return str(store.folder / "labels" / f"{quote(address.removeprefix(DATASET).lstrip('/'), safe='/')}" / str(row))
     if is_remote(address):
         return str(store.folder / "labels" / quote(address.replace("://", "/", 1), safe="/ "))
     return address

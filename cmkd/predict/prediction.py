@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from audio_cmkd import check_channel
+from cmkd.atomic import unfinished_path
 from cmkd.predict.engines import DIMENSIONS, Dtype, Engine, ModelChoice, load_engine
 from cmkd.predict.exports import Export, Format, Labels, write_exports
 from cmkd.predict.pieces import Piece, score
@@ -179,7 +181,9 @@ def predict(
             embeddings=embeddings,
         )
         job = _Job(store, plan, shape, embeddings)
-        reading = Reading(cut, channel, str(store.downloads()))
+        downloads = store.downloads()
+        stack.callback(shutil.rmtree, downloads, ignore_errors=True)
+        reading = Reading(cut, channel, str(downloads))
         shown = _progress(store, plan, shows=progress and joined.is_main)
         stack.callback(shown.close)
         if engine == "ray":
@@ -287,7 +291,7 @@ def _prepare(
             )
     else:
         _check_same(before, settings, folder)
-    incoming = Incoming(store.journal / f"incoming-{os.getpid()}.sqlite")
+    incoming = Incoming(unfinished_path(store.journal / "incoming.sqlite"))
     try:
         twice = incoming.gather(find_sources(sources, search))
         if twice:

@@ -41,6 +41,7 @@ class Progress:
             desc="scoring",
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}, {remaining} left",
             disable=not shows,
+            postfix="0.00 hours",
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )
 

@@ -259,6 +259,9 @@ def _content(source: Source, downloads: str) -> Iterator[tuple[str, str | bytes]
                 raise _UnreachableError(f"it could not be fetched: {error}") from error
             yield source.name, path
     else:
+        path = Path(source.address)
+        if path.exists() and not path.is_file():
+            raise AudioError(source.name, "unreadable audio", "it is no file, but a folder, a pipe or a device")
         yield source.name, source.address
 
 

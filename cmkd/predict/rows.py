@@ -178,4 +178,6 @@ def _groups(numbers: np.ndarray, channels: np.ndarray) -> Iterator[tuple[int, in
 
 def _matrix(column: pyarrow.ChunkedArray) -> np.ndarray:
     values = column.combine_chunks()
+    if not len(values):
+        return np.zeros((0, 0), np.float32)
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)

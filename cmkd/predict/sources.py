@@ -136,9 +136,9 @@ def open_dataset(address: str) -> Any:
         if split is None and len(found) == 1:
             (split,) = found
         if split not in found:
-            have = enumerated([f"split={name}" for name in found])
+            have = [f"split={name}" for name in found]
             raise ValueError(
-                f"{address}: say which split, it has {have}; for example {DATASET}{name}?{have.split()[0]}"
+                f"{address}: say which split, such as {DATASET}{name}?{have[0]}; it has {enumerated(have)}."
             )
         found = found[split]
     elif split is not None and str(found.split) != split:

@@ -147,7 +147,8 @@ def _timeline(track: Track, names: Sequence[str]) -> list[list[float | None]]:
 
 def _wave(track: Track, peaks: Sequence[bytes], duration: float) -> bytes:
     """The loudest sample of each of up to 480 parts of the whole, a byte each."""
-    points = min(2 * MOST_STEPS, PEAKS * len(peaks))
+    widest = float((track.ends - track.starts).max())
+    points = min(2 * MOST_STEPS, max(1, int(PEAKS * duration / widest)))
     wave = np.zeros(points, np.uint8)
     for start, end, own in zip(track.starts, track.ends, peaks, strict=True):
         values = np.frombuffer(own, np.uint8)
