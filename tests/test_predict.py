@@ -473,10 +473,9 @@ def test_a_plan_grows_behind(tmp_path):
     assert (changes.new, changes.changed, changes.gone, changes.first_gone) == (0, [3], 1, ["d"])
 
 
-def test_pieces_depend_on_nothing_but_the_events(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_SECONDS", 3.0)
+def test_pieces_depend_on_nothing_but_the_events():
     events = [Heard(0, -1, n, n + 1, False, b"", np.zeros(10, np.float32), 0.0) for n in range(8)]
-    found = list(cut_into_pieces(7, iter(events), sampling_rate=10))
+    found = list(cut_into_pieces(7, iter(events), most=30))
     assert [(piece.chunk, piece.number, piece.is_last, len(piece.events)) for piece in found] == [
         (7, 0, False, 3),
         (7, 1, False, 3),

@@ -33,6 +33,7 @@ def predict(
     readers: int | None = None,
     engine: Literal["plain", "ray"] = "plain",
     address: str | None = None,
+    actor_cpus: int = 1,
 ) -> None:
     """Scores sound: a row for each file and channel, in OUTPUT/scores. The same command goes on where it was stopped.
 
@@ -74,6 +75,7 @@ def predict(
         readers: Processes that read and decode ahead; null stands for one for every four CPUs.
         engine: plain, or ray for a cluster.
         address: The address of the Ray cluster; null stands for the one of this machine, or for a new one on it.
+        actor_cpus: With Ray, the CPUs of each model where there are no GPUs; with GPUs each model has one.
     """
     from transformers.utils import logging
 
@@ -102,7 +104,8 @@ def predict(
         readers=readers,
         engine=engine,
         address=address,
+        actor_cpus=actor_cpus,
     )
-    if done is not None:
+    if done.is_main:
         print(done)
-        sys.exit(3 if done.errors else 0)
+    sys.exit(3 if done.errors else 0)

@@ -63,9 +63,14 @@ class Piece:
         return sum(event.end - event.start for event in self.events if isinstance(event, Heard))
 
 
-def cut_into_pieces(chunk: int, events: Iterable[Event], sampling_rate: int) -> Iterator[Piece]:
-    """The pieces of a chunk, each as soon as it is known whether it is the last; there is one at least."""
-    most = PIECE_SECONDS * sampling_rate
+def cut_into_pieces(chunk: int, events: Iterable[Event], most: float) -> Iterator[Piece]:
+    """The pieces of a chunk, each as soon as it is known whether it is the last; there is one at least.
+
+    Args:
+        chunk: Its number.
+        events: All of it.
+        most: Samples after which a piece is full.
+    """
     piece = Piece(chunk, 0)
     samples = windows = 0
     for event in events:

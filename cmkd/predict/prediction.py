@@ -20,6 +20,7 @@ from audio_cmkd import check_channel
 from cmkd.atomic import unfinished_path
 from cmkd.predict.engines import DIMENSIONS, Dtype, Engine, ModelChoice, load_engine
 from cmkd.predict.exports import Export, Format, Labels, write_exports
+from cmkd.predict.job import Job
 from cmkd.predict.pieces import Piece, score
 from cmkd.predict.plan import Incoming, Plan
 from cmkd.predict.progress import Progress
@@ -46,12 +47,12 @@ class Prediction:
     Attributes:
         output (`Path`): The folder.
         sources (`int`): All that there are.
-        already (`int`): About how many of them had been scored before: those of shards and pieces that were there.
         rows (`int`): In `scores`.
         errors (`int`): Sources that could not be scored: they are in errors.parquet.
-        hours (`float`): Of sound, scored now by this process.
+        hours (`float`): Of sound, scored now, by this process and by those that have worked beside it.
         seconds (`float`): That this took, loading included.
-        notes (`list[str]`): What should be known of it.
+        notes (`tuple[str, ...]`): What should be known of it.
+        is_main (`bool`): Whether this is the process of its launch that speaks for all.
     """
 
     output: Path
@@ -61,6 +62,7 @@ class Prediction:
     hours: float
     seconds: float
     notes: tuple[str, ...]
+    is_main: bool
 
     def __str__(self) -> str:
         speed = f", {self.hours * 3600 / self.seconds:.1f} times real time" if self.hours else ""
@@ -97,6 +99,7 @@ def predict(
     readers: int | None = None,
     engine: Literal["plain", "ray"] = "plain",
     address: str | None = None,
+    actor_cpus: int = 1,
     progress: bool = True,
 ) -> Prediction:
     """Scores sources into a folder. May be stopped at any moment and called again: what is scored is not scored again.
@@ -131,6 +134,7 @@ def predict(
             CPUs of this process, at most 8.
         engine: "plain", or "ray" for a cluster.
         address: Of the Ray cluster; None: the one that this machine belongs to, or else a new one on this machine.
+        actor_cpus: With Ray, the CPUs of each model where there are no GPUs; with GPUs each model has one.
         progress: Whether to show how far it is.
 
     Returns:
@@ -146,7 +150,7 @@ def predict(
     """
     begun = time.monotonic()
     check_channel(channel, "mean", "each")
-    _check(batch_seconds, readers, engine, address, output)
+    _check(batch_seconds, readers, engine, address, actor_cpus, output)
     joined = _join_launch()
     choice = ModelChoice(model, revision, dtype, device, compile)
     with ExitStack() as stack:
@@ -180,19 +184,24 @@ def predict(
             label_scale=network.label_scale,
             embeddings=embeddings,
         )
-        job = _Job(store, plan, shape, embeddings)
+        job = Job(store, plan, shape, embeddings)
         downloads = store.downloads()
         stack.callback(shutil.rmtree, downloads, ignore_errors=True)
         reading = Reading(cut, channel, str(downloads))
         shown = _progress(store, plan, shows=progress and joined.is_main)
         stack.callback(shown.close)
         if engine == "ray":
-            from cmkd.predict.on_ray import run_on_ray
+            from cmkd.predict.on_ray import Cluster, run_on_ray
 
-            raise NotImplementedError(run_on_ray)
-        number = _default_readers(joined.processes) if readers is None else readers
-        seconds = network.batch_seconds if batch_seconds is None else batch_seconds
-        _score(job, network, reading, number, seconds, shown)
+            cluster = Cluster(address, actor_cpus)
+            run_on_ray(job, choice, network.identity, reading, network.sampling_rate, batch_seconds, cluster, shown)
+        else:
+            number = _default_readers(joined.processes) if readers is None else readers
+            _score(
+                job, network, reading, number, network.batch_seconds if batch_seconds is None else batch_seconds, shown
+            )
+        shown.flush()
+        _wait(joined, "score its share")
         export = Export(timeline=timeline, format=format, labels=labels, summary=summary)
         rows = errors = 0
         with store.finishing():
@@ -208,29 +217,14 @@ def predict(
             sources=plan.count(),
             rows=rows,
             errors=errors,
-            hours=shown.seconds / 3600,
+            hours=shown.hours(),
             seconds=time.monotonic() - begun,
             notes=tuple(notes),
+            is_main=joined.is_main,
         )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What is scored, and where it is written."""
-
-    store: Store
-    plan: Plan
-    shape: Shape
-    embeddings: bool
-
-    def write(self, piece: Piece, table: Any) -> None:
-        self.store.write_piece(self.plan.chunks[piece.chunk].shard, piece, table)
-
-    def assemble(self, shard: int) -> bool:
-        return self.store.assemble(self.plan, shard, self.plan.shards()[shard], self.shape)
-
-
-def _score(job: _Job, network: Engine, reading: Reading, number: int, batch_seconds: float, shown: Progress) -> None:
+def _score(job: Job, network: Engine, reading: Reading, number: int, batch_seconds: float, shown: Progress) -> None:
     """Scores with this process whatever nobody else does, until all shards are complete."""
     readers: Readers[Any] = Readers(reading, number)
     try:
@@ -248,12 +242,13 @@ def _score(job: _Job, network: Engine, reading: Reading, number: int, batch_seco
             shown.add(item.seconds, sum(event.read for event in item.events if isinstance(event, (Heard, Ended))))
     finally:
         readers.close()
-    while waiting := [shard for shard in job.plan.shards() if not job.assemble(shard)]:
-        time.sleep(0.1)  # another process is at these
-        del waiting
+    while not all(job.assemble(shard) for shard in job.shards):
+        time.sleep(0.1)  # another process is at one of them
 
 
-def _check(batch_seconds: float | None, readers: int | None, engine: str, address: str | None, output: Any) -> None:
+def _check(
+    batch_seconds: float | None, readers: int | None, engine: str, address: str | None, actor_cpus: int, output: Any
+) -> None:
     if batch_seconds is not None and not 0 <= batch_seconds < math.inf:
         raise ValueError(f"--batch_seconds {batch_seconds}: must be a number of seconds, 0 for one window at a time.")
     if readers is not None and readers < 0:
@@ -262,6 +257,8 @@ def _check(batch_seconds: float | None, readers: int | None, engine: str, addres
         raise ValueError(f"--engine {engine}: must be plain or ray.")
     if address is not None and engine != "ray":
         raise ValueError(f"--address {address}: is for --engine ray.")
+    if actor_cpus < 1:
+        raise ValueError(f"--actor_cpus {actor_cpus}: must be 1 or more.")
     if is_remote(str(output)):
         raise ValueError(f"--output {output}: must be a folder on a disk; copy it there when it is complete.")
 
@@ -277,6 +274,8 @@ def _prepare(
     notes = []
     folder = store.folder
     alone = store.claim_alone()
+    if alone:
+        shutil.rmtree(store.journal / "progress", ignore_errors=True)
     if overwrite:
         if not alone:
             raise ValueError(f"--overwrite: another process is writing to {folder}: wait for it, or stop it first.")
@@ -416,6 +415,14 @@ def _main_process_first(launch: _Launch) -> Iterator[None]:
 
     with main_process_first("list the sources"):
         yield
+
+
+def _wait(launch: _Launch, task: str) -> None:
+    """Until all processes of the launch have come here."""
+    if launch.processes > 1:
+        from cmkd.processes import wait_for_all
+
+        wait_for_all(task)
 
 
 def _default_readers(processes: int) -> int:

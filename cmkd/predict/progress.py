@@ -60,8 +60,16 @@ class Progress:
             self._bar.set_postfix_str(f"{all_seconds / 3600:.2f} hours, {speed:.1f} times real time", refresh=False)
             self._bar.update(max(0.0, min(self._bar.total, self._done + all_read) - self._bar.n))
 
+    def flush(self) -> None:
+        """Says how far this process is now, for the others."""
+        self._say()
+
+    def hours(self) -> float:
+        """Of sound that all processes have scored since this one began, as far as they have said so."""
+        self._say()
+        return self._of_all()[0] / 3600
+
     def close(self) -> None:
-        self._own.unlink(missing_ok=True)
         self._bar.close()
 
     def _say(self) -> None:

@@ -39,12 +39,12 @@ class Reading:
     Attributes:
         cut (`Cutting`): What a window is.
         channel (`str` or `int`): "mean", "each" or the number of a channel, for sources that name none.
-        downloads (`str`): The folder for copies of files of other machines.
+        downloads (`str`, *optional*): The folder for copies of files of other machines; None: where temporary files go.
     """
 
     cut: Cutting
     channel: str | int
-    downloads: str
+    downloads: str | None
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class _Sounds:
 
 
 @contextmanager
-def _sounds(name: str, content: str | bytes, stretches: int, folder: str) -> Iterator[_Sounds]:
+def _sounds(name: str, content: str | bytes, stretches: int, folder: str | None) -> Iterator[_Sounds]:
     with ExitStack() as stack:
         sounds = _Sounds(name, content, stack)
         if stretches > MOST_PASSES:
@@ -244,7 +244,7 @@ class _UnreachableError(OSError):
 
 
 @contextmanager
-def _content(source: Source, downloads: str) -> Iterator[tuple[str, str | bytes]]:
+def _content(source: Source, downloads: str | None) -> Iterator[tuple[str, str | bytes]]:
     """The name of a source for messages, and the path or the content of its file, as long as the context lasts."""
     if source.address.startswith(DATASET):
         yield source.name, name_and_content(_dataset(source.address)[source.row]["audio"], source.name)[1]
@@ -259,8 +259,8 @@ def _content(source: Source, downloads: str) -> Iterator[tuple[str, str | bytes]
                 raise _UnreachableError(f"it could not be fetched: {error}") from error
             yield source.name, path
     else:
-        path = Path(source.address)
-        if path.exists() and not path.is_file():
+        file = Path(source.address)
+        if file.exists() and not file.is_file():
             raise AudioError(source.name, "unreadable audio", "it is no file, but a folder, a pipe or a device")
         yield source.name, source.address
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
 
+from cmkd.predict import pieces
 from cmkd.predict.pieces import Piece, cut_into_pieces
 from cmkd.predict.plan import Plan
 from cmkd.predict.readers import Group, Readers
@@ -45,7 +46,8 @@ class Sharing:
     """
 
     def __init__(self, store: Store, plan: Plan, sampling_rate: int):
-        self._store, self._plan, self._rate = store, plan, sampling_rate
+        self._store, self._plan = store, plan
+        self._most = pieces.PIECE_SECONDS * sampling_rate
         self._lock = threading.Lock()
         self._under_way: set[int] = set()
         self._totals: dict[int, int] = {}
@@ -61,7 +63,7 @@ class Sharing:
         for way, first in events:
             assert first is not None
             total = 0
-            for piece in cut_into_pieces(way.chunk, chain([first], _of_one_pass(events)), self._rate):
+            for piece in cut_into_pieces(way.chunk, chain([first], _of_one_pass(events)), self._most):
                 total += 1
                 if self._may_score(piece):
                     yield piece
