@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import FeatureExtractionMixin
 
-from configuration_cmkd import EMOTION_DIMENSIONS
+from configuration_cmkd import EMOTION_DIMENSIONS, CPCConfig
 from modeling_cmkd import CMKDPreTrainedModel
-from speech_encoder_cmkd import mask_of
+from speech_encoder_cmkd import CPC_CONVOLUTIONS, mask_of
 from windows_cmkd import SHORTEST_AUDIO
 
 OPSET = 17
@@ -101,8 +101,8 @@ class StudentGraph(nn.Module):
             lengths (`torch.Tensor` of shape `(batch,)`): how many samples or frames of each are real.
 
         Returns:
-            Scores (batch, 3) and embeddings (batch, size). Both are NaN for an utterance that is shorter than a frame of
-            the encoder, or longer than its row: a graph cannot raise.
+            Scores (batch, 3) and embeddings (batch, size). Both are NaN for an utterance that is shorter than a frame
+            of the encoder, or longer than its row: a graph cannot raise.
         """
         mask = mask_of(lengths, speech.shape[-1])
         if self.speech.is_normalized:
@@ -118,13 +118,14 @@ class StudentGraph(nn.Module):
         config = self.model.config.speech_config
         if self.speech.log_mel is not None:
             return 1
-        if config.model_type == "cmkd_cpc":
-            return 159
-        reach = hop = 1
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-            reach += (kernel - 1) * hop
-            hop *= stride
-        return reach
+        if config.model_type == CPCConfig.model_type:
+            shapes = list(CPC_CONVOLUTIONS)
+        else:
+            shapes = [(*shape, 0) for shape in zip(config.conv_kernel, config.conv_stride, strict=True)]
+        length = 1
+        for kernel, stride, padding in reversed(shapes):
+            length = (length - 1) * stride + kernel - 2 * padding
+        return length
 
     @property
     def minimum_samples(self) -> int:

@@ -91,8 +91,8 @@ class OnnxStudent:
         """Scores a batch of utterances.
 
         Args:
-            waves (`np.ndarray` of shape `(batch, samples)`): float32, at the student's rate, nominally from -1 to 1, one
-                utterance a row; what follows its end does not matter.
+            waves (`np.ndarray` of shape `(batch, samples)`): float32, at the student's rate, nominally from -1 to 1,
+                one utterance per row; what follows its end does not matter.
             lengths (`np.ndarray` of shape `(batch,)`): How many samples of each row are real.
 
         Returns:
@@ -173,13 +173,13 @@ class OnnxStudent:
     def _checked(self, waves: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if waves.ndim != 2 or lengths.shape != waves.shape[:1] or not len(waves):
             raise ValueError(
-                f"waves has shape {waves.shape} and lengths {lengths.shape}: must be (batch, samples) and (batch,), with "
-                "at least one utterance."
+                f"waves has shape {waves.shape} and lengths {lengths.shape}: must be (batch, samples) and (batch,), "
+                "with at least one utterance."
             )
         if waves.dtype.kind != "f" or lengths.dtype.kind not in "iu":
             raise ValueError(
-                f"waves is {waves.dtype} and lengths {lengths.dtype}: must be floating point numbers, nominally from -1 "
-                "to 1, and whole numbers. Divide 16-bit samples by 32768."
+                f"waves is {waves.dtype} and lengths {lengths.dtype}: must be floating point numbers, nominally from "
+                "-1 to 1, and whole numbers. Divide 16-bit samples by 32768."
             )
         most = waves.shape[1] if self.maximum_samples is None else min(self.maximum_samples, waves.shape[1])
         for row, length in enumerate(lengths.tolist()):
@@ -266,8 +266,8 @@ def read_metadata(found: Mapping[str, str], name: str) -> dict[str, Any]:
     metadata = {key: json.loads(value) for key, value in found.items() if not key.startswith("onnx.")}
     if metadata["cmkd_format"] != FORMAT:
         raise ValueError(
-            f"{name} says that its cmkd_format is {metadata['cmkd_format']!r}, but this release of cmkd reads {FORMAT}: "
-            "use the onnx_cmkd.py that was exported with it, or the release that wrote it."
+            f"{name} says that its cmkd_format is {metadata['cmkd_format']!r}, but this release of cmkd reads {FORMAT}"
+            ": use the onnx_cmkd.py that was exported with it, or the release that wrote it."
         )
     return metadata
 

@@ -101,7 +101,7 @@ def _listed(numbers: Sequence[int]) -> str:
 def _advice(graph: StudentGraph, doubts: Sequence[str]) -> str:
     doubted = f" The tracer was in doubt about {', '.join(doubts)}." if doubts else ""
     return (
-        f"The export has kept something of its example as if it were true of all speech, so it is not written.{doubted} "
-        f"Compute with tensors only in the {graph.model.config.speech_config.model_type} encoder, and neither loop over "
-        "nor compare what depends on a length."
+        f"The export has kept something of its example as if it were true of all speech, so it is not written."
+        f"{doubted} Compute with tensors only in the {graph.model.config.speech_config.model_type} encoder, and "
+        "neither loop over nor compare what depends on a length."
     )
