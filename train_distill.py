@@ -1,8 +1,10 @@
 """Cross-modal conditional teacher-student training (arXiv 2112.00158), end to end.
 
-    python train_distill.py recipes/demo.yaml
+    cmkd train recipes/demo.yaml
+    cmkd train recipes/demo.yaml --seeds 0 1 2 --output_dir runs/demo_seeds
     accelerate launch train_distill.py recipes/demo.yaml --seed 1 --output_dir runs/demo_1 --stages teacher cts
-    python train_distill.py recipes/demo.yaml --seeds 0 1 2 --output_dir runs/demo_seeds
+
+`python train_distill.py` is `cmkd train`. `cmkd train RECIPE --help` lists all settings with the values of that recipe.
 
 Stages, in order: `audio` (frozen speech encoder), `text`, `teacher` (both, frozen), `finetune` (audio-only, top layers
 trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (the same, but only where the teacher is
@@ -11,22 +13,23 @@ and summed up. The settings are in cmkd/runs/recipe.py, what each stage is in cm
 """
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
+from cmkd.command_line import failures_in_words
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS
 from cmkd.features.inputs import UtteranceDataset
 from cmkd.features.labels import unit_interval_labels
 from cmkd.hub.push import check_push, push_run
 from cmkd.json_files import write_json
-from cmkd.processes import join_launch, main_process_first, print_once, silent_processes, wait_for_all
+from cmkd.processes import join_launch, leave_launch, main_process_first, print_once, wait_for_all
 from cmkd.reporting.report import format_systems, write_report
 from cmkd.reporting.seeds_report import format_seeds, write_seeds_report
 from cmkd.runs.checkpoints import usable_checkpoint
@@ -44,7 +47,7 @@ from cmkd.runs.folder import (
     write_results,
 )
 from cmkd.runs.preflight import check_devices, check_encoders, check_labels, check_teachers, warn_of_length
-from cmkd.runs.recipe import Recipe, load_recipe
+from cmkd.runs.recipe import Recipe, load_recipe, split_recipe
 from cmkd.runs.seeds import gather_seeds
 from cmkd.runs.stage import build_model, input_columns, training_arguments, training_columns, training_log
 from cmkd.scoring.evaluation import write_predictions
@@ -53,8 +56,9 @@ from cmkd.training.collator import collate_utterances
 from cmkd.training.trainer import CMKDTrainer
 
 
-def main(arguments: list[str]) -> None:
-    recipe = load_recipe(arguments[0], arguments[1:])
+def main(arguments: Sequence[str], command: str = "cmkd train") -> None:
+    path, settings = split_recipe(arguments, command, str(__doc__))
+    recipe = load_recipe(path, settings, command)
     run = Path(recipe.output_dir)
     transformers_logging.disable_progress_bar()
     state = join_launch()
@@ -85,6 +89,7 @@ def main(arguments: list[str]) -> None:
             print_once(f"\n{format_seeds(results)}\n\nReport: {write_seeds_report(run)}")
         if recipe.hub_model_id is not None:
             print_once(push_run(run, recipe.hub_model_id, private=recipe.hub_private))
+    leave_launch()
 
 
 def train_stages(recipe: Recipe, corpus: DatasetDict, complete: set[str], commits: dict[str, str]) -> None:
@@ -176,24 +181,5 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        sys.exit(0)
-    try:
-        main(sys.argv[1:])
-        if torch.distributed.is_initialized():  # else a thread of gloo may outlive the interpreter, which aborts
-            torch.distributed.destroy_process_group()
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        sys.exit(f"train_distill: {error}")
-    except RuntimeError as error:
-        silent = silent_processes()
-        if silent is None:
-            raise
-        sys.exit(
-            f"train_distill: {silent}: it has died or was stopped, or its machine cannot be reached. The same command, "
-            f"less --overwrite, goes on where it stopped. ({error})"
-        )
-    except KeyboardInterrupt:
-        again = ", less --overwrite," if "--overwrite" in sys.argv else ""
-        print(f"train_distill: interrupted. The same command{again} goes on where it stopped.", file=sys.stderr)
-        sys.exit(130)
+    with failures_in_words("train_distill.py"):
+        main(sys.argv[1:], "train_distill.py")

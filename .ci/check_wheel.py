@@ -51,7 +51,7 @@ def main(wheel: Path) -> None:
     check(SpeechEmotionPipeline.__module__ == "pipeline_cmkd", "the pipeline is of another module")
     check(CMKDTeacherModel.config_class is CMKDTeacherConfig, "the teacher has another configuration")
 
-    for command in (["-m", "cmkd.cli", "--help"], ["-m", "cmkd.train_distill", "--help"]):
+    for command in (["-m", "cmkd", "--help"], ["-m", "cmkd.train_distill", "--help"]):
         said = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
         check(said.returncode == 0 and said.stdout, f"python {' '.join(command)}: {said.stderr}")
 

@@ -55,6 +55,15 @@ def join_launch() -> PartialState:
     return state
 
 
+def leave_launch() -> None:
+    """Ends what the processes of a launch have together, once nothing is left to do; called last.
+
+    Without it a thread of gloo may outlive the interpreter, which aborts then.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def wait_for_all(task: str) -> None:
     """Waits until all processes of the launch have come here, for as long as those that have not are alive.
 

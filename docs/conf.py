@@ -50,9 +50,9 @@ def fill(app, docname: str, source: list[str]) -> None:
     """Writes what the commands say of themselves, and the settings of recipes, into reference/command_line.md."""
     if docname != "reference/command_line":
         return
+    from cmkd.cli import app as commands
     from typer.main import get_command
 
-    from cmkd.cli import app as commands
     from cmkd.runs.recipe import Recipe
 
     group = get_command(commands)

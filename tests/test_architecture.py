@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LEVELS: Sequence[Sequence[str]] = (
-    ("train_distill", "cmkd.cli", "cmkd.__main__"),
+    ("cmkd.__main__",),
+    ("train_distill", "cmkd.commands"),
     ("cmkd.reporting",),
     ("cmkd.hub", "cmkd.transcription", "cmkd.runs", "cmkd.export"),
     ("modeling_cmkd", "speech_encoder_cmkd", "pipeline_cmkd", "windows_cmkd"),
@@ -31,6 +32,7 @@ LEVELS: Sequence[Sequence[str]] = (
         "cmkd.json_files",
         "cmkd.atomic",
         "cmkd.spelling",
+        "cmkd.command_line",
         "cmkd.processes",
         "cmkd.identity",
         "cmkd.places",

@@ -141,11 +141,11 @@ def test_what_has_no_folds_is_refused(place, more, message):
 
 
 def test_two_processes_share_the_folds(place, results):
-    """As `accelerate launch -m cmkd.cli crossval` runs it, each fold in a process of its own."""
+    """As `accelerate launch -m cmkd crossval` runs it, each fold in a process of its own."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(place / "datasets")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "cmkd.cli", "crossval", str(RECIPES / f"{TEACHER}.yaml"), *arguments(place, TEACHER, "two")]
+    command += ["-m", "cmkd", "crossval", str(RECIPES / f"{TEACHER}.yaml"), *arguments(place, TEACHER, "two")]
     done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(path.name for path in (place / "two" / TEACHER).glob("*.log")) == [

@@ -24,10 +24,10 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from cmkd.cli import app
 from tiny_run import make_networks
 from typer.main import get_command
 
-from cmkd.cli import app
 from cmkd.runs.recipe import Recipe, parse_arguments
 
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import Called, call
 from test_feature_store import Part, check, load, make_rows
-from typer.testing import CliRunner
 
-from cmkd.cli import app
 from cmkd.features import cache as feature_cache
 from cmkd.features import store as feature_store
 from cmkd.features.cache import code_version, hold, remove, stored_folders
@@ -38,10 +37,8 @@ def make_folder(cache: Path, number: int, *, size: int = 1000, days: float = 0, 
     return folder
 
 
-def run(*arguments, answer: str = "") -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["cache", *(str(argument) for argument in arguments)], input=answer)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
+def run(*arguments, answer: str = "") -> Called:
+    return call("cache", *arguments, answer=answer)
 
 
 def test_a_folder_says_what_it_is_and_when_it_was_used(tmp_path):
@@ -83,7 +80,7 @@ def test_what_other_code_has_stored_does_not_count_against_the_limit(tmp_path, c
     check(load(tmp_path, Part(), rows=rows, limit_gb=1.1 * needed / 1e9))
     assert load(tmp_path, Part(), rows=rows, settings="b", limit_gb=2 * needed / 1e9) is None
     output = capsys.readouterr().out
-    assert f"of other code, are not counted, and cannot be used: cmkd cache {tmp_path / 'cache'} --other-code" in output
+    assert f"of other code, are not counted, and cannot be used: cmkd cache {tmp_path / 'cache'} --other_code" in output
     monkeypatch.setattr(feature_store, "code_version", lambda: "new")  # the code changes
     monkeypatch.setattr(feature_cache, "code_version", lambda: "new")
     check(load(tmp_path, Part(), rows=rows, limit_gb=1.1 * needed / 1e9))
@@ -102,13 +99,13 @@ def test_the_code_is_that_of_the_modules_and_of_transformers(monkeypatch):
     ("options", "removed"),
     [
         (["--all"], {1, 2, 3, 4}),
-        (["--other-code"], {3, 4}),
-        (["--unused-days", "20"], {2, 3}),
+        (["--other_code"], {3, 4}),
+        (["--unused_days", "20"], {2, 3}),
         (["--encoder", "hubert"], {1}),
         (["--encoder", "facebook/hubert"], {1}),
         (["--encoder", "bert"], set()),
-        (["--keep-gb", "2.5e-6"], {2, 3}),  # of 4,000 bytes and some, the least recently used
-        (["--other-code", "--unused-days", "20"], {3}),
+        (["--keep_gb", "2.5e-6"], {2, 3}),  # of 4,000 bytes and some, the least recently used
+        (["--other_code", "--unused_days", "20"], {3}),
     ],
 )
 def test_what_is_pruned(tmp_path, options, removed):
@@ -133,8 +130,8 @@ def test_what_is_pruned(tmp_path, options, removed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{cache}", "--prune"], "--prune needs to know what: --encoder, --unused-days"),
-        (["{cache}", "--prune", "--all", "--other-code"], "--prune needs to know what"),
+        (["{cache}", "--prune"], "--prune needs to know what: --encoder, --unused_days"),
+        (["{cache}", "--prune", "--all", "--other_code"], "--prune needs to know what"),
         (["{cache}", "--prune", "--all", "--json"], "--json lists, and --prune asks"),
         (["nowhere"], "there is no folder 'nowhere'"),
     ],

@@ -436,9 +436,9 @@ def test_killed_at_any_time_nothing_is_lost_or_done_twice(models, corpus, folder
 
 def test_two_processes_take_a_share_each(models, corpus, folder, tmp_path):
     output = tmp_path / "t.parquet"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cmkd.cli"]
-    command += ["transcribe", "manifest", str(folder), "--set", "label_scale=[1, 7]", "--model", "tiny/layer"]
-    command += ["--models-dir", str(models), "--output", str(output), "--batch-seconds", "3"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cmkd"]
+    command += ["transcribe", "manifest", str(folder), "--corpus.label_scale", "1", "7", "--model", "tiny/layer"]
+    command += ["--models_dir", str(models), "--output", str(output), "--batch_seconds", "3"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
     assert result.returncode == 0, result.stderr

@@ -29,6 +29,9 @@ CORPORA = {
 
 ON_ERROR = ("raise", "skip")
 
+Preference = Literal["manual", "asr"]
+"""Which transcript counts where an utterance has one of its own and one by a recogniser."""
+
 
 @overload
 def load_corpus(
@@ -85,8 +88,7 @@ def load_corpus(
     print(corpus["train"][0]["valence"])
     ```
     """
-    if name not in CORPORA:
-        raise ValueError(f"name is {name!r}, but must be one of {_listed(CORPORA)}.{did_you_mean(name, CORPORA)}")
+    check_name(name)
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error is {on_error!r}, but must be one of {_listed(ON_ERROR)}.")
     build = importlib.import_module(CORPORA[name]).build
@@ -113,6 +115,16 @@ def load_corpus(
     if corpus.report.problems:
         corpus.report.notes.append(f"the table of all problems that were skipped: {write_problems(corpus.report)}")
     return corpus
+
+
+def check_name(name: str) -> None:
+    """Checks that there is a corpus of this name.
+
+    Raises:
+        ValueError: there is none; the nearest name is suggested.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"name is {name!r}, but must be one of {_listed(CORPORA)}.{did_you_mean(name, CORPORA)}")
 
 
 def _listed(names: Iterable[str]) -> str:

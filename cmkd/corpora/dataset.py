@@ -38,13 +38,14 @@ import fsspec  # type: ignore[import-untyped]
 import pyarrow
 import pyarrow.compute
 
+from cmkd.corpora import Preference
 from cmkd.corpora.building import build_corpus, measured_row
 from cmkd.corpora.checks import SourceRow, check_rows
 from cmkd.corpora.columns import Reading, flat, flat_names, read_columns
 from cmkd.corpora.manifest import checked_scale
 from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import FEATURES, Corpus, StreamedCorpus, normalise_split, rows_by_split, stored_features
-from cmkd.corpora.transcripts import Preference, join_transcripts
+from cmkd.corpora.transcripts import join_transcripts
 from cmkd.spelling import did_you_mean
 
 _BATCH = 1000  # rows
@@ -61,7 +62,7 @@ def build(
     splits: Mapping[str, str] | None = None,
     config_name: str | None = None,
     revision: str | None = None,
-    data_files: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    data_files: Mapping[str, str | Sequence[str]] | str | Sequence[str] | None = None,
     audio_dir: str | os.PathLike[str] | None = None,
     transcripts: str | os.PathLike[str] | None = None,
     prefer_transcripts: Preference = "manual",

@@ -46,13 +46,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
+from cmkd.corpora import Preference
 from cmkd.corpora.building import build_corpus
 from cmkd.corpora.checks import Rating, SourceRow
 from cmkd.corpora.folders import archive, unzipped
 from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import SPLITS, Corpus, StreamedCorpus
-from cmkd.corpora.transcripts import Preference, join_transcripts
+from cmkd.corpora.transcripts import join_transcripts
 from cmkd.spelling import did_you_mean
 from configuration_cmkd import EMOTION_DIMENSIONS
 

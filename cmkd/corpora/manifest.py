@@ -45,12 +45,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from cmkd.corpora import Preference
 from cmkd.corpora.building import build_corpus
 from cmkd.corpora.checks import SourceRow
 from cmkd.corpora.columns import Reading, default_id, flat, flat_names, read_columns
 from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import Corpus, StreamedCorpus
-from cmkd.corpora.transcripts import Preference, join_transcripts
+from cmkd.corpora.transcripts import join_transcripts
 
 _WHOLE = re.compile(r"\d+(\.0)?", re.ASCII)
 

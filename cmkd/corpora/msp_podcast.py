@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmkd.corpora import Preference
 from cmkd.corpora.building import build_corpus
 from cmkd.corpora.checks import Rating, SourceRow
 from cmkd.corpora.folders import archive, unzipped
@@ -44,7 +45,7 @@ from cmkd.corpora.known_sizes import KnownSize
 from cmkd.corpora.msp_labels import Label, read_consensus, read_ratings
 from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import SPLITS, Corpus, StreamedCorpus, normalise_split
-from cmkd.corpora.transcripts import Preference, join_transcripts
+from cmkd.corpora.transcripts import join_transcripts
 from cmkd.spelling import did_you_mean
 
 LABEL_SCALE = (1.0, 7.0)

@@ -36,11 +36,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cmkd.corpora import Preference
 from cmkd.corpora.acted_speech import SPLIT_VOICES, ActedUtterance, perform, spoken_corpus
 from cmkd.corpora.manifest import READERS
 from cmkd.corpora.report import CorpusError, CorpusProblem, CorpusReport
 from cmkd.corpora.schema import Corpus, normalise_split
-from cmkd.corpora.transcripts import Preference, replace_transcripts
+from cmkd.corpora.transcripts import replace_transcripts
 
 LABEL_SCALE = (1.0, 5.0)
 COLUMNS = ("id", "split", "V", "text")

@@ -21,11 +21,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow
 import pyarrow.parquet
 
+from cmkd.corpora import Preference
 from cmkd.corpora.values import as_name
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ SCHEMA = pyarrow.schema(
     ]
 )
 """Of a sidecar."""
-
-Preference = Literal["manual", "asr"]
 
 
 def read_transcripts(path: str | os.PathLike[str]) -> pyarrow.Table:

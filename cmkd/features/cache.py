@@ -23,10 +23,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from cmkd.formats import with_version
 from cmkd.json_files import read_json, write_json
+
+StoredDtype = Literal["float32", "bfloat16"]
+"""As what features are stored; bfloat16 takes half the space."""
 
 CODE = (
     "modeling_cmkd",

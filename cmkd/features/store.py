@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,15 +35,13 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from cmkd.atomic import written_whole
-from cmkd.features.cache import code_version, hold, stored_folders
+from cmkd.features.cache import StoredDtype, code_version, hold, stored_folders
 from cmkd.features.stretch import stretch_of
 from cmkd.processes import READING_TIMEOUT, wait_for_all
 from cmkd.training.out_of_memory import is_out_of_memory
 
 CHUNK = 32
 """Utterances a file on average, twice as many at most: 40 MB of HuBERT Large in fp32."""
-
-StoredDtype = Literal["float32", "bfloat16"]
 
 
 class StoredFeatures(Sequence):
@@ -287,7 +285,7 @@ def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) 
     if useless:
         tqdm.write(
             f"  (Another {useless / 1e9:.2f} GB there are of other code, are not counted, and cannot be used: "
-            f"cmkd cache {cache_dir} --other-code --prune)"
+            f"cmkd cache {cache_dir} --other_code --prune)"
         )
     return False
 

@@ -50,7 +50,7 @@ def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, M
     """Prediction against label: a row a system, a column a dimension, with the line of perfect agreement.
 
     Args:
-        predictions: what each system answered on the test split.
+        predictions: what each system answered on a split; one that is no stage is shown under its own name.
         ccc: the same systems' CCC a dimension, for the titles.
     """
     figure = Figure(figsize=(9.6, 3.1 * len(predictions)), layout="constrained")
@@ -75,14 +75,14 @@ def draw_predictions(predictions: Mapping[str, Predictions], ccc: Mapping[str, M
                 answer.predictions[:, column],
                 s=14 if few else 6,
                 alpha=0.45 if few else 0.2,
-                color=STAGES[system].colour,
+                color=STAGES[system].colour if system in STAGES else _KEPT,
                 linewidths=0,
             )
             panel.set(xlim=limits, ylim=limits, aspect="equal")
             panel.locator_params(nbins=5)
             panel.set_title(f"{dimension}: CCC {format_number(ccc[system][dimension])}")
             if column == 0:
-                panel.set_ylabel(f"{SYSTEM_NAMES[system]}\nprediction")
+                panel.set_ylabel(f"{SYSTEM_NAMES.get(system, system)}\nprediction")
             if row == len(predictions) - 1:
                 panel.set_xlabel("label")
     return figure

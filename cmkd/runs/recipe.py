@@ -1,15 +1,17 @@
 """Recipes: YAML files that name every setting of a training run."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
 
-from cmkd.features.store import StoredDtype
-from cmkd.losses import Distance
+from cmkd.command_line import option, paragraphs, read_arguments, shown
+from cmkd.corpora.settings import corpus_options
+from cmkd.features.cache import StoredDtype
 from cmkd.spelling import did_you_mean, enumerated
 from cmkd.stages import STAGES, STUDENTS, TEACHER
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:  # a type checker takes no Literal that is made from a table
 else:
     StageName = Literal[tuple(STAGES)]
     KeptStudent = Literal[("better", *STUDENTS)]
+
+
+_OUTPUT_DIR = "default: runs/FOLDER/NAME, after the recipe's file"
 
 
 class Recipe(BaseModel):
@@ -90,7 +95,9 @@ class Recipe(BaseModel):
     )
 
     distillation_weight: float = Field(default=30.0, ge=0, description="lambda of Eq. 7.")
-    embedding_distance: Distance = Field(default="norm", description="How L_STU is taken; see cmkd.embedding_distance.")
+    embedding_distance: Literal["norm", "squared_norm", "mean_squared"] = Field(
+        default="norm", description="How L_STU is taken; see cmkd.embedding_distance."
+    )
     residual_threshold: float = Field(default=2.0, gt=0, description="In standard deviations; over it, left out.")
     kept_student: KeptStudent = Field(
         default="better", description="Which stage `student/` is; `better` by mean CCC on validation."
@@ -168,40 +175,28 @@ class Recipe(BaseModel):
         return self.model_copy(update={f"{encoder}_revision": commits[encoder] for encoder in on_the_hub})
 
 
-def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, arguments: Sequence[str] = (), command: str = "cmkd train") -> Recipe:
     """Reads a recipe and puts command-line arguments over it.
 
     Args:
         path: a YAML file.
         arguments: `--key value`, `--key=value`, `--flag`, `--list a b`, and `--corpus.key value` for a setting of the
-            corpus. A relative path on the command line is relative to the current folder.
+            corpus, as [`cmkd.command_line.read_arguments`] reads them. A relative path on the command line is relative
+            to the current folder.
+        command: the command as it was typed, less the recipe, for help and messages.
 
     Raises:
-        ValueError: the file is no mapping, or a key is unknown (the nearest name is suggested) or has a wrong value.
+        ValueError: the file is no mapping, or a key in it is unknown (the nearest name is suggested), or a setting has
+            a wrong value.
         FileNotFoundError: there is no such recipe.
+        SystemExit: help was asked for, or an argument is unknown or cannot be read.
     """
     path = Path(path)
-    settings = _read(path)
-    base = settings.pop("inherits", None)
-    if base is not None:
-        if not isinstance(base, str) or Path(base).name != base or not (path.parent / base).is_file():
-            raise ValueError(f"{path}: inherits is {base!r}, but must be the name of a recipe in the same folder.")
-        inherited = _read(path.parent / base)
-        if "inherits" in inherited:
-            raise ValueError(f"{path}: inherits is {base!r}, which inherits itself; one level is all there is.")
-        corpus = inherited.get("corpus", {}) | settings.get("corpus", {})
-        settings = _less_replaced(inherited, settings) | settings | {"corpus": corpus}
+    settings = _read_with_inherited(path)
+    given = read_arguments(_options(settings, _corpus_name(settings, arguments)), arguments, f"{command} {path}")
+    corpus = settings.get("corpus", {}) | given.pop("corpus", {})
+    settings = _less_replaced(settings, given) | given | ({"corpus": corpus} if corpus else {})
     settings.setdefault("output_dir", str(Path("runs", path.resolve().parent.name, path.stem)))
-    given = parse_arguments(arguments)
-    settings = _less_replaced(settings, given)
-    for key, value in given.items():
-        if key.startswith("corpus."):
-            settings.setdefault("corpus", {})[key.removeprefix("corpus.")] = value
-        else:
-            settings[key] = value
-    for key in settings:
-        if key not in Recipe.model_fields:
-            raise ValueError(f"{path}: there is no setting {key!r}.{did_you_mean(key, Recipe.model_fields)}")
     if isinstance(settings.get("stages"), str):
         settings["stages"] = [settings["stages"]]
     try:
@@ -215,9 +210,76 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
             else f"  {problem['msg']}"
             for problem in error.errors()
         ]
-        raise ValueError("\n".join([f"{path}: these settings are wrong:", *lines])) from None
+        advice = f"`{command} {path} --help` says what each setting is."
+        raise ValueError("\n".join([f"{path}: these settings are wrong:", *lines, advice])) from None
     recipe._folder = path.parent
     return recipe
+
+
+def split_recipe(arguments: Sequence[str], command: str, about: str) -> tuple[Path, Sequence[str]]:
+    """The recipe that the arguments of a command begin with, and the rest, for [`load_recipe`].
+
+    Args:
+        arguments: what stands behind the command.
+        command: the command as it was typed.
+        about: what help says that it does.
+
+    Raises:
+        SystemExit: help was asked for, or there is no recipe.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(f"{paragraphs(about)}\n")
+    if not arguments or arguments[0].startswith("-"):
+        read_arguments(
+            _options({}, None), [word for word in arguments if word in ("-h", "--help")], f"{command} RECIPE"
+        )
+        print(f"{command}: the first argument must be a recipe, as in {command} recipes/demo.yaml.", file=sys.stderr)
+        sys.exit(2)
+    return Path(arguments[0]), arguments[1:]
+
+
+def _options(settings: Mapping[str, Any], corpus: str | None) -> Any:
+    """The options of a recipe, a type for [`cmkd.command_line.read_arguments`], with the values of its file in help."""
+    options = {}
+    for name, field in Recipe.model_fields.items():
+        if name == "corpus":
+            options[name] = corpus_options(corpus, settings.get("corpus", {}))
+            continue
+        default = (
+            "default: runs/FOLDER/NAME of the file" if field.is_required() else f"default: {shown(field.get_default())}"
+        )
+        default = f"in the recipe: {shown(settings[name])}" if name in settings else default
+        options[name] = option(field.annotation, field.description or "", default)
+    return cast(Any, TypedDict)("RecipeOptions", options, total=False)
+
+
+def _corpus_name(settings: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
+    """Of the corpus that a recipe names, or else the command line, whose options depend on it."""
+    name = settings.get("corpus", {}).get("name")
+    for word, following in zip(arguments, [*arguments[1:], None], strict=False):
+        if word == "--corpus.name":
+            name = following
+        elif word.startswith("--corpus.name="):
+            name = word.partition("=")[2]
+    return name
+
+
+def _read_with_inherited(path: Path) -> dict[str, Any]:
+    """The settings of a recipe's file, over those of the one that it inherits from."""
+    settings = _read(path)
+    base = settings.pop("inherits", None)
+    if base is not None:
+        if not isinstance(base, str) or Path(base).name != base or not (path.parent / base).is_file():
+            raise ValueError(f"{path}: inherits is {base!r}, but must be the name of a recipe in the same folder.")
+        inherited = _read(path.parent / base)
+        if "inherits" in inherited:
+            raise ValueError(f"{path}: inherits is {base!r}, which inherits itself; one level is all there is.")
+        corpus = inherited.get("corpus", {}) | settings.get("corpus", {})
+        settings = _less_replaced(inherited, settings) | settings | {"corpus": corpus}
+    for key in settings:
+        if key not in Recipe.model_fields:
+            raise ValueError(f"{path}: there is no setting {key!r}.{did_you_mean(key, Recipe.model_fields)}")
+    return settings
 
 
 def _less_replaced(settings: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,37 +298,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not isinstance(settings.get("corpus", {}), dict):
         raise ValueError(f"{path}: a recipe is a mapping of settings to values, and so is its corpus.")
     return settings
-
-
-def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """`["--seed", "1", "--stages", "ts", "cts"]` -> `{"seed": 1, "stages": ["ts", "cts"]}`; values are read as YAML.
-
-    Raises:
-        ValueError: a value stands before the first key, or a key that is not a switch has none.
-    """
-    collected: dict[str, list[Any]] = {}
-    key = None
-    for argument in arguments:
-        if argument.startswith("--"):
-            key, equals, value = argument.removeprefix("--").partition("=")
-            key = key.replace("-", "_")
-            collected[key] = [_value(key, value)] if equals else []
-        elif key is None:
-            raise ValueError(f"{argument!r}: expected --key value.")
-        else:
-            collected[key].append(_value(key, argument))
-    for key, values in collected.items():
-        if not values and (key not in Recipe.model_fields or Recipe.model_fields[key].annotation is not bool):
-            raise ValueError(f"--{key}: give a value, as in --{key} VALUE.")
-    return {key: True if not values else values[0] if len(values) == 1 else values for key, values in collected.items()}
-
-
-def _value(key: str, text: str) -> Any:
-    """A number, truth value, null or list, as YAML has them; anything else is the text itself."""
-    if key.removeprefix("corpus.") == "release":
-        return text  # 1.10 is not 1.1
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if value is None or isinstance(value, (bool, int, float, list)) else text

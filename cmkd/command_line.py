@@ -1,0 +1,172 @@
+"""How every command reads its arguments, by tyro, and says what went wrong.
+
+An option has the name of a parameter or of a setting of a recipe. Help shows it with underscores, as a recipe has it;
+hyphens do as well. Values are written as in YAML: `null` is None, `true` and `false` are truth values, a mapping is
+`"{mine: yours}"`. A list is several words, `--seeds 0 1 2`. A setting that is text stays the text that was given, so
+that the release 1.10 is not 1.1.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+_REGISTRY = ConstructorRegistry()
+
+
+def read_arguments(target: Any, arguments: Sequence[str], command: str) -> Any:
+    """Reads the arguments of a command, and calls the function or makes the dictionary that they are for.
+
+    Args:
+        target: a function, whose annotated parameters are the options, or a `TypedDict`, of which those keys are set
+            that were given. Help shows what its docstring says before `Args:`.
+        arguments: what stands behind the command.
+        command: the command as it was typed, for help and messages, such as "cmkd prepare".
+
+    Raises:
+        SystemExit: with 0 after help was asked for, and with 2 after a message on standard error about an option that
+            does not exist (it suggests the nearest), is missing, or has a value that it cannot have.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        if target.__doc__:
+            print(f"{paragraphs(target.__doc__)}\n")
+        arguments = ["--help"]  # tyro would leave out what has been given already
+    return tyro.cli(
+        target,
+        prog=command,
+        description="",
+        args=list(arguments),
+        use_underscores=True,
+        config=(tyro.conf.FlagConversionOff,),
+        registry=_REGISTRY,
+    )
+
+
+def paragraphs(docstring: str | None) -> str:
+    """What a docstring says before `Args:`, as wide as the terminal; indented lines, which are examples, stay."""
+    width = min(shutil.get_terminal_size().columns, 120)
+    text = inspect.cleandoc(docstring or "").partition("\nArgs:")[0].strip()
+    return "\n\n".join(
+        part if part.startswith(" ") else textwrap.fill(part, width, break_on_hyphens=False)
+        for part in text.split("\n\n")
+    )
+
+
+def option(annotation: Any, description: str, default: str, metavar: str | None = None) -> Any:
+    """The annotation of an option in a `TypedDict`.
+
+    Args:
+        annotation: of its value.
+        description: for help.
+        default: what help says about its value where it is not given, such as "default: 32".
+        metavar: what help calls its value; by default its type.
+    """
+    return Annotated[annotation, tyro.conf.arg(help=description, help_behavior_hint=f"({default})", metavar=metavar)]
+
+
+@contextmanager
+def failures_in_words(command: str) -> Iterator[None]:
+    """Ends the process with a message on standard error, and no traceback, where a user can mend what went wrong.
+
+    The exit code is 1, and 130 after Ctrl-C. A `RuntimeError` is one of these where a process of the launch has died,
+    which is how a collective operation says so; any other is a fault of ours, and stays.
+
+    Args:
+        command: the name that the message begins with.
+    """
+    less_overwrite = ", less --overwrite," if "--overwrite" in sys.argv else ""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:
+        sys.exit(f"{command}: {error}")
+    except RuntimeError as error:
+        from cmkd.processes import silent_processes
+
+        silent = silent_processes()
+        if silent is None:
+            raise
+        sys.exit(
+            f"{command}: {silent}: it has died or was stopped, or its machine cannot be reached. The same "
+            f"command{less_overwrite} goes on where it stopped. ({error})"
+        )
+    except KeyboardInterrupt:
+        again = f"The same command{less_overwrite} goes on where it stopped."
+        print(f"{command}: interrupted. {again}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _rule(belongs: Callable[[PrimitiveTypeInfo], bool], metavar: str, read: Callable[[str], Any]) -> None:
+    """Has tyro read one word as a value of the types that `belongs` is true of."""
+
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if not belongs(info):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=(0, 1) if info.type is bool else 1,
+            metavar=metavar,
+            instance_from_str=lambda words: read(words[0]) if words else True,
+            is_instance=lambda value: value is None if info.type is type(None) else isinstance(value, info.type),
+            str_from_instance=lambda value: [shown(value)],
+        )
+
+    _REGISTRY.primitive_rule(rule)
+
+
+def shown(value: Any) -> str:
+    """A value as the command line takes it.
+
+    >>> shown(None), shown(True), shown(0.0005), shown(["ts", "cts"]), shown({"valence": None})
+    ('null', 'true', '0.0005', 'ts cts', '{valence: null}')
+    """
+    if isinstance(value, (list, tuple)):
+        return " ".join(shown(item) for item in value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _word(words: Mapping[str, Any], rule: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if text.lower() not in words:
+            raise ValueError(f"{text!r}, but must be {rule}.")
+        return words[text.lower()]
+
+    return read
+
+
+def _number(kind: Callable[[str], Any], rule: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"{text!r}, but must be {rule}.") from None
+
+    return read
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f'{text!r}, but must be a mapping in YAML, as in "{{valence: V}}".')
+    return value
+
+
+_rule(lambda info: info.type is type(None), "null", _word({"null": None, "none": None}, "null"))
+_rule(lambda info: info.type is bool, "[true|false]", _word({"true": True, "false": False}, "true or false"))
+_rule(lambda info: info.type is int, "INT", _number(int, "a whole number"))
+_rule(lambda info: info.type is float, "FLOAT", _number(float, "a number"))
+_rule(lambda info: info.type_origin in (dict, Mapping), "KEY: VALUE, ...", _mapping)
+_rule(lambda info: info.type_origin is os.PathLike, "PATH", str)
