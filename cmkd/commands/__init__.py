@@ -36,6 +36,7 @@ GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     },
     "Scoring": {
         "evaluate": ("scoring", "Score a student or a teacher on a corpus, and write predictions and figures."),
+        "export": ("export", "Write a student for ONNX Runtime, which needs no torch, or as a page."),
         "table": ("scoring", "Put runs into the tables of the paper, beside the published figures."),
     },
     "Corpora": {

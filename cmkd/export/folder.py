@@ -16,6 +16,7 @@ import windows_cmkd
 from cmkd.atomic import written_whole
 from cmkd.export import runtime
 from cmkd.export.graph import StudentGraph, metadata_of, speech_input, trace, write_metadata
+from cmkd.export.page import check_page, write_page
 from cmkd.export.smaller import with_half_weights, with_int8
 from cmkd.export.verify import TOLERANCE, verify
 from cmkd.identity import folder_digest, hub_commit
@@ -124,11 +125,13 @@ def load_source(name_or_path: str, revision: str | None = None) -> Source:
     )
 
 
-def export_student(
+def export_folder(
     name_or_path: str,
     folder: Path,
     precisions: tuple[str, ...] = (),
     revision: str | None = None,
+    page: bool = False,
+    onnxruntime_web: Path | None = None,
     report: Callable[[str], object] = print,
 ) -> list[Exported]:
     """Writes a folder that scores speech with ONNX Runtime, and needs neither torch nor this package.
@@ -141,6 +144,8 @@ def export_student(
         folder: the folder to write; what else is in it stays.
         precisions: "fp16", "int8" and "int8-activations", in addition to fp32.
         revision: branch, tag or commit on the Hub.
+        page: also write a page, with the smallest of the graphs: see `cmkd.export.page`.
+        onnxruntime_web: for the page, the file of its npm package; None: npm fetches it.
         report: takes a line for each file.
 
     Returns:
@@ -164,6 +169,8 @@ def export_student(
     graph = StudentGraph(source.model, speech_input(source.model, source.extractor)).eval()
     samples = round(_EXAMPLE * graph.speech.sampling_rate)
     length = samples if graph.speech.log_mel is None else samples // graph.speech.log_mel["hop_samples"]
+    if page:
+        check_page(graph.speech.log_mel is not None, name_or_path)
     model, doubts = trace(graph, graph.example(2, length), graph.speech.name)
     about = {
         "model": source.name,
@@ -182,6 +189,8 @@ def export_student(
         written.append(_written(smaller, folder, precision, difference))
         report(str(written[-1]))
     _write_runtime(folder)
+    if page:
+        write_page(min(written, key=lambda graph: graph.size).path, folder, onnxruntime_web, report)
     return written
 
 

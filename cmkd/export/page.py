@@ -27,16 +27,16 @@ _LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # which npm's package lacks, a
 _OWN = Path(__file__).with_name("static")
 
 
-def check_page(metadata: dict[str, object], name: str) -> None:
+def check_page(takes_log_mel: bool, name: str) -> None:
     """Refuses a student that the page cannot run.
 
     Raises:
         ValueError: it takes a spectrogram, which the page does not compute.
     """
-    if metadata["log_mel"] is not None:
+    if takes_log_mel:
         raise ValueError(
-            f"{name} has a Whisper encoder, which takes a log-mel spectrogram; the page computes none. Export a page of "
-            "a student that takes the waveform: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or CPC."
+            f"{name} has a Whisper encoder, which takes a log-mel spectrogram; the page computes none. Export a page "
+            "of a student that takes the waveform: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or CPC."
         )
 
 
@@ -55,7 +55,7 @@ def write_page(graph: Path, folder: Path, package: Path | None = None, report: C
     """
     model = onnx.load(str(graph))
     metadata = read_metadata({entry.key: entry.value for entry in model.metadata_props}, str(graph))
-    check_page(metadata, str(graph))
+    check_page(metadata["log_mel"] is not None, str(graph))
     with tempfile.TemporaryDirectory(prefix="cmkd-page-") as temporary:
         archive = package or _fetched(Path(temporary))
         _check_integrity(archive)

@@ -1,9 +1,12 @@
 """The same graph with smaller numbers: weights in fp16, weights in int8, and activations in int8 as well."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 BLOCK_SIZE = 32
 """Weights of a row that share a scale."""
@@ -57,7 +60,25 @@ def with_int8(model: onnx.ModelProto, activations: bool) -> onnx.ModelProto:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     level = 4 if activations else 1  # of ONNX Runtime: 1 is fp32, 4 is int8
-    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=level, bits=8)
-    quantizer = MatMulNBitsQuantizer(copied, algo_config=config)
-    quantizer.process()
+    with _quiet():
+        from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+        config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=level, bits=8)
+        quantizer = MatMulNBitsQuantizer(copied, algo_config=config)
+        quantizer.process()
     return quantizer.model.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the logging of this process as it is: what is imported inside sets it up anew, and says each node."""
+    root, own = logging.getLogger(), logging.getLogger("onnxruntime.quantization")
+    handlers, level = root.handlers[:], root.level
+    own.setLevel(logging.WARNING)
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        root.handlers[:] = handlers
+        root.setLevel(level)
