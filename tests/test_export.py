@@ -6,7 +6,7 @@ import torch
 from test_modeling import ALL_CONFIGS, student, whisper_extractor
 from transformers import Wav2Vec2FeatureExtractor
 
-from cmkd.export.folder import export_student
+from cmkd.export.folder import export_folder
 from cmkd.export.runtime import LogMel, OnnxStudent
 
 RATE = 16000
@@ -34,7 +34,7 @@ def by_torch(model, name: str, wave: np.ndarray):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """By the name of an encoder: its model, and the folder that `export_student` wrote."""
+    """By the name of an encoder: its model, and the folder that `export_folder` wrote."""
     made: dict[str, tuple] = {}
 
     def make(name: str):
@@ -43,7 +43,7 @@ def exported(tmp_path_factory):
             model = student(ALL_CONFIGS[name], label_scale=(1, 7))
             model.save_pretrained(folder / "student")
             extractor(name).save_pretrained(folder / "student")
-            export_student(str(folder / "student"), folder / "onnx")
+            export_folder(str(folder / "student"), folder / "onnx")
             made[name] = model, folder / "onnx"
         return made[name]
 

@@ -135,11 +135,11 @@ function named(values) {
   };
 }
 
-function row(cells) {
+function row(cells, isHead = false) {
   const made = document.createElement("tr");
   cells.forEach((text, index) => {
-    const cell = document.createElement(index ? "td" : "th");
-    if (!index) cell.scope = "row";
+    const cell = document.createElement(isHead || !index ? "th" : "td");
+    if (isHead || !index) cell.scope = isHead ? "col" : "row";
     cell.textContent = text;
     made.append(cell);
   });
@@ -185,9 +185,8 @@ function chart(samples, answer) {
   }
   made.append(svg("path", { class: "wave", d: path }));
   for (const name of student.rated_dimensions) {
-    const points = answer.timeline.map(({ start, end, scores }) => `H${x(start)}V${y(scores[name])}H${x(end)}`).join("");
-    const first = y(answer.timeline[0].scores[name]);
-    made.append(svg("path", { class: `line ${name}`, d: `M${x(0)} ${first}${points}` }));
+    const steps = answer.timeline.map(({ start, end, scores }) => `M${x(start)} ${y(scores[name])}H${x(end)}`);
+    made.append(svg("path", { class: `line ${name}`, d: steps.join("") }));
   }
   const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800].find((seconds) => answer.duration / seconds <= 12) ?? 3600;
   for (let seconds = 0; seconds <= answer.duration; seconds += step) {
@@ -229,7 +228,7 @@ function show(name, samples, answer) {
       return made;
     }),
   );
-  element("timeline").tHead.replaceChildren(row(["From, s", "To, s", ...student.rated_dimensions, ""]));
+  element("timeline").tHead.replaceChildren(row(["From, s", "To, s", ...student.rated_dimensions, ""], true));
   element("timeline").tBodies[0].replaceChildren(
     ...answer.timeline.map((window) => {
       const values = student.rated_dimensions.map((dimension) => window.scores[dimension].toFixed(3));
@@ -296,7 +295,7 @@ async function begin() {
   student = await (await fetch("student.json")).json();
   session = await ort.InferenceSession.create(student.file, { executionProviders: ["wasm"] });
   element("student").textContent =
-    `Student: ${student.model || "of a folder"}, ${student.identity}, ${student.encoder}, ${student.precision}; licence: ` +
+    `Student: ${student.model} ${student.identity}, ${student.encoder}, ${student.precision}; licence: ` +
     `${student.licence ?? "not said"}.`;
   setBusy(false);
   say("Ready.");
