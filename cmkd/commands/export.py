@@ -37,8 +37,8 @@ def export(
         fp16: Also write model_fp16.onnx, whose weights take half the space.
         int8: Also write model_int8.onnx, whose weights take a third to a quarter of the space; activations stay in
             fp32, so that an utterance scores the same in any batch.
-        int8_activations: Also write model_int8_activations.onnx, which multiplies whole numbers; faster where the
-            processor has VNNI. Scores then differ a little with the batch.
+        int8_activations: Also write model_int8_activations.onnx, which multiplies whole numbers, one utterance at a
+            time; faster where the processor has VNNI.
         page: Also write a page, index.html, that scores files and the microphone in the browser, with the smallest of
             the graphs; npm fetches what runs it there.
         revision: Branch, tag or commit of the model on the Hub.

@@ -17,8 +17,8 @@ from cmkd.atomic import written_whole
 from cmkd.export import runtime
 from cmkd.export.graph import StudentGraph, metadata_of, speech_input, trace, write_metadata
 from cmkd.export.page import check_page, write_page
-from cmkd.export.smaller import with_half_weights, with_int8
-from cmkd.export.verify import TOLERANCE, verify
+from cmkd.export.smaller import with_half_weights, with_int8_activations, with_int8_weights
+from cmkd.export.verify import verify
 from cmkd.identity import folder_digest, hub_commit
 from configuration_cmkd import CMKDStudentConfig, CMKDTeacherConfig, hub_name
 from modeling_cmkd import CMKDPreTrainedModel, CMKDStudentModel, CMKDTeacherModel
@@ -30,6 +30,9 @@ FILES = {
     "int8-activations": "model_int8_activations.onnx",
 }
 """The file of each precision, named as on the Hub."""
+
+SMALLER = {"fp16": with_half_weights, "int8": with_int8_weights, "int8-activations": with_int8_activations}
+"""What makes each smaller form of the graph."""
 
 SMALLER_TOLERANCE = 0.05
 """By which a score in fp16 or int8 may differ from torch's in fp32; what it costs in CCC, docs/export.md measures."""
@@ -181,12 +184,9 @@ def export_folder(
     write_metadata(model, metadata_of(graph, about))
     written = [_written(model, folder, "fp32", verify(graph, model, doubts))]
     report(str(written[-1]))
-    for precision in (name for name in FILES if name in precisions and name != "fp32"):
-        is_rounding = precision == "int8-activations"
-        smaller = with_half_weights(model) if precision == "fp16" else with_int8(model, is_rounding)
-        contract = SMALLER_TOLERANCE if is_rounding else TOLERANCE
-        difference = verify(graph, smaller, tolerance=SMALLER_TOLERANCE, contract=contract)
-        written.append(_written(smaller, folder, precision, difference))
+    for precision in (name for name in SMALLER if name in precisions):
+        smaller = SMALLER[precision](model)
+        written.append(_written(smaller, folder, precision, verify(graph, smaller, tolerance=SMALLER_TOLERANCE)))
         report(str(written[-1]))
     _write_runtime(folder)
     if page:

@@ -85,6 +85,7 @@ class OnnxStudent:
         self.rated_dimensions: tuple[str, ...] = tuple(self.metadata["rated_dimensions"])
         self.label_scale: tuple[float, float] = tuple(self.metadata["label_scale"])
         self.identity: str = f"{self.metadata['identity']}/{self.metadata['precision']}"
+        self._takes_one = self.session.get_inputs()[0].shape[0] == 1  # rounds activations, by what is in the batch
         self._log_mel = None if self.metadata["log_mel"] is None else LogMel(**self.metadata["log_mel"])
 
     def run(self, waves: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,12 +105,10 @@ class OnnxStudent:
                 arrays have other shapes or types.
         """
         waves, lengths = self._checked(np.asarray(waves), np.asarray(lengths))
-        if self._log_mel is None:
-            inputs = {"waveform": waves, "lengths": lengths}
-        else:
-            inputs = dict(zip(("log_mel", "lengths"), self._log_mel.batch(waves, lengths), strict=True))
-        scores, embeddings = self.session.run(["scores", "embeddings"], inputs)
-        return scores, embeddings
+        if not self._takes_one:
+            return self._run(waves, lengths)
+        rows = [self._run(waves[row : row + 1, :length], lengths[row : row + 1]) for row, length in enumerate(lengths)]
+        return np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
 
     def __call__(
         self,
@@ -169,6 +168,14 @@ class OnnxStudent:
             return values | {"embedding": embedding.tolist()} if return_embeddings else values
 
         return whole_answer(windows, scores, embeddings, answer, channel)
+
+    def _run(self, waves: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._log_mel is None:
+            inputs = {"waveform": waves, "lengths": lengths}
+        else:
+            inputs = dict(zip(("log_mel", "lengths"), self._log_mel.batch(waves, lengths), strict=True))
+        scores, embeddings = self.session.run(["scores", "embeddings"], inputs)
+        return scores, embeddings
 
     def _checked(self, waves: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if waves.ndim != 2 or lengths.shape != waves.shape[:1] or not len(waves):

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -46,27 +48,47 @@ def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return small
 
 
-def with_int8(model: onnx.ModelProto, activations: bool) -> onnx.ModelProto:
-    """The graph with the weights of its matrix products in int8, a scale for 32 of them.
+def with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with the weights of its matrix products in int8, a scale for 32 of them, and the arithmetic in fp32.
 
-    Convolutions, norms, attention and GRU stay in fp32, as do products of two activations.
-
-    Args:
-        model: the graph in fp32.
-        activations: also round what a weight is multiplied with to int8, a scale for 32 values of a row, so that the
-            product is one of whole numbers. That is faster where the processor has instructions for it, and the
-            rounding makes a difference of 1e-7 between two batches one of the size of a step.
+    Convolutions, norms, attention and GRU stay as they are. An utterance scores the same in any batch, as in fp32.
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    level = 4 if activations else 1  # of ONNX Runtime: 1 is fp32, 4 is int8
     with _quiet():
         from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-        config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=level, bits=8)
+        config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=1, bits=8)
         quantizer = MatMulNBitsQuantizer(copied, algo_config=config)
         quantizer.process()
     return quantizer.model.model
+
+
+def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with products of whole numbers in the place of those with a weight, for one utterance at a time.
+
+    What a weight is multiplied with is rounded to 8 bits as well, with one scale for the whole tensor. That scale would
+    depend on what else is in a batch, so the graph takes batches of one. The weights have 7 bits: with 8, processors
+    without VNNI overflow, and would give other scores.
+    """
+    with _quiet(), TemporaryDirectory(prefix="cmkd-int8-") as folder:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        path = Path(folder, "model.onnx")
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            reduce_range=True,
+        )
+        small = onnx.load(str(path))
+    del small.metadata_props[:]
+    small.metadata_props.extend(model.metadata_props)
+    for value in (*small.graph.input, *small.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    return small
 
 
 @contextmanager
@@ -75,7 +97,7 @@ def _quiet() -> Iterator[None]:
     root, own = logging.getLogger(), logging.getLogger("onnxruntime.quantization")
     handlers, level = root.handlers[:], root.level
     own.setLevel(logging.WARNING)
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
