@@ -228,7 +228,7 @@ def test_a_decoder_that_crashes_costs_its_file_only(tmp_path):
     from windows_cmkd import cutting
 
     files = [write(tmp_path / f"{number}.wav", 1, number) for number in range(3)]
-    readers = Readers(Reading(cutting(RATE), "mean", str(tmp_path)), 1)
+    readers = Readers(Reading(cutting(RATE), "mean", 1, str(tmp_path)), 1)
     try:
         groups = [(number, [(number, Source(str(path), str(path)))]) for number, path in enumerate(files)]
 
@@ -237,7 +237,7 @@ def test_a_decoder_that_crashes_costs_its_file_only(tmp_path):
                 if tag == 1:
                     readers._spare.append(reader := readers._spare.pop() if readers._spare else None)
                     reader._process.kill()
-                    reader._process.join()
+                    reader._process.wait()
                 yield tag, group
 
         found = list(readers.events(asked()))

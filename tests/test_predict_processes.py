@@ -150,7 +150,7 @@ from cmkd.predict.reading import Heard, Reading
 from cmkd.predict.sources import Source
 from windows_cmkd import cutting
 if __name__ == "__main__":
-    readers = Readers(Reading(cutting(16000), "mean", "."), 1)
+    readers = Readers(Reading(cutting(16000), "mean", 1, "."), 1)
     events = in_background(readers.events([("", [(0, Source("a", sys.argv[1]))])]), 1)
     print(sum(isinstance(event, Heard) for _, event in events))
     readers.close()

@@ -77,11 +77,12 @@ def predict(
         address: The address of the Ray cluster; null stands for the one of this machine, or for a new one on it.
         actor_cpus: With Ray, the CPUs of each model where there are no GPUs; with GPUs each model has one.
     """
-    from transformers.utils import logging
-
     from cmkd.predict.prediction import predict as run
 
-    logging.disable_progress_bar()  # of loading weights
+    if not model.endswith(".onnx"):  # which torch and transformers are not needed for
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of loading weights
     done = run(
         sources,
         model=model,

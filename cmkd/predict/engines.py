@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from configuration_cmkd import EMOTION_DIMENSIONS
+from audio_cmkd import import_package
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -26,7 +26,9 @@ class Engine(Protocol):
 
     Attributes:
         sampling_rate (`int`): Hz of what it hears.
+        shortest (`int`): Samples of the shortest window that it takes.
         longest (`float`): Seconds that it takes at once, or infinity.
+        dimensions (`tuple[str, ...]`): Of the columns of its scores.
         label_scale (`tuple[float, float]`): Of the corpus that it was trained on.
         rated_dimensions (`tuple[str, ...]`): Those of activation, valence and dominance that it was trained in.
         batch_seconds (`float`): What of sound it scores best at once.
@@ -34,7 +36,9 @@ class Engine(Protocol):
     """
 
     sampling_rate: int
+    shortest: int
     longest: float
+    dimensions: tuple[str, ...]
     label_scale: tuple[float, float]
     rated_dimensions: tuple[str, ...]
     batch_seconds: float
@@ -81,7 +85,7 @@ def load_engine(choice: ModelChoice) -> Engine:
         ValueError: It is no student, or an option is not for it.
     """
     if choice.model.endswith(".onnx"):
-        raise ValueError(f"--model {choice.model}: not yet")
+        return OnnxEngine(choice)
     return TorchEngine(choice)
 
 
@@ -97,6 +101,7 @@ class TorchEngine:
         import torch
 
         from cmkd.runs.answers import load_checkpoint
+        from configuration_cmkd import EMOTION_DIMENSIONS
 
         checkpoint = load_checkpoint(choice.model, choice.revision)
         model = checkpoint.model
@@ -114,10 +119,12 @@ class TorchEngine:
         if choice.compile:
             self._model = torch.compile(self._model, dynamic=True)
         self.sampling_rate = self._extractor.sampling_rate
+        self.shortest = 1
         self.longest = math.inf
         if self._input == "input_features":
             frames = 2 * model.config.speech_config.max_source_positions
             self.longest = frames * self._extractor.hop_length / self.sampling_rate
+        self.dimensions = tuple(EMOTION_DIMENSIONS)
         self.label_scale = tuple(model.config.label_scale)
         self.rated_dimensions = tuple(model.config.rated_dimensions)
         self.batch_seconds = CPU_BATCH_SECONDS if self._device.type == "cpu" else GPU_BATCH_SECONDS
@@ -158,4 +165,44 @@ def _best_device() -> Any:
     return PartialState().device if torch.accelerator.is_available() else torch.device("cpu")
 
 
-DIMENSIONS = tuple(EMOTION_DIMENSIONS)
+class OnnxEngine:
+    """A student that `cmkd export` wrote, run by ONNX Runtime; torch need not be installed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no such graph, or an option is for torch.
+        ImportError: onnxruntime is missing.
+    """
+
+    def __init__(self, choice: ModelChoice):
+        import_package("onnxruntime", "scores with an .onnx file")
+        from cmkd.export.runtime import OnnxStudent
+
+        for option, value, default in (
+            ("revision", choice.revision, None),
+            ("dtype", choice.dtype, "float32"),
+            ("device", choice.device, None),
+            ("compile", choice.compile, False),
+        ):
+            if value != default:
+                advice = "export it so (cmkd export --help)" if option == "dtype" else "leave it out"
+                raise ValueError(
+                    f"--{option} {value}: is for models that torch runs, not for {choice.model}; {advice}."
+                )
+        self._student = OnnxStudent(choice.model)
+        self.identity = self._student.identity
+        self.sampling_rate = self._student.sampling_rate
+        self.shortest = self._student.minimum_samples
+        most = self._student.maximum_samples
+        self.longest = math.inf if most is None else most / self.sampling_rate
+        self.dimensions = self._student.dimensions
+        self.label_scale = self._student.label_scale
+        self.rated_dimensions = self._student.rated_dimensions
+        self.batch_seconds = CPU_BATCH_SECONDS
+
+    def run(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        lengths = np.array([len(wave) for wave in waves])
+        padded = np.zeros((len(waves), lengths.max()), np.float32)
+        for row, wave in zip(padded, waves, strict=True):
+            row[: len(wave)] = wave
+        return self._student.run(padded, lengths)

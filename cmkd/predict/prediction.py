@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from audio_cmkd import check_channel
 from cmkd.atomic import unfinished_path
-from cmkd.predict.engines import DIMENSIONS, Dtype, Engine, ModelChoice, load_engine
+from cmkd.predict.engines import Dtype, Engine, ModelChoice, load_engine
 from cmkd.predict.exports import Export, Format, Labels, write_exports
 from cmkd.predict.job import Job
 from cmkd.predict.pieces import Piece, score
@@ -179,7 +179,7 @@ def predict(
         plan = Plan(store.plan_path)
         stack.callback(plan.close)
         shape = Shape(
-            dimensions=tuple(DIMENSIONS.index(name) for name in network.rated_dimensions),
+            dimensions=tuple(network.dimensions.index(name) for name in network.rated_dimensions),
             names=tuple(network.rated_dimensions),
             label_scale=network.label_scale,
             embeddings=embeddings,
@@ -187,7 +187,7 @@ def predict(
         job = Job(store, plan, shape, embeddings)
         downloads = store.downloads()
         stack.callback(shutil.rmtree, downloads, ignore_errors=True)
-        reading = Reading(cut, channel, str(downloads))
+        reading = Reading(cut, channel, network.shortest, str(downloads))
         shown = _progress(store, plan, shows=progress and joined.is_main)
         stack.callback(shown.close)
         if engine == "ray":

@@ -7,9 +7,11 @@ takes its place.
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import queue
-import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -144,55 +146,77 @@ def in_background(items: Iterable[Item], most: int) -> Iterator[Item]:
 
 
 class _Reader:
-    """A process that reads one group after the other."""
+    """A process that reads one group after the other.
+
+    It is a program of its own, not one of multiprocessing, which would run the caller's script once more.
+    """
 
     def __init__(self, reading: Reading):
-        context = multiprocessing.get_context("spawn")
-        self._here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, reading), name="cmkd reader", daemon=True)
-        self._process.start()
-        there.close()
+        here, there = socket.socketpair()
+        with there:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cmkd.predict.readers", str(there.fileno())],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+                pass_fds=[there.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the one that started it
+            )
+        self._pipe = Connection(here.detach())
+        self._is_ready = False
+        with suppress(OSError):  # it could not start, which the answers will show
+            self._pipe.send(reading)
 
     def ask(self, group: Group) -> None:
         with suppress(OSError):  # it is dead, which the answers will show
-            self._here.send(list(group))
+            self._pipe.send(list(group))
 
     def answers(self, group: Group) -> Iterator[Event]:
         """What it finds, to the end of the group."""
         open_sources = dict(group)
         while open_sources:
-            problem = None
-            try:
-                if self._here.poll(READING_TIMEOUT):
-                    event: Any = self._here.recv()
-                else:
-                    problem = f"nothing came of it for {READING_TIMEOUT:.0f} s"
-            except (EOFError, OSError):
-                self._process.join(5)
-                problem = f"the process that decoded it ended (exit code {self._process.exitcode})"
+            event, problem = self._next()
             if problem is not None:
                 self.end()
+                if not self._is_ready:
+                    raise RuntimeError(
+                        f"a process that reads files could not start: {problem}; --readers 0 needs none."
+                    )
                 yield from (Failed(number, "decoder crashed", problem) for number in open_sources)
                 return
             if isinstance(event, Exception):
                 raise event
+            if event is None:
+                self._is_ready = True
+                continue
             if isinstance(event, (Ended, Failed)):
                 del open_sources[event.source]
             yield event
 
+    def _next(self) -> tuple[Any, str | None]:
+        """What it says next, or what is wrong with it."""
+        try:
+            if self._pipe.poll(READING_TIMEOUT):
+                return self._pipe.recv(), None
+            return None, f"nothing came of it for {READING_TIMEOUT:.0f} s"
+        except (EOFError, OSError):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            return None, f"the process that decoded it ended (exit code {self._process.returncode})"
+
     def is_alive(self) -> bool:
-        return self._process.is_alive()
+        return self._process.poll() is None
 
     def end(self) -> None:
-        self._here.close()
+        self._pipe.close()
         self._process.kill()
-        self._process.join()
+        self._process.wait()
 
 
-def _serve(pipe: Connection, reading: Reading) -> None:
-    """The life of a process: it ends when the pipe does, and leaves Ctrl-C to the one that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve(pipe: Connection) -> None:
+    """The life of a process: it ends when the pipe does."""
     try:
+        reading = pipe.recv()
+        pipe.send(None)
         while True:
             group = pipe.recv()
             try:
@@ -202,3 +226,7 @@ def _serve(pipe: Connection, reading: Reading) -> None:
                 pipe.send(ImportError(str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))

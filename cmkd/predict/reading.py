@@ -39,11 +39,13 @@ class Reading:
     Attributes:
         cut (`Cutting`): What a window is.
         channel (`str` or `int`): "mean", "each" or the number of a channel, for sources that name none.
+        shortest (`int`): Samples of the shortest window that the model takes.
         downloads (`str`, *optional*): The folder for copies of files of other machines; None: where temporary files go.
     """
 
     cut: Cutting
     channel: str | int
+    shortest: int
     downloads: str | None
 
 
@@ -179,6 +181,9 @@ def _read(number: int, source: Source, sounds: _Sounds, reading: Reading, size: 
         seconds = _seconds(sound, source)
         before = read = 0.0
         for window, samples in windows_of_sound(sound, reading.cut, _no_warning, channel, source.start, source.end):
+            if len(samples) < reading.shortest:
+                least = reading.shortest / reading.cut.rate
+                raise ValueError(f"audio of {window.end:.3f} s is too short: this model takes {least:g} s or more.")
             further = size * (window.end - before) / seconds if seconds else 0.0
             before, read = window.end, read + further
             yield Heard(

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 
 from cmkd.atomic import written_whole
@@ -76,7 +77,7 @@ def _chosen(store: Store, names: Sequence[str]) -> tuple[int, dict[str, dict[int
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for shard, rows in chosen.items():
         ordered = sorted(rows)
-        table = pyarrow.parquet.read_table(store.scores / shard).take(ordered)
+        table = pyarrow.parquet.read_table(store.scores / shard).take(pyarrow.array(ordered, pyarrow.int64()))
         if "embedding" in table.column_names:
             table = table.drop_columns("embedding")
         found[shard] = dict(zip(ordered, table.to_pylist(), strict=True))
