@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSIONS = {"results.json": 1, "stage.json": 1, "about.json": 1, "tables.json": 1, "evaluation.json": 1}
+SCHEMA_VERSIONS = {
+    "results.json": 1,
+    "stage.json": 1,
+    "about.json": 1,
+    "tables.json": 1,
+    "evaluation.json": 1,
+    "prediction.json": 1,
+}
 """The version of each file that this release writes, and the newest that it reads."""
 
 

@@ -19,7 +19,7 @@ CONFIG = {
     "speech_config": {"model_type": "hubert", "num_hidden_layers": 2, "_name_or_path": "tones/speech"},
     "text_config": {"model_type": "bert", "num_hidden_layers": 1, "_name_or_path": "text"},
 }
-FILES = ["audio_cmkd.py", "config.json", "model.safetensors", "modeling_cmkd.py", "pipeline_cmkd.py"]
+FILES = ["audio_cmkd.py", "config.json", "model.safetensors", "modeling_cmkd.py", "pipeline_cmkd.py", "windows_cmkd.py"]
 
 
 @pytest.fixture(scope="module")

@@ -564,7 +564,7 @@ AutoModel.from_pretrained(folder, trust_remote_code=True).save_pretrained(folder
 from pathlib import Path
 (Path(folder) / "preprocessor_config.json").rename(Path(folder + "-model") / "preprocessor_config.json")
 again = [pipeline(model=folder + end, trust_remote_code=True)(audio) for end in ("-pipeline", "-model")]
-ours = ("cmkd", "audio_cmkd", "modeling_cmkd", "pipeline_cmkd", "speech_encoder_cmkd")
+ours = ("cmkd", "audio_cmkd", "modeling_cmkd", "pipeline_cmkd", "speech_encoder_cmkd", "windows_cmkd")
 leaked = [name for name in sys.modules if name.split(".")[0] in ours]
 same = [other == answer for other in again]
 print(json.dumps({"answer": answer, "same": same, "leaked": leaked, "task": score.task}))
@@ -588,7 +588,8 @@ def test_a_folder_scores_elsewhere_without_this_package_also_when_saved_again(tm
     found = run_fresh(FRESH, tmp_path / "model", tmp_path / "speech.wav", cwd=tmp_path)
     assert values(found["answer"]) == pytest.approx(by_hand(model, "wavlm", noise(1.5))[0], abs=1e-5)
     assert (found["same"], found["leaked"], found["task"]) == ([True, True], [], "speech-emotion")
-    travelling = {f"{kind}_cmkd.py" for kind in ("audio", "configuration", "modeling", "pipeline", "speech_encoder")}
+    kinds = ("audio", "configuration", "modeling", "pipeline", "speech_encoder", "windows")
+    travelling = {f"{kind}_cmkd.py" for kind in kinds}
     for name in ("model", "model-pipeline", "model-model"):
         assert {path.name for path in (tmp_path / name).glob("*.py")} == travelling
     entries = [

@@ -26,6 +26,7 @@ from cmkd.metrics import CONCORDANCE_CC
 pytestmark = pytest.mark.slow
 
 CODE = {"audio_cmkd.py", "configuration_cmkd.py", "modeling_cmkd.py", "pipeline_cmkd.py", "speech_encoder_cmkd.py"}
+CODE |= {"windows_cmkd.py"}
 STUDENT = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "results.json"}
 STUDENT |= CODE
 TEACHER = STUDENT | {"tokenizer.json", "tokenizer_config.json"}

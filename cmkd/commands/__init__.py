@@ -35,7 +35,9 @@ GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "cache": ("features", "List the stored features of frozen encoders, and remove those that are not needed."),
     },
     "Scoring": {
+        "predict": ("predict", "Score files, folders, segments and data sets of speech with a student."),
         "evaluate": ("scoring", "Score a student or a teacher on a corpus, and write predictions and figures."),
+        "export": ("export", "Write a student for ONNX Runtime, which needs no torch, or as a page."),
         "table": ("scoring", "Put runs into the tables of the paper, beside the published figures."),
     },
     "Corpora": {

@@ -32,6 +32,7 @@ ALLOWED = (
     "configuration_cmkd.py",
     "modeling_cmkd.py",
     "pipeline_cmkd.py",
+    "windows_cmkd.py",
     "preprocessor_config.json",
     "speech_encoder_cmkd.py",
 )

@@ -1,0 +1,194 @@
+"""`cmkd predict` as processes: killed at any moment, several that share the work, and launches."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from predictions import ROOT, ended, rows, run, save_student, start, write
+
+SMALL = {"pieces.PIECE_SECONDS": 2.0, "plan.CHUNK_SOURCES": 4, "plan.SHARD_CHUNKS": 2}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_student(tmp_path_factory.mktemp("student") / "model")
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Sounds of uneven lengths, two that are broken, and one that is long."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for number in range(22):
+        write(folder / f"{number:02d}.flac", 0.3 + (number * 7 % 5) / 2, number, channels=1 + number % 2)
+    (folder / "05.flac").write_bytes(b"broken")
+    (folder / "17.flac").write_bytes((folder / "18.flac").read_bytes()[:1000])
+    write(folder / "99.wav", 60, 99)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(model, sounds, tmp_path_factory):
+    """The rows of a run that nothing stopped, in large parts."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    run([sounds], model, output, window=1, timeline=True, embeddings=True)
+    return {table: rows(output, table) for table in ("scores", "timeline", "errors")}
+
+
+def command(sounds, model, output):
+    return [
+        sounds,
+        "--model",
+        model,
+        "--output",
+        output,
+        "--window",
+        1,
+        "--timeline",
+        "--embeddings",
+        "--summary",
+        "false",
+    ]
+
+
+def assert_same(output, whole):
+    for table, expected in whole.items():
+        assert rows(output, table) == expected, table
+    assert not list((output / "journal/pieces").glob("*/*"))
+    assert not list(output.glob("**/.*.tmp"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_any_moment_it_goes_on(seed, model, sounds, whole, tmp_path):
+    """Killed by SIGKILL, with its readers, wherever it is, until it comes to the end by itself."""
+    generator = random.Random(seed)
+    output = tmp_path / "out"
+    kills, scored = 0, set()
+    while True:
+        process = start(*command(sounds, model, output), "--readers", 1, **SMALL)
+        begun = time.monotonic()
+        moment = None
+        while process.poll() is None:
+            if moment is None and (output / "journal/plan.sqlite").exists():
+                moment = time.monotonic() + generator.uniform(0, 2.5)  # not while it imports
+            if kills < 4 and moment is not None and time.monotonic() > moment:
+                process.kill()
+                kills += 1
+                break
+            assert time.monotonic() - begun < 300
+            time.sleep(0.01)
+        text, _ = process.communicate()
+        now = {path.name for path in (output / "journal/pieces").glob("*/*.parquet")}
+        complete = {path.name for path in (output / "scores").glob("*.parquet")}
+        assert scored <= now | {name for name in scored if _shard_of(name) in complete}  # what was there stays
+        scored |= now
+        if process.returncode != -signal.SIGKILL:
+            break
+    assert process.returncode == 3, text
+    assert kills == 4
+    assert_same(output, whole)
+
+
+def _shard_of(piece: str) -> str:
+    return f"{int(piece.split('-')[0]) // SMALL['plan.SHARD_CHUNKS']:05d}.parquet"
+
+
+def test_processes_share_the_work_and_the_last_long_file(model, sounds, whole, tmp_path):
+    """Two that are started by hand: both score, also of the one file that lasts longer than all others."""
+    output = tmp_path / "out"
+    settings = {**SMALL, "plan.CHUNK_SOURCES": 100}
+    processes = [start(*command(sounds, model, output), "--readers", 0, **settings) for _ in range(2)]
+    printed = [ended(process, 3) for process in processes]
+    assert_same(output, whole)
+    words = [json.loads(path.read_text()) for path in (output / "journal/progress").iterdir()]
+    assert len(words) == 2 and min(word["seconds"] for word in words) > 0
+    total = sum(row["end"] - row["start"] for row in whole["timeline"])
+    assert sum(word["seconds"] for word in words) == pytest.approx(total)  # nothing was scored by both
+    assert all("2 sources could not be scored" in text for text in printed)
+
+
+def test_another_process_takes_over_what_a_stopped_one_was_at(model, sounds, whole, tmp_path):
+    output = tmp_path / "out"
+    first = start(*command(sounds, model, output), "--readers", 0, **SMALL)
+    while not list((output / "journal/pieces").glob("*/*.parquet")):
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)  # it holds what it has claimed, and does nothing
+    second = start(*command(sounds, model, output), "--readers", 0, **SMALL)
+    time.sleep(5)
+    assert second.poll() is None
+    first.kill()
+    first.communicate()
+    ended(second, 3)
+    assert_same(output, whole)
+
+
+@pytest.mark.slow
+def test_a_launch_shares_the_work(model, sounds, whole, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    worker = [ROOT / "tests/predict_worker.py", *(f"{name}={value}" for name, value in SMALL.items()), "--"]
+    arguments = [*launch, *worker, *command(sounds, model, tmp_path / "out"), "--readers", 0]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(list(map(str, arguments)), env=environment, capture_output=True, text=True, timeout=300)
+    assert "2 sources could not be scored" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("hours scored now") == 1
+    assert_same(tmp_path / "out", whole)
+
+
+def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path):
+    """Reading two hours ahead takes what reading two minutes takes, in the process that decodes and in this one."""
+    program = """
+import resource, sys
+from cmkd.predict.readers import Readers, in_background
+from cmkd.predict.reading import Heard, Reading
+from cmkd.predict.sources import Source
+from windows_cmkd import cutting
+if __name__ == "__main__":
+    readers = Readers(Reading(cutting(16000), "mean", 1, "."), 1)
+    events = in_background(readers.events([("", [(0, Source("a", sys.argv[1]))])]), 1)
+    print(sum(isinstance(event, Heard) for _, event in events))
+    readers.close()
+    print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+"""
+    (tmp_path / "program.py").write_text(program)
+    found = {}
+    for minutes in (2, 120):
+        path = tmp_path / f"{minutes}.wav"
+        frames = minutes * 60 * 16000
+        header = write(tmp_path / "header.wav", 0.1).read_bytes()[:44]
+        header = (
+            header[:4] + (2 * frames + 36).to_bytes(4, "little") + header[8:40] + (2 * frames).to_bytes(4, "little")
+        )
+        with path.open("wb") as file:  # silence, which takes no room on the disk
+            file.write(header)
+            file.truncate(44 + 2 * frames)
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        arguments = [sys.executable, str(tmp_path / "program.py"), str(path)]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+        windows, memory = done.stdout.splitlines()
+        assert int(windows) == minutes * 6
+        found[minutes] = [int(kilobytes) for kilobytes in memory.split()]
+    for short, long in zip(found[2], found[120], strict=True):
+        assert long < short + 20_000, found  # the samples alone are 460 MB
+
+
+def test_ctrl_c_ends_the_readers_too(model, sounds, tmp_path):
+    process = start(*command(sounds, model, tmp_path / "out"), "--readers", 1, **SMALL)
+    while not list((tmp_path / "out/journal/pieces").glob("*/*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    process.send_signal(signal.SIGINT)
+    text = ended(process, 130)
+    assert "goes on where it stopped" in text
+    end = time.monotonic() + 10  # one of them, of multiprocessing itself, ends after the others
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,0 +1,70 @@
+"""`cmkd predict --engine ray` on a cluster of two nodes on this machine, of which one is killed in the middle."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from predictions import ROOT, rows, run, save_student, write
+
+from cmkd.predict import pieces, plan
+
+ray = pytest.importorskip("ray")
+pytest.importorskip("ray.data")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head node, where the driver is, and another one, which is returned with the cluster."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
+    memory = {"object_store_memory": 150 * 2**20, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **memory})
+    other = made.add_node(num_cpus=2, object_store_memory=150 * 2**20)
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    yield made, other
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_rows_are_those_of_one_process_though_a_node_is_killed(cluster, tmp_path, monkeypatch):
+    made, other = cluster
+    model = save_student(tmp_path / "model")
+    for number in range(12):
+        write(tmp_path / "in" / f"{number:02d}.flac", 1 + (number * 7 % 5), number, channels=1 + number % 2)
+    (tmp_path / "in" / "03.flac").write_bytes(b"broken")
+    write(tmp_path / "in" / "99.wav", 60, 99)
+    monkeypatch.setattr(pieces, "PIECE_SECONDS", 5.0)  # in this process; workers take it from what they are sent
+    monkeypatch.setattr(plan, "CHUNK_SOURCES", 2)
+    options = {"window": 1, "timeline": True, "embeddings": True}
+    run([tmp_path / "in"], model, tmp_path / "plain", **options)
+    killed = threading.Event()
+
+    def kill():
+        while not list((tmp_path / "ray/journal/pieces").glob("*/*.parquet")):
+            time.sleep(0.05)
+        made.remove_node(other, allow_graceful=False)
+        killed.set()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    done = run([tmp_path / "in"], model, tmp_path / "ray", engine="ray", **options)
+    assert killed.is_set()
+    for table in ("scores", "timeline", "errors"):
+        assert rows(tmp_path / "ray", table) == rows(tmp_path / "plain", table) != []
+    assert (done.rows, done.errors) == (12, 1)
+    assert not list(Path(tmp_path / "ray/journal/pieces").glob("*/*"))
+
+
+def test_without_ray_it_is_said_how_to_install_it(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"The package ray, which runs --engine ray .*pip install"):
+        run([write(tmp_path / "a.wav", 1)], save_student(tmp_path / "model"), tmp_path / "out", engine="ray")
