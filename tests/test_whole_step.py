@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from launching import output_of, start_processes
 from warm import Warm
 from whole_step_worker import NUMBER, Dropping, columns
 
-from cmkd.training.whole_step import RandomState
+from cmkd.losses import ccc_loss
+from cmkd.training.whole_step import RandomState, backward, loss_and_output_gradients
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +110,29 @@ def test_the_loss_of_each_batch_is_another_one(runs):
     gradient, masks, _ = read(runs, "float64-2-batch")
     assert all(len(of_row) == 1 for of_row in masks.values())
     assert relative_error(gradient, oracle(masks, torch.float64)[1]) > 0.05
+
+
+def test_a_loss_that_does_not_use_the_embeddings_goes_back_through_every_batch():
+    """As without a teacher: the gradient is that of one batch, and 0 at the embeddings."""
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(8, 3, dtype=torch.float64), torch.rand(8, 3, dtype=torch.float64)
+    layer = torch.nn.Linear(3, 3).double()
+    ccc_loss(layer(inputs), labels).backward()
+    expected = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    layer.zero_grad()
+
+    accelerator = Accelerator(cpu=True)
+    batches = [
+        {"logits": layer(rows), "embeddings": rows.clone(), "labels": of_rows}
+        for rows, of_rows in zip(inputs.split(5), labels.split(5), strict=True)
+    ]
+    _, gradients = loss_and_output_gradients(
+        accelerator, lambda logits, embeddings, labels: ccc_loss(logits, labels), batches
+    )
+    for batch, of_batch in zip(batches, gradients, strict=True):
+        assert torch.equal(of_batch["embeddings"], torch.zeros_like(batch["embeddings"]))
+        backward(accelerator, batch, of_batch)
+    assert relative_error({name: parameter.grad for name, parameter in layer.named_parameters()}, expected) < 1e-12
 
 
 class Devices:

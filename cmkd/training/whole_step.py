@@ -49,7 +49,9 @@ def loss_and_output_gradients(
         step[name] = accelerator.gather(accelerator.pad_across_processes(rows, pad_index=fill))
     outputs = [step[name].requires_grad_() for name in OUTPUTS]
     value = loss(**step)
-    gradients = torch.autograd.grad(value, outputs, materialize_grads=True)
+    # Detached: in torch 2.9 the zeros for an output that the loss does not use require a gradient themselves, and the
+    # batches would share the graph that cuts them up, which is gone once the first of them has gone back.
+    gradients = [gradient.detach() for gradient in torch.autograd.grad(value, outputs, materialize_grads=True)]
 
     start = accelerator.process_index * (len(step["labels"]) // accelerator.num_processes)
     sizes = [len(batch["labels"]) for batch in batches]
