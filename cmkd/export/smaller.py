@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
@@ -128,7 +129,7 @@ def _product(
         constants.append(numpy_helper.from_array(np.ascontiguousarray(values), f"{node.name}/{name}"))
         return constants[-1].name
 
-    def made(kind: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def made(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         output = f"{node.name}/{name}"
         nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
         return output
