@@ -181,5 +181,5 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost
 
 
 if __name__ == "__main__":
-    with failures_in_words("train_distill.py"):
+    with failures_in_words("train_distill"):
         main(sys.argv[1:], "train_distill.py")

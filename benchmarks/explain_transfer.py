@@ -15,7 +15,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,10 +24,11 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import lsqr
 
 from cmkd import concordance_cc, load_corpus
+from cmkd.command_line import read_arguments
 from cmkd.corpora.schema import SPLITS
+from cmkd.corpora.settings import corpus_options
 from cmkd.corpora.spoken_emobank import WORD
 from cmkd.json_files import write_json
-from cmkd.runs.recipe import parse_arguments
 from cmkd.scoring.evaluation import read_predictions
 
 STRENGTHS = (1, 2, 3, 4, 6)
@@ -95,7 +96,9 @@ def explain(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    arguments = parse_arguments(sys.argv[2:])
-    output = Path(arguments.pop("output"))
-    write_json(output, explain(Path(sys.argv[1]), {key.removeprefix("corpus."): arguments[key] for key in arguments}))
-    print(f"wrote {output}")
+    run = Path(sys.argv[1])
+    name = json.loads((run / "results.json").read_text(encoding="utf-8"))["recipe"]["corpus"]["name"]
+    options = {"output": Path, "corpus": corpus_options(name, {}, leave_out=("name",))}
+    given = read_arguments(TypedDict("Options", options), sys.argv[2:], f"explain_transfer.py {run}")
+    write_json(given["output"], explain(run, given["corpus"]))
+    print(f"wrote {given['output']}")

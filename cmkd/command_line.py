@@ -15,7 +15,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 import yaml
@@ -62,16 +63,37 @@ def paragraphs(docstring: str | None) -> str:
     )
 
 
-def option(annotation: Any, description: str, default: str, metavar: str | None = None) -> Any:
+def option(annotation: Any, description: str, default: str) -> Any:
     """The annotation of an option in a `TypedDict`.
 
     Args:
         annotation: of its value.
         description: for help.
         default: what help says about its value where it is not given, such as "default: 32".
-        metavar: what help calls its value; by default its type.
     """
-    return Annotated[annotation, tyro.conf.arg(help=description, help_behavior_hint=f"({default})", metavar=metavar)]
+    hint = f"({default})"
+    return Annotated[annotation, tyro.conf.arg(help=description, help_behavior_hint=hint, metavar=_kind(annotation))]
+
+
+def _kind(annotation: Any) -> str:
+    """What help calls the values of a type.
+
+    >>> _kind(list[int] | None), _kind(Literal["ts", "cts"]), _kind(str | os.PathLike[str])
+    ('null|INT ...', '{ts,cts}', 'STR|PATH')
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return "|".join(sorted(map(_kind, inner), key=lambda kind: kind != "null"))
+    if origin is Literal:
+        return "{" + ",".join(map(str, inner)) + "}"
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin in (list, Sequence):
+        return f"{_kind(inner[0])} ..."
+    if origin in (dict, Mapping):
+        return '"{KEY: VALUE}"'
+    named = {type(None): "null", bool: "[true|false]"}
+    return "PATH" if origin is os.PathLike else named.get(annotation) or annotation.__name__.upper()
 
 
 @contextmanager
@@ -168,5 +190,5 @@ _rule(lambda info: info.type is type(None), "null", _word({"null": None, "none":
 _rule(lambda info: info.type is bool, "[true|false]", _word({"true": True, "false": False}, "true or false"))
 _rule(lambda info: info.type is int, "INT", _number(int, "a whole number"))
 _rule(lambda info: info.type is float, "FLOAT", _number(float, "a number"))
-_rule(lambda info: info.type_origin in (dict, Mapping), "KEY: VALUE, ...", _mapping)
+_rule(lambda info: info.type_origin in (dict, Mapping), '"{KEY: VALUE}"', _mapping)
 _rule(lambda info: info.type_origin is os.PathLike, "PATH", str)

@@ -1,5 +1,8 @@
 """The documentation site: `make docs` builds it into build/docs, with warnings as errors."""
 
+import contextlib
+import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -8,6 +11,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # so that the reference is that of this checkout
 
 import cmkd  # noqa: E402
+from cmkd.command_line import shown  # noqa: E402
+from cmkd.commands import GROUPS, main  # noqa: E402
+from cmkd.corpora import CORPORA  # noqa: E402
+from cmkd.corpora.settings import REQUIRED, corpus_settings  # noqa: E402
+from cmkd.runs.recipe import Recipe  # noqa: E402
 
 project = "CMKD"
 author = "The CMKD contributors"
@@ -47,24 +55,50 @@ def entitle(app, docname: str, source: list[str]) -> None:
 
 
 def fill(app, docname: str, source: list[str]) -> None:
-    """Writes what the commands say of themselves, and the settings of recipes, into reference/command_line.md."""
+    """Writes what the commands say of themselves, and all settings, into reference/command_line.md."""
     if docname != "reference/command_line":
         return
-    from cmkd.cli import app as commands
-    from typer.main import get_command
-
-    from cmkd.runs.recipe import Recipe
-
-    group = get_command(commands)
+    os.environ["COLUMNS"] = "100"  # how wide help is
     parts = []
-    for name, command in group.commands.items():
-        context = command.context_class(command, info_name=f"cmkd {name}")
-        parts.append(f"## cmkd {name}\n\n```text\n{command.get_help(context).strip()}\n```")
-    settings = ["| setting | default | |", "|---|---|---|"]
-    for name, field in Recipe.model_fields.items():
-        default = "required" if field.is_required() else f"`{field.get_default()}`"
-        settings.append(f"| `{name}` | {default} | {(field.description or '').replace('|', '&#124;')} |")
-    source[0] = source[0].replace("{{ commands }}", "\n\n".join(parts)).replace("{{ settings }}", "\n".join(settings))
+    for group, names in GROUPS.items():
+        parts.append(f"## {group}")
+        for name in names:
+            shown_help = io.StringIO()
+            with contextlib.redirect_stdout(shown_help), contextlib.suppress(SystemExit):
+                main([name, "--help"])
+            about = shown_help.getvalue()
+            if name in ("train", "crossval"):
+                about = about.partition("╭")[0]  # the settings have a table of their own
+            parts.append(f"### cmkd {name}\n\n```text\n{about.strip()}\n```")
+    recipe = {
+        name: ("required" if field.is_required() else shown(field.get_default()), field.description)
+        for name, field in Recipe.model_fields.items()
+    }
+    corpora = []
+    for name in CORPORA:
+        settings = {
+            f"corpus.{key}": (
+                "required" if setting.default is REQUIRED else shown(setting.default),
+                setting.description,
+            )
+            for key, setting in corpus_settings(name).items()
+        }
+        corpora.append(f"### {name}\n\n{table(settings)}")
+    for mark, text in (
+        ("commands", "\n\n".join(parts)),
+        ("settings", table(recipe)),
+        ("corpora", "\n\n".join(corpora)),
+    ):
+        source[0] = source[0].replace(f"{{{{ {mark} }}}}", text)
+
+
+def table(settings) -> str:
+    """By name the default and the description of each setting, as a table in Markdown."""
+    rows = [
+        f"| `{name}` | {default if default == 'required' else f'`{default}`'} | {description.replace('|', '&#124;')} |"
+        for name, (default, description) in settings.items()
+    ]
+    return "\n".join(["| setting | default | |", "|---|---|---|", *rows])
 
 
 def as_code(app, what, name, obj, options, lines: list[str]) -> None:

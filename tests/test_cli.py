@@ -232,7 +232,7 @@ def test_train_is_train_distill(tmp_path):
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=300)
         assert done.returncode == 1 and not done.stdout
         prefix, _, said[len(command)] = done.stderr.partition(": ")
-        assert prefix == ("cmkd train" if len(command) > 1 else "train_distill.py")
+        assert prefix == ("cmkd train" if len(command) > 1 else "train_distill")
     assert len(set(said.values())) == 1 and "student_speech_encoder='./nothing'" in said[1]
 
 

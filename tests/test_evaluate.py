@@ -1,12 +1,16 @@
 """`cmkd evaluate`: the scores of a run's checkpoints are those of the run, and what cannot be scored is said."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from local_hub import LocalHub
 from scipy.stats import pearsonr
 from tones import write_recipe
 
@@ -52,7 +56,7 @@ def test_the_scores_of_a_run_are_its_own(place, model, stage, more):
         for metric in ("ccc", "pearson", "mae"):
             assert here[metric] == pytest.approx(of_run[metric], abs=1e-6)
         for name in EMOTION_DIMENSIONS:
-            assert here["interval"][name] == pytest.approx(of_run["interval"][name], abs=1e-5)
+            assert here["interval"][name] == pytest.approx(of_run["interval"][name], abs=1e-6)
         columns = ["id", *EMOTION_DIMENSIONS, *(f"predicted_{name}" for name in EMOTION_DIMENSIONS)]
         table, of_table = (
             pq.read_table(path).to_pandas()
@@ -70,9 +74,13 @@ def test_what_is_printed_and_written(place, capsys):
     found = evaluate(place, "run", "--splits", "validation", "test")
     said = capsys.readouterr().out
     assert f"run/student at {found['model']['commit']}" in said and found["model"]["commit"].startswith("sha256-")
-    valence = found["splits"]["test"]
-    low, high = valence["interval"]["valence"]
-    assert f"{valence['ccc']['valence']:.3f} [{low:.3f}, {high:.3f}]" in said
+    test = found["splits"]["test"]
+    words = said.partition("test, 8 utterances")[2].split()
+    assert words[:4] == ["CCC", *(f"{test['ccc'][name]:.3f}" for name in EMOTION_DIMENSIONS)]
+    ends = [f"[{low:.3f}, {high:.3f}]" for low, high in test["interval"].values()]
+    assert words[4:11] == ["interval", *" ".join(ends).split()]
+    table = said.partition("In brackets")[0]
+    assert max(len(line) for line in table.splitlines()) <= 80
     assert "the 4 speakers of validation and the 4 speakers of test" in said
     files = {str(path.relative_to(place / "evaluation")) for path in (place / "evaluation").rglob("*.*")}
     parts = {
@@ -150,3 +158,26 @@ def test_a_run_of_several_seeds_is_asked_for_one(place, tmp_path):
     corpus = ["manifest", str(place / "corpus"), "--corpus.label_scale", "1", "7"]
     with pytest.raises(SystemExit, match="it holds several runs; name one of them, such as .*seeds/seed_0"):
         main(["evaluate", str(tmp_path / "seeds"), *corpus])
+
+
+def test_a_model_on_the_hub_is_scored_at_the_commit_that_it_is(place, tmp_path):
+    """In a process that takes a server on this machine for the Hub, and runs no code of the repository."""
+    files = {path.name: path.read_bytes() for path in (place / "run/student").iterdir() if path.is_file()}
+    files |= {name: b"raise SystemExit('this was run')" for name in files if name.endswith(".py")}
+    words = ["evaluate", "user/student", "manifest", str(place / "corpus"), "--corpus.label_scale", "1", "7"]
+    with LocalHub() as hub:
+        hub.make("models", "user/student", files, private=False)
+        environment = os.environ | hub.environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        environment["HF_DATASETS_CACHE"] = str(tmp_path / "datasets")
+        command = [sys.executable, "-m", "cmkd", *words, "--revision", "main", "--output", "evaluation"]
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+        done = subprocess.run(command, **options)
+        assert done.returncode == 0, done.stderr
+        missing = subprocess.run([*command[:4], "user/nobody", *command[5:]], **options)
+        commit = hub.repositories["models", "user/student"].branches["main"]
+    found = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
+    assert (found["model"]["name"], found["model"]["commit"]) == ("user/student", commit)
+    expected = json.loads((place / "run/results.json").read_text())["systems"]["cts"]["test"]
+    assert found["splits"]["test"]["ccc"] == pytest.approx(expected["ccc"], abs=1e-6)
+    assert missing.returncode == 1 and "Traceback" not in missing.stderr
+    assert "'user/nobody' is neither a folder nor can it be had from the Hub" in missing.stderr

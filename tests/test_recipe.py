@@ -1,11 +1,14 @@
 """Recipes: what they accept, what they refuse and what they say."""
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from cmkd.runs.recipe import Recipe, load_recipe, parse_arguments
+from cmkd.losses import Distance
+from cmkd.runs.recipe import Recipe, load_recipe, split_recipe
 
 
 @pytest.fixture
@@ -43,19 +46,56 @@ def test_the_defaults_are_the_papers(recipe):
     ("arguments", "expected"),
     [
         (["--seed", "3", "--overwrite"], {"seed": 3, "overwrite": True}),
+        (["--group_by_length", "false"], {"group_by_length": False}),
         (["--stages", "ts", "cts", "--seed=3"], {"stages": ["ts", "cts"], "seed": 3}),
+        (["--seeds", "0", "1", "2"], {"seeds": [0, 1, 2]}),
         (["--num_trainable_layers", "-1"], {"num_trainable_layers": -1}),
         (["--num-epochs", "3"], {"num_epochs": 3}),
         (["--models_dir", "null"], {"models_dir": None}),
+        (["--models_dir", "None"], {"models_dir": None}),
+        (["--cache_limit_gb", "null"], {"cache_limit_gb": None}),
         (["--use_weighted_layer_sum", "true"], {"use_weighted_layer_sum": True}),
-        (["--corpus.data_dir", "%x/y"], {"corpus.data_dir": "%x/y"}),
         (["--output_dir", "2024-01-01"], {"output_dir": "2024-01-01"}),
-        (["--corpus.release", "1.10", "--release=1.6"], {"corpus.release": "1.10", "release": "1.6"}),
+        (["--output_dir", "1.10"], {"output_dir": "1.10"}),
+        (["--learning_rate", "1"], {"learning_rate": 1.0}),
+        (["--stages", "ts", "cts", "--num_epochs", "3", "--stages", "ts"], {"num_epochs": 3, "stages": ["ts"]}),
         ([], {}),
     ],
 )
-def test_arguments_are_read_as_yaml(arguments, expected):
-    assert parse_arguments(arguments) == expected
+def test_arguments_are_read_as_the_settings_that_they_are(recipe, arguments, expected):
+    path = recipe(models_dir="models", cache_limit_gb=1.5)
+    before, given = load_recipe(path).model_dump(), load_recipe(path, arguments).model_dump()
+    assert {name: value for name, value in given.items() if before[name] != value} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("manifest", ["--corpus.data_dir", "%x/y"], {"data_dir": "%x/y"}),
+        ("manifest", ["--corpus.label_scale", "1", "7"], {"label_scale": [1, 7]}),
+        (
+            "manifest",
+            ["--corpus.columns", "{valence: V, dominance: null}"],
+            {"columns": {"valence": "V", "dominance": None}},
+        ),
+        ("manifest", ["--corpus.on_error=skip"], {"on_error": "skip"}),
+        ("msp-podcast", ["--corpus.release", "1.10"], {"release": "1.10"}),
+        ("msp-podcast", ["--corpus.release=1.6", "--corpus.annotators"], {"release": "1.6", "annotators": True}),
+        ("iemocap", ["--corpus.fold", "2", "--corpus.strip-tags"], {"fold": 2, "strip_tags": True}),
+        ("dataset", ["--corpus.data_files", "a.csv"], {"data_files": "a.csv"}),
+        ("dataset", ["--corpus.data_files", "a.csv", "b.csv"], {"data_files": ["a.csv", "b.csv"]}),
+        ("dataset", ["--corpus.data_files", "{train: a.csv}"], {"data_files": {"train": "a.csv"}}),
+        (
+            "iemocap",
+            ["--corpus.name", "msp-podcast", "--corpus.release", "1.6"],
+            {"name": "msp-podcast", "release": "1.6"},
+        ),
+    ],
+)
+def test_settings_of_the_corpus_that_the_recipe_names(recipe, name, arguments, expected):
+    found = load_recipe(recipe(corpus={"name": name, "num_proc": 2}), arguments).corpus
+    assert found == {"name": name, "num_proc": 2} | expected
+    assert all(type(found[key]) is type(value) for key, value in expected.items())
 
 
 def test_numbers_may_be_written_as_people_write_them(recipe):
@@ -67,22 +107,97 @@ def test_numbers_may_be_written_as_people_write_them(recipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--learning_rat", "1"], "no setting 'learning_rat'. Did you mean 'learning_rate'"),
-        (["--xyz", "1"], "no setting 'xyz'.$"),
-        (["--learning_rate", "fast"], "learning_rate = 'fast': .*number"),
-        (["--num_epochs", "2.5"], "num_epochs = 2.5: .*integer"),
-        (["--stages", "teachr"], "stages.0 = 'teachr': .*'teacher'"),
-        (["--embedding_distance", "l2"], "embedding_distance = 'l2': .*'squared_norm'"),
-        (["--batch_size", "0"], "batch_size = 0"),
-        (["teacher"], "'teacher': expected --key value"),
-        (["--seed", "--stages", "cts"], "--seed: give a value"),
-        (["--num_epochs"], "--num_epochs: give a value"),
-        (["--corpus.data_dir"], "--corpus.data_dir: give a value"),
+        (["--batch_size", "0"], "batch_size = 0: .*greater than or equal to 1"),
+        (["--seed", "-1"], "seed = -1: .*greater than or equal to 0"),
+        (["--encoder_learning_rate_factor", "2"], "encoder_learning_rate_factor = 2.0: .*less than or equal to 1"),
+        (["--stages"], "stages = .*at least 1 item"),
+        (["--corpus.name", "manifets"], "name is 'manifets'.* Did you mean 'manifest'"),
     ],
 )
-def test_a_wrong_setting_is_named(recipe, arguments, message):
+def test_a_value_out_of_its_range_is_named(recipe, arguments, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(recipe(), arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--learning_rat", "1"],
+            "options: --learning_rat, 1 .* Perhaps you meant: .*--learning_rate FLOAT Learning",
+        ),
+        (["--corpus.fol", "1"], "options: --corpus.fol, 1 "),
+        (["--xyz", "1"], "options: --xyz, 1 "),
+        (["--learning_rate", "fast"], "--learning_rate: 'fast', but must be a number. .* Learning rate of Adam"),
+        (["--num_epochs", "2.5"], "--num_epochs: '2.5', but must be a whole number."),
+        (["--seeds", "0", "x"], "--seeds: .*'x'"),
+        (["--stages", "teachr"], r"invalid choice 'teachr' for argument .*'teacher'"),
+        (["--embedding_distance", "l2"], "invalid choice 'l2' for argument .*'squared_norm'"),
+        (["--overwrite", "maybe"], "--overwrite: 'maybe', but must be true or false."),
+        (["teacher"], "options: teacher"),
+        (["--seed", "--stages", "cts"], "Missing value for argument '--seed'"),
+        (["--num_epochs"], "Missing value for argument '--num_epochs'"),
+        (["--corpus.data_dir"], "value for argument '--corpus.data_dir'"),
+    ],
+)
+def test_a_wrong_argument_is_named(recipe, arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        load_recipe(recipe(), arguments)
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert end.value.code == 2 and re.search(message, said), said
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rat": 1}, "no setting 'learning_rat'. Did you mean 'learning_rate'"),
+        ({"xyz": 1}, "no setting 'xyz'.$"),
+        ({"learning_rate": "fast"}, "learning_rate = 'fast': .*number"),
+        ({"num_epochs": 2.5}, "num_epochs = 2.5: .*integer"),
+        ({"stages": ["teachr"]}, "stages.0 = 'teachr': .*'teacher'"),
+        ({"corpus": {"name": "manifets"}}, "name is 'manifets'.* Did you mean 'manifest'"),
+        ({"corpus": {}}, "corpus.name is missing"),
+    ],
+)
+def test_a_wrong_setting_of_the_file_is_named(recipe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe(**settings))
+
+
+def test_help_has_every_setting_with_its_value(recipe, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    path = recipe(corpus={"name": "iemocap", "fold": 3}, learning_rate=1e-3, seeds=[4, 5], models_dir=None)
+    with pytest.raises(SystemExit) as end:
+        load_recipe(path, ["--num_epochs", "3", "--help"])
+    output = capsys.readouterr().out
+    assert end.value.code == 0 and max(map(len, output.splitlines()[3:])) <= 80
+    said = " ".join(output.replace("│", " ").split())
+    for name, field in Recipe.model_fields.items():
+        if name != "corpus":
+            assert f"--{name} " in said and field.description in said
+    for expected in (
+        "learning_rate FLOAT Learning rate of Adam at the start, for all but the speech encoder's layers. "
+        "(in the recipe: 0.001)",
+        "(in the recipe: 4 5)",
+        "--num_epochs INT How many times each stage goes through the training split. (default: 50)",
+        "--stages {audio,text,teacher,finetune,ts,cts} ... Stages to run.",
+        "(default: audio text teacher finetune ts cts)",
+        "of the cross-validation: 1 to 5, or 1 to 10 where one speaker is left out. (in the recipe: 3)",
+        "(default: leave-one-session-out)",
+        "(in the recipe: iemocap)",
+    ):
+        assert expected in said, expected
+
+
+def test_a_command_without_a_recipe_asks_for_one(capsys):
+    with pytest.raises(SystemExit) as end:
+        split_recipe([], "cmkd train", "Trains.")
+    assert end.value.code == 2
+    assert "the first argument must be a recipe, as in cmkd train recipes/demo.yaml" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        split_recipe(["--help"], "cmkd train", "Trains.")
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and said.startswith("Trains.") and "--learning_rate" in said
 
 
 def test_a_missing_setting_is_named(tmp_path):
@@ -172,10 +287,10 @@ def test_where_the_teacher_is(recipe):
         load_recipe(recipe(teacher_run="../t"))
 
 
-def test_every_setting_is_described():
-    undescribed = {
-        "num_epochs",
-        "learning_rate",
-        "encoder_learning_rate_factor",
-    }  # say all by name
-    assert {name for name, field in Recipe.model_fields.items() if not field.description} == undescribed
+def test_every_setting_is_described_by_sentences():
+    for name, field in Recipe.model_fields.items():
+        assert field.description and field.description[0].isupper() and field.description.endswith("."), name
+
+
+def test_the_distances_are_those_of_the_loss():
+    assert get_args(Recipe.model_fields["embedding_distance"].annotation) == get_args(Distance)

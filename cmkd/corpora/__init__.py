@@ -64,9 +64,8 @@ def load_corpus(
         data_dir (`str` or path, *optional*): The folder of the corpus.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do about rows that would corrupt results (missing,
             unreadable, truncated or empty audio, labels outside the scale, duplicate ids, a speaker in two splits and
-            the like). `"raise"` raises an error that lists them all, `"skip"` leaves them out and counts them in the
-            report; see `cmkd.corpora.checks` for what goes when rows clash. Either way all cases are written to a CSV
-            file in the folder `cmkd/problems` of `HF_DATASETS_CACHE`, which the error or a note of the report names.
+            the like): "raise" an error that lists them all, or "skip" them and count them in the report. Either way a
+            CSV file with all cases is written, which the error or a note of the report names.
         **config: The settings of that corpus, which are the keyword parameters of its module's `build`. The licensed
             corpora, manifests and data sets have `num_proc`, the processes that write the cache, and `streaming`.
 

@@ -72,24 +72,29 @@ def build(
     """Loads a data set and builds the corpus that it holds, or takes it from the cache.
 
     Args:
-        data_dir (path or None): As for `load_dataset`: the folder of `path` that is meant.
+        data_dir (path or None): The folder inside `path` to load, as `load_dataset` takes it.
         on_error (`str`): See `load_corpus`.
-        path (`str`): Name on the Hub, folder, or kind of file, as for `load_dataset`; or a folder of `save_to_disk`.
+        path (`str`): The data set: a name on the Hub, a folder, or a kind of file such as "parquet", as `load_dataset`
+            takes it; or a folder of `save_to_disk`.
         label_scale (`tuple[float, float]`, *optional*): Minimum and maximum of the scale of the labels; by default that
             in the column `label_scale`, which data sets that `cmkd.push_corpus` made have.
-        columns (`dict[str, str | None]`, *optional*): The data set's names of columns, by those of a manifest; None
-            where it has no such column, whatever its names look like.
-        splits (`dict[str, str]`, *optional*): Splits of the data set, or slices of them, by the names that they get; by
-            default all of them under their own names.
+        columns (`dict[str, str | None]`, *optional*): The data set's own names of columns, by the names that they
+            have in a manifest, as in `{valence: V}`; None where it has no such column, whatever its names look like.
+        splits (`dict[str, str]`, *optional*): Splits of the data set, or slices of them, by the names that they get,
+            as in `{train: "train[:90%]"}`; by default all of them under their own names.
         config_name (`str`, *optional*): Which configuration of the data set, the `name` of `load_dataset`.
         revision (`str`, *optional*): Branch, tag or commit of a data set of the Hub.
-        data_files (`str`, list or dict, *optional*): As for `load_dataset`.
+        data_files (`str`, list or dict, *optional*): The files of the data set, or by split, as `load_dataset`
+            takes them.
         audio_dir (path, *optional*): Where relative paths of sound files start, and which no path may leave; by default
             paths are taken as they are.
-        transcripts (path, *optional*): What `cmkd transcribe` wrote, for the utterances whose transcript is empty.
-        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" puts those in the place of the data set's.
-        num_proc (`int`, *optional*): Processes that write the cache; see `cmkd.corpora.building.build_corpus`.
-        streaming (`bool`, *optional*, defaults to `False`): Returns a `StreamedCorpus`; nothing is kept on the disk.
+        transcripts (path, *optional*): The file that `cmkd transcribe` wrote, for utterances without a transcript.
+        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): Which transcript counts where an
+            utterance has one of the data set and one of the file `transcripts`: "manual" the data set's, "asr" the
+            file's.
+        num_proc (`int`, *optional*): Processes that write the cache; by default this one does.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read sound only as its row comes, as a
+            `StreamedCorpus`, without a cache. Training and scoring need `False`.
 
     Raises:
         CorpusError: Rows have problems and `on_error` is "raise", or the columns do not suffice.

@@ -191,19 +191,23 @@ def build(
         data_dir (path): The folder with Session1 to Session5, or the one that IEMOCAP_full_release is in.
         on_error (`str`): See `load_corpus`. A session, folder or label file that is missing or holds nothing is a
             problem too; with "skip" it becomes a warning.
-        fold (`int`, *optional*, defaults to 1): 1 to 5, or 1 to 10 where one speaker is left out.
-        protocol (`str`, *optional*, defaults to `"leave-one-session-out"`): The paper's, or "leave-one-speaker-out".
-        beyond_scale (`str`, *optional*, defaults to `"keep"`): What becomes of labels outside 1 to 5, up to
-            `LABEL_LIMITS`: "keep" leaves them as published, "clip" makes them the end of the scale, and a note has
-            their number; "refuse" makes them problems. Labels beyond the limits are problems whatever the setting.
+        fold (`int`, *optional*, defaults to 1): Which fold of the cross-validation: 1 to 5, or 1 to 10 where one
+            speaker is left out.
+        protocol (`str`, *optional*, defaults to `"leave-one-session-out"`): How the folds are made:
+            "leave-one-session-out", as in the paper, or "leave-one-speaker-out".
+        beyond_scale (`str`, *optional*, defaults to `"keep"`): What becomes of labels a little outside the scale,
+            1 to 5: "keep" leaves them as published, "clip" makes them the end of the scale, and a note has
+            their number; "refuse" makes them problems. Labels far beyond the scale are problems whatever the setting.
         strip_tags (`bool`, *optional*, defaults to `False`): Whether to take `[LAUGHTER]`, `[BREATHING]` and the like
-            out of the release's transcripts (see `without_tags`), which are left as they are by default.
-        transcripts (path, *optional*): A file made by `cmkd transcribe`, see `cmkd.corpora.transcripts`.
-        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): Which one counts where a turn has two:
-            "manual", the release's, or "asr", that of `transcripts`.
-        annotators (`bool`, *optional*, defaults to `False`): Whether to add the single annotators' ratings.
-        num_proc (`int`, *optional*): See `build_corpus`.
-        streaming (`bool`, *optional*, defaults to `False`): See `build_corpus`.
+            out of the release's transcripts, which are left as they are by default.
+        transcripts (path, *optional*): The file that `cmkd transcribe` wrote, for utterances without a transcript.
+        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): Which transcript counts where a turn
+            has one of the release and one of the file `transcripts`: "manual" the release's, "asr" the file's.
+        annotators (`bool`, *optional*, defaults to `False`): Whether the rows also have the ratings of the single
+            annotators and their spread.
+        num_proc (`int`, *optional*): Processes that write the cache; by default this one does.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read sound only as its row comes, as a
+            `StreamedCorpus`, without a cache. Training and scoring need `False`.
 
     Raises:
         FileNotFoundError: There is no such folder, or it has no folders Session1 to Session5.

@@ -82,13 +82,15 @@ def build(
         label_scale (`tuple[float, float]`): Minimum and maximum of the scale of the labels, for example `(1, 7)`.
         manifest (path, *optional*): The table; by default the one file in `data_dir` that is named manifest.csv,
             manifest.tsv, manifest.jsonl or manifest.parquet.
-        columns (`dict[str, str | None]`, *optional*): The table's own names of columns, by the names that they have
-            here; None where it has no such column, whatever its names look like.
-        transcripts (path, *optional*): What `cmkd transcribe` wrote, for the utterances whose transcript is empty.
-        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" puts those in the place of the manifest's
-            transcripts too.
-        num_proc (`int`, *optional*): Processes that write the cache; see `cmkd.corpora.building.build_corpus`.
-        streaming (`bool`, *optional*, defaults to `False`): Returns a `StreamedCorpus` and builds no cache.
+        columns (`dict[str, str | None]`, *optional*): The table's own names of columns, by the names that they have in
+            a manifest, as in `{valence: V}`; None where it has no such column, whatever its names look like.
+        transcripts (path, *optional*): The file that `cmkd transcribe` wrote, for utterances without a transcript.
+        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): Which transcript counts where an
+            utterance has one of the manifest and one of the file `transcripts`: "manual" the manifest's, "asr" the
+            file's.
+        num_proc (`int`, *optional*): Processes that write the cache; by default this one does.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read sound only as its row comes, as a
+            `StreamedCorpus`, without a cache. Training and scoring need `False`.
 
     Raises:
         CorpusError: Rows have problems and `on_error` is "raise", or the table as a whole cannot be used.

@@ -87,15 +87,17 @@ def build(
     Args:
         data_dir (path): The folder of the release, with `Labels` and `Audios`.
         on_error (`str`): See `load_corpus`.
-        release (`str`, *optional*): "1.0" to "2.0". "1.6" is the paper's configuration: other splits than train,
-            validation and test are left out. By default it is recognised and all splits are kept.
+        release (`str`, *optional*): The release that the folder holds, "1.0" to "2.0". "1.6" is the paper's
+            configuration: other splits than train, validation and test are left out. By default the release is
+            recognised and all splits are kept.
         annotators (`bool`, *optional*, defaults to `False`): Whether the rows also have the ratings of the single
             annotators and their spread, the columns of `cmkd.corpora.schema.ANNOTATOR_FEATURES`.
         transcripts (path, *optional*): A table that `cmkd transcribe` wrote, for utterances without a transcript.
         prefer_transcripts (`str`, *optional*, defaults to `"manual"`): Which transcript wins where the release and the
             table both have one: "manual" the release's, "asr" the table's.
-        num_proc (`int`, *optional*): Processes that write the cache; see `cmkd.corpora.building.build_corpus`.
-        streaming (`bool`, *optional*, defaults to `False`): Returns a `StreamedCorpus` and builds no cache.
+        num_proc (`int`, *optional*): Processes that write the cache; by default this one does.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read sound only as its row comes, as a
+            `StreamedCorpus`, without a cache. Training and scoring need `False`.
 
     Raises:
         FileNotFoundError: The folder, its labels, its audio, or what `annotators` or `transcripts` need is missing.

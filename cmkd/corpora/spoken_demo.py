@@ -127,13 +127,14 @@ def build(
         train (`int`, *optional*, defaults to 1400): Utterances in the training split.
         validation (`int`, *optional*, defaults to 240): Utterances in the validation split.
         test (`int`, *optional*, defaults to 400): Utterances in the test split.
-        num_words (`int`, *optional*, defaults to 40): Valence words, 2 to 40, taken evenly from `VALENCE_WORDS`. Each
+        num_words (`int`, *optional*, defaults to 40): Valence words, 2 to 40, taken evenly from the list. Each
             occurs equally often in a split, give or take one.
         train_label_noise (`float`, *optional*, defaults to 1.0): The rater's noise in each dimension of the training
-            split, in standard deviations of the noise-free ratings (see `cmkd.corpora.acted_speech.rating`).
-        label_noise (`float`, *optional*, defaults to 0.35): The same in validation and test.
-        seed (`int`, *optional*, defaults to 0): Of sentences, speakers, prosody and noise.
-        num_proc (`int`, *optional*, defaults to 2): Processes that speak. Without influence on what is spoken.
+            split, in standard deviations of the noise-free ratings.
+        label_noise (`float`, *optional*, defaults to 0.35): The rater's noise in each dimension of validation and test,
+            in the same unit.
+        seed (`int`, *optional*, defaults to 0): Seed of sentences, speakers, prosody and noise.
+        num_proc (`int`, *optional*, defaults to 2): Processes that speak; what is spoken does not depend on it.
 
     Raises:
         ValueError: A setting is out of its range, or `data_dir` is given.

@@ -94,11 +94,12 @@ def build(
             number, so that results stay comparable.
         label_noise (`float`, *optional*, defaults to 0.35): The rater's noise in activation and dominance, in standard
             deviations of the noise-free ratings. Valence gets none: it has that of EmoBank's raters.
-        seed (`int`, *optional*, defaults to 0): Of speakers, prosody and noise, and of what `max_utterances` takes.
-        num_proc (`int`, *optional*, defaults to 2): Processes that speak. Without influence on what is spoken.
-        transcripts (path, *optional*): What `cmkd transcribe` wrote for this corpus.
-        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): "asr" puts those in the place of the sentences
-            that were spoken; without it they have no effect, since every utterance has its sentence.
+        seed (`int`, *optional*, defaults to 0): Seed of speakers, prosody and noise, and of what `max_utterances`
+            takes.
+        num_proc (`int`, *optional*, defaults to 2): Processes that speak; what is spoken does not depend on it.
+        transcripts (path, *optional*): The file that `cmkd transcribe` wrote for this corpus.
+        prefer_transcripts (`str`, *optional*, defaults to `"manual"`): Which transcript counts: "manual" the
+            sentence that was spoken, "asr" that of the file `transcripts`.
 
     Raises:
         FileNotFoundError: There is no emobank.csv, or no such file of transcripts.

@@ -54,7 +54,7 @@ OPEN_CORPORA = {
 }
 """Corpora that CMKD makes itself, all of synthetic speech."""
 
-_AGAIN = "results.json is of another version of cmkd, or of a run that is not complete: run train_distill.py again."
+_AGAIN = "results.json is of another version of cmkd, or of a run that is not complete: run cmkd train again."
 
 ENGLISH_CORPORA = (*OPEN_CORPORA, "msp-podcast", "iemocap")
 

@@ -58,7 +58,7 @@ WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.
 
 _RECIPE_HEADER = """\
 # The settings of the run. To repeat it, say where your copy of the corpus is and where the run is to go:
-#   python train_distill.py recipe.yaml --corpus.data_dir ... --output_dir ...
+#   cmkd train recipe.yaml --corpus.data_dir ... --output_dir ...
 """
 _NEEDED = ("config.json", "configuration_cmkd.py", "modeling_cmkd.py")
 _SCRUBBED = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -132,7 +132,7 @@ def stage_run(
     missing = [name for name in [*_NEEDED, *sorted(imported.difference(_NEEDED))] if name not in going]
     if missing or not any(name.endswith(".safetensors") for name in going):
         lacking = ", ".join(missing or ["model.safetensors"])
-        raise FileNotFoundError(f"{checkpoint} lacks {lacking}: run the stages that make it, with train_distill.py.")
+        raise FileNotFoundError(f"{checkpoint} lacks {lacking}: run the stages that make it, with cmkd train.")
 
     results = _read(run / "results.json")
     check_version(run / "results.json", results)
@@ -188,7 +188,7 @@ def published_results(results: Mapping[str, Any]) -> dict[str, Any]:
     """
     missing = [field for field in ("corpus", "recipe", "systems", "cost") if field not in results]
     if missing:
-        raise ValueError(f"results.json lacks {', '.join(missing)}: run train_distill.py again.")
+        raise ValueError(f"results.json lacks {', '.join(missing)}: run cmkd train again.")
     content = dict(results)
     if content["corpus"]["name"] not in OPEN_CORPORA:
         content["corpus"] = content["corpus"] | {"notes": []}

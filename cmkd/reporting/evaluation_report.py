@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,23 +144,29 @@ def format_evaluation(results: Mapping[str, Any]) -> str:
     """
     model, corpus = results["model"], results["corpus"]
     lines = [f"{model['name']} at {model['commit']}", f"on {corpus['name']} {corpus['version']}", ""]
-    lines.append(f"{'':24}" + "".join(f"{name:>24}" for name in EMOTION_DIMENSIONS))
+    lines.append(_line("", EMOTION_DIMENSIONS))
     for split, scores in results["splits"].items():
-        cells = [_cell(scores["ccc"][name], scores["interval"][name]) for name in EMOTION_DIMENSIONS]
-        lines.append(f"{f'CCC, {split}':24}" + "".join(f"{cell:>24}" for cell in cells))
-        for metric, label in (("pearson", "Pearson"), ("mae", "mean absolute error")):
-            cells = [format_number(scores[metric][name]) for name in EMOTION_DIMENSIONS]
-            lines.append(f"{f'  {label}':24}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"{split}, {scores['n']:,} utterances")
+        lines.append(_line("  CCC", _numbers(scores["ccc"])))
+        lines.append(_line("    interval", [_interval(scores["interval"][name]) for name in EMOTION_DIMENSIONS]))
         for gender, part in scores["by_gender"].items():
-            cells = [format_number(part["ccc"][name]) for name in EMOTION_DIMENSIONS]
-            label = f"  CCC, {gender} ({part['n']:,})"
-            lines.append(f"{label:24}" + "".join(f"{cell:>24}" for cell in cells))
+            lines.append(_line(f"    {gender}, {part['n']:,}", _numbers(part["ccc"])))
+        lines.append(_line("  Pearson's correlation", _numbers(scores["pearson"])))
+        lines.append(_line("  mean absolute error", _numbers(scores["mae"])))
     lines += ["", describe_intervals(results["confidence"], results["splits"])]
     return "\n".join([*lines, *results["notes"]])
 
 
-def _cell(ccc: float | None, interval: Sequence[float] | None) -> str:
-    return format_number(ccc) + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
+def _line(label: str, cells: Iterable[str]) -> str:
+    return f"{label:25}" + "".join(f"{cell:>18}" for cell in cells)
+
+
+def _numbers(values: Mapping[str, float | None]) -> list[str]:
+    return [format_number(values[name]) for name in EMOTION_DIMENSIONS]
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _write(output: Path, results: Mapping[str, Any], answers: Mapping[str, Predictions], name: str) -> None:

@@ -97,7 +97,7 @@ def gather_tables(runs: Sequence[Path]) -> list[ResultsTable]:
     """Reads runs and fills the tables of their corpora.
 
     Args:
-        runs: folders of `train_distill.py`, of one seed or several, or of `cmkd crossval`, with results.json and
+        runs: folders of `cmkd train`, of one seed or several, or of `cmkd crossval`, with results.json and
             predictions.
 
     Returns:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import Subset
 from transformers import AutoFeatureExtractor, AutoTokenizer, PreTrainedConfig, Trainer, TrainingArguments
@@ -23,6 +24,7 @@ from cmkd.scoring.evaluation import Predictions
 from cmkd.spelling import did_you_mean
 from cmkd.stages import STAGES
 from cmkd.training.collator import collate_utterances
+from cmkd.training.out_of_memory import is_out_of_memory
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
 MODELS = {model.config_class.model_type: model for model in (CMKDStudentModel, CMKDTeacherModel)}
@@ -81,7 +83,7 @@ def load_checkpoint(source: str, revision: str | None = None, stage: str | None 
         try:
             commit = hub_commit(source, revision)
         except (OSError, ValueError) as error:
-            raise type(error)(f"{source!r} is neither a folder nor can it be had from the Hub: {error}") from error
+            raise OSError(f"{source!r} is neither a folder nor can it be had from the Hub: {error}") from error
         return _load(source, commit, source, commit, None)
     if revision is not None:
         raise ValueError(f"revision is {revision!r}, but {source!r} is a folder, which has no revisions: leave it out.")
@@ -98,8 +100,9 @@ def load_checkpoint(source: str, revision: str | None = None, stage: str | None 
 def answer(checkpoint: Checkpoint, rows: Dataset, batch_size: int = 32) -> tuple[Predictions, np.ndarray]:
     """What a checkpoint answers on one split, and its embeddings (n, size), in the order of the rows.
 
-    Utterances of like length are in a batch; the answers do not depend on what they share it with. On several processes
-    each takes its share, and all get all answers.
+    The frozen part of the model takes each utterance by itself, as in training, so that the answers are those of the
+    run; the rest takes batches of utterances of like length. On several processes each takes its share, and all get all
+    answers.
 
     Args:
         checkpoint: of [`load_checkpoint`].
@@ -108,29 +111,64 @@ def answer(checkpoint: Checkpoint, rows: Dataset, batch_size: int = 32) -> tuple
 
     Raises:
         ValueError: a sound cannot be read; the message names the utterance.
+        MemoryError: a batch does not fit.
     """
+    model = checkpoint.model.to(PartialState().device)
     columns: dict[str, Any] = {}
     if checkpoint.feature_extractor is not None:
-        columns[checkpoint.model.config.speech_input_name] = SpeechInputs(rows, checkpoint.feature_extractor)
+        speech = SpeechInputs(rows, checkpoint.feature_extractor)
+        if model.speech_encoder.has_frozen_part:
+            columns["speech_features"] = _FrozenOutput(speech, model.extract_speech_features, model.device)
+        else:
+            columns[model.config.speech_input_name] = speech
     if checkpoint.tokenizer is not None:
-        columns["input_ids"] = TextInputs(rows, checkpoint.tokenizer)
+        text = TextInputs(rows, checkpoint.tokenizer)
+        columns["text_features"] = _FrozenOutput(text, model.extract_text_features, model.device)
     order = np.argsort(-np.array(rows["duration"]), kind="stable")  # the longest first: whether they fit shows at once
     with tempfile.TemporaryDirectory(prefix="cmkd-") as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_eval_batch_size=batch_size,
             remove_unused_columns=False,
-            dataloader_num_workers=min(4, os.cpu_count() or 1) if torch.accelerator.is_available() else 0,
-            dataloader_pin_memory=torch.cuda.is_available(),
+            dataloader_pin_memory=False,
             disable_tqdm=not sys.stderr.isatty(),
             use_cpu=not torch.accelerator.is_available(),
             report_to="none",
         )
-        trainer = Trainer(model=checkpoint.model, args=arguments, data_collator=collate_utterances)
-        logits, embeddings = trainer.predict(Subset(UtteranceDataset(columns), order.tolist())).predictions
+        trainer = Trainer(model=model, args=arguments, data_collator=collate_utterances)
+        try:
+            logits, embeddings = trainer.predict(Subset(UtteranceDataset(columns), order.tolist())).predictions
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            longest = max(rows["duration"])
+            raise MemoryError(
+                f"Out of memory with batches of {batch_size} utterances of up to {longest:.1f} s: take a smaller "
+                "--batch_size."
+            ) from error
     place = np.argsort(order)
     ids, speakers, genders = (list(rows[name]) for name in ("id", "speaker", "gender"))
     return Predictions(ids, logits[place], unit_interval_labels(rows), speakers, genders), embeddings[place]
+
+
+class _FrozenOutput(Sequence):
+    """The output of a frozen part, computed when it is asked for, of each utterance by itself, as in training.
+
+    Args:
+        inputs: of the part, utterance by utterance.
+        extract: takes a batch, and returns its features and their mask.
+        device: of the part.
+    """
+
+    def __init__(self, inputs: Sequence, extract: Callable, device: torch.device):
+        self.inputs, self.extract, self.device = inputs, extract, device
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]
+        return self.extract(self.inputs[index][None].to(self.device))[0][0]
 
 
 def _load(source: str, revision: str | None, name: str, commit: str, stage: str | None) -> Checkpoint:

@@ -48,7 +48,7 @@ def cross_validate(path: Path, arguments: Sequence[str] = ()) -> dict[str, Any] 
 
     Args:
         path: a recipe whose corpus has folds.
-        arguments: settings that come over the recipe's, as for `train_distill.py`, less `--corpus.fold`.
+        arguments: settings that come over the recipe's, as for `cmkd train`, less `--corpus.fold`.
 
     Returns:
         The content of results.json; None in all processes but the main one.
@@ -75,11 +75,11 @@ def number_of_folds(recipe: Recipe) -> int:
         ValueError: the corpus has none, or the recipe asks for one of them, for several seeds, or for a push.
     """
     if recipe.corpus["name"] != "iemocap":
-        raise ValueError(f"the corpus {recipe.corpus['name']!r} has no folds; iemocap has. Use train_distill.py.")
+        raise ValueError(f"the corpus {recipe.corpus['name']!r} has no folds; iemocap has. Use cmkd train.")
     if "fold" in recipe.corpus:
         raise ValueError(
             f"corpus.fold is {recipe.corpus['fold']!r}, but cross-validation runs all folds: leave it out, or run "
-            "train_distill.py for one."
+            "one with cmkd train."
         )
     if recipe.seeds is not None:
         raise ValueError(

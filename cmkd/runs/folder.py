@@ -145,7 +145,7 @@ def _how_to_get_teacher(recipe: Recipe) -> str:
             f"{str(output)!r} has one of a single seed, but with seeds each student learns from the teacher of its own "
             "seed. Give that recipe the same seeds, with another output_dir."
         )
-    command, file = "cmkd crossval" if is_fold else "python train_distill.py", recipe.folder / f"{output.name}.yaml"
+    command, file = "cmkd crossval" if is_fold else "cmkd train", recipe.folder / f"{output.name}.yaml"
     if not file.is_file():
         return "run the stage teacher with that output_dir"
     seed = f", with {recipe.seed} among its --seeds" if is_seed else f" --seed {recipe.seed}" if recipe.seed else ""

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
 
 from cmkd.command_line import option, paragraphs, read_arguments, shown
+from cmkd.corpora import CORPORA
 from cmkd.corpora.settings import corpus_options
 from cmkd.features.cache import StoredDtype
 from cmkd.spelling import did_you_mean, enumerated
@@ -27,7 +28,7 @@ _OUTPUT_DIR = "default: runs/FOLDER/NAME, after the recipe's file"
 
 
 class Recipe(BaseModel):
-    """Every setting of a run of `train_distill.py`; the defaults are the paper's.
+    """Every setting of `cmkd train`; the defaults are the paper's.
 
     Encoders are Hub names or folders. One that begins with `./` or `../` is a folder relative to the recipe's; all
     other relative paths (`output_dir`, `models_dir`, `data_dir` of the corpus) are relative to the current folder.
@@ -40,73 +41,160 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    corpus: dict[str, Any] = Field(description="`name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`.")
-    output_dir: str = Field(description="Folder of the run; if a file does not say, runs/<its folder>/<its name>.")
-    stages: list[StageName] = Field(
-        default=list(STAGES), description="Which stages to run; always in the order of STAGES."
+    corpus: dict[str, Any] = Field(
+        description="The corpus: its `name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`."
     )
-    overwrite: bool = Field(default=False, description="Repeat stages that are already complete.")
-    seed: int = Field(default=0, ge=0, description="Of initial weights, dropout and the order of the batches.")
+    output_dir: str = Field(
+        description="Folder that the run is written to. A file that does not say is run in runs/FOLDER/NAME, after its "
+        "own folder and name."
+    )
+    stages: list[StageName] = Field(
+        default=list(STAGES),
+        min_length=1,
+        description="Stages to run. Whatever their order here, they run in that of the default.",
+    )
+    overwrite: bool = Field(
+        default=False, description="Whether to repeat the stages even if they are complete; what they made is removed."
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the initial weights, of dropout and of the order of the utterances."
+    )
     seeds: list[NonNegativeInt] | None = Field(
         default=None,
         min_length=2,
-        description="Instead of `seed`: a training with each, in seed_0 and so on, and a summary; the corpus stays.",
+        description="Two or more seeds, in the place of `seed`: one training with each, in the folders seed_0 and so "
+        "on of output_dir, and a summary of all. The corpus is the same for all.",
     )
 
-    student_speech_encoder: str = Field(default="facebook/hubert-base-ls960", description="Of the audio-only systems.")
-    teacher_speech_encoder: str = Field(default="facebook/hubert-large-ll60k", description="Of the teacher; frozen.")
-    text_encoder: str = Field(default="bert-base-uncased", description="Of the teacher; frozen.")
+    student_speech_encoder: str = Field(
+        default="facebook/hubert-base-ls960",
+        description="Speech encoder of the systems that only hear, the students among them: Hub name or folder. A "
+        "folder that begins with ./ or ../ is relative to the recipe's file.",
+    )
+    teacher_speech_encoder: str = Field(
+        default="facebook/hubert-large-ll60k",
+        description="Speech encoder of the teacher, which is not trained: Hub name or folder, as for the student.",
+    )
+    text_encoder: str = Field(
+        default="bert-base-uncased",
+        description="Text encoder of the teacher, which is not trained: Hub name or folder, as for the student.",
+    )
     student_speech_encoder_revision: str | None = Field(
-        default=None, description="Branch, tag or commit of student_speech_encoder on the Hub; None: its main branch."
+        default=None,
+        description="Branch, tag or commit of student_speech_encoder on the Hub; null stands for its main branch.",
     )
     teacher_speech_encoder_revision: str | None = Field(
-        default=None, description="Branch, tag or commit of teacher_speech_encoder on the Hub; None: its main branch."
+        default=None,
+        description="Branch, tag or commit of teacher_speech_encoder on the Hub; null stands for its main branch.",
     )
     text_encoder_revision: str | None = Field(
-        default=None, description="Branch, tag or commit of text_encoder on the Hub; None: its main branch."
+        default=None, description="Branch, tag or commit of text_encoder on the Hub; null stands for its main branch."
     )
-    models_dir: str | None = Field(default=None, description="Folder that holds encoders under their Hub names.")
+    models_dir: str | None = Field(
+        default=None,
+        description="Folder that holds encoders under their Hub names; an encoder that is not in it is taken from the "
+        "Hub.",
+    )
     teacher_run: str | None = Field(
         default=None,
-        description=f"Run whose teacher the stages {enumerated(STUDENTS)} learn from, relative to output_dir; "
-        "None: this run's own.",
+        description=f"Run whose teacher the stages {enumerated(STUDENTS)} learn from, relative to output_dir; null "
+        "stands for the teacher of this run.",
     )
-    num_trainable_layers: int = Field(default=6, ge=-1, description="Top layers of the student's encoder; -1 all.")
-    use_weighted_layer_sum: bool = Field(default=False, description="Learn which layers to listen to.")
+    num_trainable_layers: int = Field(
+        default=6,
+        ge=-1,
+        description="How many of the top layers of the student's speech encoder are trained; -1 stands for all of the "
+        "encoder.",
+    )
+    use_weighted_layer_sum: bool = Field(
+        default=False,
+        description="Whether to learn how much each layer of the speech encoder counts, instead of using the last.",
+    )
 
-    batch_size: int = Field(default=32, ge=1, description="Utterances a device and accumulation step.")
-    gradient_accumulation_steps: int = Field(default=1, ge=1, description="Batches between two updates of the weights.")
-    group_by_length: bool = Field(default=True, description="Utterances of like length in a step: less padding.")
-    loss_over: Literal["step", "batch"] = Field(default="step", description="See CMKDTrainingArguments.")
-    num_epochs: int = Field(default=50, ge=1)
-    learning_rate: float = Field(default=5e-4, gt=0)
-    encoder_learning_rate_factor: float = Field(default=0.25, gt=0, le=1)
-    plateau_factor: float = Field(default=0.75, gt=0, lt=1, description="What the learning rate is multiplied by.")
-    plateau_patience: int = Field(default=2, ge=0, description="Epochs without a better validation CCC before that.")
-    cache_dir: str | None = Field(
-        default=None, description="Where the output of frozen encoders is stored; None: in output_dir. May be shared."
+    batch_size: int = Field(default=32, ge=1, description="Utterances per device and accumulation step.")
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="Batches of each device between two updates of the weights."
     )
-    cache_dtype: StoredDtype = Field(default="float32", description="As what; bfloat16 takes half the space.")
+    group_by_length: bool = Field(
+        default=True,
+        description="Whether the utterances between two updates are of like length, which saves padding, or drawn at "
+        "random.",
+    )
+    loss_over: Literal["step", "batch"] = Field(
+        default="step",
+        description="What the loss is computed over: all utterances between two updates of the weights, on all devices "
+        "(`step`, which is Eq. 7), or each device's batch on its own, averaged (`batch`).",
+    )
+    num_epochs: int = Field(default=50, ge=1, description="How many times each stage goes through the training split.")
+    learning_rate: float = Field(
+        default=5e-4, gt=0, description="Learning rate of Adam at the start, for all but the speech encoder's layers."
+    )
+    encoder_learning_rate_factor: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Learning rate of the speech encoder's trainable layers, as a share of learning_rate.",
+    )
+    plateau_factor: float = Field(
+        default=0.75,
+        gt=0,
+        lt=1,
+        description="Factor that multiplies the learning rate when the validation CCC no longer improves.",
+    )
+    plateau_patience: int = Field(
+        default=2, ge=0, description="Epochs without a better validation CCC before the learning rate falls."
+    )
+    cache_dir: str | None = Field(
+        default=None,
+        description="Folder for the stored output of frozen encoders, which several runs may share; null stands for "
+        "`cache` in output_dir.",
+    )
+    cache_dtype: StoredDtype = Field(
+        default="float32",
+        description="Number format that the output of frozen encoders is stored in; bfloat16 takes half the space.",
+    )
     cache_limit_gb: float | None = Field(
-        default=None, ge=0, description="The most it may take; beyond that it is computed anew in every epoch."
+        default=None,
+        ge=0,
+        description="The most that the stored output of frozen encoders may take, in 10^9 bytes; where it would take "
+        "more, it is computed anew in every epoch. Null stands for no limit.",
     )
     dataloader_workers: int | None = Field(
-        default=None, ge=0, description="Processes that read and decode ahead; None: 4 where there is a GPU, else none."
+        default=None,
+        ge=0,
+        description="Processes that read and decode sound ahead; null stands for 4 where there is a GPU, else none.",
     )
 
-    distillation_weight: float = Field(default=30.0, ge=0, description="lambda of Eq. 7.")
-    embedding_distance: Literal["norm", "squared_norm", "mean_squared"] = Field(
-        default="norm", description="How L_STU is taken; see cmkd.embedding_distance."
+    distillation_weight: float = Field(
+        default=30.0,
+        ge=0,
+        description="Weight of the distance between student and teacher in the loss, the lambda of Eq. 7.",
     )
-    residual_threshold: float = Field(default=2.0, gt=0, description="In standard deviations; over it, left out.")
+    embedding_distance: Literal["norm", "squared_norm", "mean_squared"] = Field(
+        default="norm",
+        description="Distance between the embeddings of student and teacher: the Euclidean norm of their difference, "
+        "its square, or the mean of the squares over the dimensions.",
+    )
+    residual_threshold: float = Field(
+        default=2.0,
+        gt=0,
+        description="How far the teacher may be off, in standard deviations of its residuals (Eq. 8), for cts to learn "
+        "from it on an utterance.",
+    )
     kept_student: KeptStudent = Field(
-        default="better", description="Which stage `student/` is; `better` by mean CCC on validation."
+        default="better",
+        description="Stage whose student is put into `student/`; `better` stands for the one with the better mean CCC "
+        "on the validation split.",
     )
 
     hub_model_id: str | None = Field(
-        default=None, description="Where `student/` is pushed to when the run is complete, as by `cmkd push`."
+        default=None,
+        description="Repository on the Hub, user/name, that `student/` is pushed to once the run is complete, as `cmkd "
+        "push` does it; null pushes nothing.",
     )
-    hub_private: bool = Field(default=True, description="Whether it is to be private if it has to be made.")
+    hub_private: bool = Field(
+        default=True, description="Whether the repository hub_model_id is private, if it has to be made."
+    )
 
     @model_validator(mode="after")
     def _has_one_teacher(self) -> "Recipe":
@@ -193,7 +281,10 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = (), command: str = 
     """
     path = Path(path)
     settings = _read_with_inherited(path)
-    given = read_arguments(_options(settings, _corpus_name(settings, arguments)), arguments, f"{command} {path}")
+    name = _corpus_name(settings, arguments)
+    if name is None and settings.get("corpus") is not None:
+        raise ValueError(f"{path}: corpus.name is missing: it must be one of {', '.join(CORPORA)}.")
+    given = read_arguments(_options(settings, name), arguments, f"{command} {path}")
     corpus = settings.get("corpus", {}) | given.pop("corpus", {})
     settings = _less_replaced(settings, given) | given | ({"corpus": corpus} if corpus else {})
     settings.setdefault("output_dir", str(Path("runs", path.resolve().parent.name, path.stem)))
