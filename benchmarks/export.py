@@ -1,6 +1,7 @@
 """What fp16 and int8 cost in CCC on human voices, and what they give in speed and size.
 
-    python -m benchmarks.export path/to/crema-d path/to/whisper-tiny.en --output docs/results/export.json
+    python -m benchmarks.export path/to/crema-d path/to/whisper-tiny.en demo_models/speech \\
+        --output docs/results/export.json
 
 CREMA-D has no ratings: activation and valence are derived from its votes on the voice alone, A + F + H - S - N / 2 and
 H - (A + D + F + S) as shares of the votes, brought to the unit interval. The student is a frozen encoder with the GRU
@@ -182,7 +183,12 @@ def on_voices(data: Path, encoder: Path, train_clips: int, test_clips: int, epoc
         table = costs(found, labels[order])
         for name, entry in speeds(found, exported).items():
             table[name] |= entry
-    return {"encoder": encoder.name, "train_clips": train_clips, "test_clips": len(waves), "systems": table}
+    return {
+        "encoder": "/".join(encoder.parts[-2:]),
+        "train_clips": train_clips,
+        "test_clips": len(waves),
+        "systems": table,
+    }
 
 
 def at_real_size(num_batches: int) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def processor() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder of CREMA-D, with AudioOpus and processedResults")
-    parser.add_argument("encoder", type=Path, help="a folder of whisper-tiny.en or another pretrained encoder")
+    parser.add_argument("encoders", type=Path, nargs="+", help="folders of pretrained encoders, a student on each")
     parser.add_argument("--output", type=Path, help="the JSON file")
     parser.add_argument("--train_clips", type=int, default=1200)
     parser.add_argument("--test_clips", type=int, default=400)
@@ -223,9 +229,10 @@ def main() -> None:
         "processor": processor(),
         "versions": {name: version(name) for name in ("torch", "onnxruntime", "transformers")},
         "threads": 1,
-        "voices": on_voices(
-            arguments.data, arguments.encoder, arguments.train_clips, arguments.test_clips, arguments.epochs
-        ),
+        "voices": [
+            on_voices(arguments.data, encoder, arguments.train_clips, arguments.test_clips, arguments.epochs)
+            for encoder in arguments.encoders
+        ],
     }
     if arguments.hubert_batches:
         report["hubert_base"] = at_real_size(arguments.hubert_batches)

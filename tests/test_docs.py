@@ -200,9 +200,10 @@ def check_command(words: list[str], block: Block) -> None:
                 for option in options_of(after):
                     assert f'"{option}"' in source, f"{block}: {module} has no {option}"
             else:
-                assert module == "pytest", f"{block}: {module}"
+                assert module in ("pytest", "http.server"), f"{block}: {module}"
         elif words[1].endswith(".py"):
-            assert (ROOT / words[1]).is_file(), f"{block}: {words[1]}"
+            written = words[1] == "exported/onnx_cmkd.py"  # by `cmkd export`, as tests/test_export.py has it
+            assert written or (ROOT / words[1]).is_file(), f"{block}: {words[1]}"
         return
     if words[0] == "cmkd":
         check_cmkd(words[1:], block)

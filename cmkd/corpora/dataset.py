@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import pyarrow
 import pyarrow.compute
 

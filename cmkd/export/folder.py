@@ -124,7 +124,7 @@ def load_source(name_or_path: str, revision: str | None = None) -> Source:
         identity=folder_digest(folder) if revision is None else revision,
         name=hub_name(name_or_path),
         card=None if card is None else str(card),
-        licence=None if card is None else card.data.license,
+        licence=None if card is None else card.data.to_dict().get("license"),
     )
 
 

@@ -1,16 +1,18 @@
 """One ONNX graph from speech and lengths to scores and embedding, for any number of utterances of any length."""
 
-import io
 import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 import torch
 from torch import nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from transformers import FeatureExtractionMixin
 
 from configuration_cmkd import EMOTION_DIMENSIONS, CPCConfig
@@ -172,23 +174,26 @@ def trace(graph: nn.Module, example: tuple[torch.Tensor, torch.Tensor], name: st
     """
     speech_axes = {0: "batch", example[0].dim() - 1: "samples" if name == "waveform" else "frames"}
     axes = {name: speech_axes} | {other: {0: "batch"} for other in ("lengths", "scores", "embeddings")}
-    file = io.BytesIO()
-    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+    with (
+        TemporaryDirectory(prefix="cmkd-export-") as folder,
+        warnings.catch_warnings(record=True) as caught,
+        torch.no_grad(),
+    ):
         warnings.simplefilter("always")
+        path = Path(folder, "model.onnx")
         torch.onnx.export(
             graph,
             example,
-            file,
+            path,
             dynamo=False,
             opset_version=OPSET,
             input_names=[name, "lengths"],
             output_names=["scores", "embeddings"],
             dynamic_axes=axes,
         )
-    doubts = [
-        f"{warning.filename}:{warning.lineno}" for warning in caught if warning.category is torch.jit.TracerWarning
-    ]
-    return onnx.load_from_string(file.getvalue()), list(dict.fromkeys(doubts))
+        model = onnx.load(path)
+    doubts = [f"{warning.filename}:{warning.lineno}" for warning in caught if warning.category is TracerWarning]
+    return model, list(dict.fromkeys(doubts))
 
 
 def metadata_of(graph: StudentGraph, about: Mapping[str, Any]) -> dict[str, Any]:

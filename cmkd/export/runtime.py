@@ -145,7 +145,16 @@ class OnnxStudent:
         minimum, maximum = self.label_scale
         return scores * (maximum - minimum) + minimum
 
-    def _answer(self, audio, name, window, hop, channel, sampling_rate, return_embeddings) -> dict[str, Any]:
+    def _answer(
+        self,
+        audio: Any,
+        name: str,
+        window: float | None,
+        hop: float | None,
+        channel: str | int,
+        sampling_rate: float | None,
+        return_embeddings: bool,
+    ) -> dict[str, Any]:
         limit = math.inf if self.maximum_samples is None else self.maximum_samples / self.sampling_rate
         cut = cutting(self.sampling_rate, window, hop, limit)
         pieces = windows_of(audio, name, cut, _warn_once, sampling_rate, channel)
