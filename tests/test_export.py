@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_audio import mp3
-from test_modeling import ALL_CONFIGS, TEXT, student, whisper_extractor
+from small_models import ALL_CONFIGS, TEXT, student, whisper_extractor
+from sounds import mp3
 from transformers import AutoFeatureExtractor, BertModel, Wav2Vec2FeatureExtractor
 
 onnx = pytest.importorskip("onnx", reason='needs the extra "export"')
