@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
 from tiny_run import make_run
@@ -17,6 +19,7 @@ from warm import module
 import train_distill
 from cmkd.hub.staging import stage_run
 from cmkd.identity import folder_digest, precision, read_encoder
+from cmkd.runs import preflight
 from cmkd.runs.folder import begin_stage, check_teacher_run, complete_stage, stage_is_complete, write_json
 from cmkd.runs.recipe import Recipe, load_recipe
 
@@ -98,6 +101,23 @@ def test_a_revision_is_what_is_loaded(hub_run):
     done = run("nowhere", "--text_encoder_revision", "v9")
     assert done.returncode == 1 and not (place / "nowhere").exists()
     assert "text_encoder='user/text' at text_encoder_revision='v9' cannot be loaded" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (HfHubHTTPError("the server is down", response=SimpleNamespace(headers={}, request=None)), OSError),
+        (json.JSONDecodeError("the server is down", "", 0), ValueError),
+    ],
+)
+def test_errors_whose_classes_take_more_than_a_message_name_the_encoder_too(recipe, monkeypatch, error, kind):
+    def read(source, revision):
+        raise error
+
+    monkeypatch.setattr(preflight, "read_encoder", read)
+    with pytest.raises(kind, match="^student_speech_encoder=.* cannot be loaded: the server is down") as found:
+        preflight.check_encoders(load_recipe(recipe, ["--stages", "audio"]))
+    assert found.value.__cause__ is error
 
 
 def test_a_folder_is_known_by_its_weights_and_settings(recipe, tmp_path):

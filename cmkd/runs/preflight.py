@@ -52,7 +52,9 @@ def check_encoders(recipe: Recipe) -> dict[str, str]:
         try:
             config, commits[name] = read_once(recipe.locate(encoder), revision)
         except (OSError, ValueError) as error:
-            raise type(error)(f"{name}={encoder!r}{at} cannot be loaded: {error}") from error
+            # One of the two, not the class of the error: those of the Hub and of JSON take other arguments.
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{name}={encoder!r}{at} cannot be loaded: {error}") from error
         return config
 
     stages = [STAGES[name] for name in recipe.stages]
