@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import UnionType
+from types import FunctionType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
@@ -43,7 +44,7 @@ def read_arguments(target: Any, arguments: Sequence[str], command: str) -> Any:
             print(f"{paragraphs(target.__doc__)}\n")
         arguments = ["--help"]  # tyro would leave out what has been given already
     return tyro.cli(
-        target,
+        _with_whole_descriptions(target),
         prog=command,
         description="",
         args=list(arguments),
@@ -51,6 +52,19 @@ def read_arguments(target: Any, arguments: Sequence[str], command: str) -> Any:
         config=(tyro.conf.FlagConversionOff,),
         registry=_REGISTRY,
     )
+
+
+def _with_whole_descriptions(target: Any) -> Any:
+    """A copy of a function, with each description on one line: tyro breaks lines of help where the docstring does."""
+    if not isinstance(target, FunctionType):
+        return target
+    parts = target.__code__, target.__globals__, target.__name__, target.__defaults__, target.__closure__
+    described = FunctionType(*parts)  # not by functools.wraps, behind which tyro reads the original's docstring
+    described.__dict__.update(target.__dict__)
+    described.__annotations__ = target.__annotations__
+    about, mark, descriptions = inspect.cleandoc(target.__doc__ or "").partition("\nArgs:\n")
+    described.__doc__ = about + mark + re.sub(r"\n {8,}", " ", descriptions)
+    return described
 
 
 def paragraphs(docstring: str | None) -> str:
@@ -106,7 +120,7 @@ def failures_in_words(command: str) -> Iterator[None]:
     Args:
         command: the name that the message begins with.
     """
-    less_overwrite = ", less --overwrite," if "--overwrite" in sys.argv else ""
+    but_overwrite = ", without --overwrite," if "--overwrite" in sys.argv else ""
     try:
         yield
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:
@@ -119,10 +133,10 @@ def failures_in_words(command: str) -> Iterator[None]:
             raise
         sys.exit(
             f"{command}: {silent}: it has died or was stopped, or its machine cannot be reached. The same "
-            f"command{less_overwrite} goes on where it stopped. ({error})"
+            f"command{but_overwrite} goes on where it stopped. ({error})"
         )
     except KeyboardInterrupt:
-        again = f"The same command{less_overwrite} goes on where it stopped."
+        again = f"The same command{but_overwrite} goes on where it stopped."
         print(f"{command}: interrupted. {again}", file=sys.stderr)
         sys.exit(130)
 

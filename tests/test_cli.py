@@ -116,6 +116,14 @@ def test_wrong_options_are_named_and_exit_code_2(corpus, arguments, message):
     assert re.search(message, " ".join(error.replace("│", " ").split())), error
 
 
+def test_help_shows_each_description_whole_whatever_lines_its_docstring_has(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = [" ".join(line.strip("│ ").split()) for line in call("evaluate", "--help")[1].splitlines()]
+    whole = "the predictions and the figures to; null writes none. An earlier evaluation in it is replaced."
+    assert any(whole in line for line in lines), lines
+    assert any(f"The corpus: {', '.join(CORPORA)}." in line for line in lines), lines
+
+
 def test_a_command_that_is_not_there_suggests_the_nearest():
     code, _, error = call("prepair")
     assert code == 2 and "there is no command 'prepair'. Did you mean 'prepare'?" in error

@@ -157,6 +157,7 @@ def test_a_wrong_argument_is_named(recipe, arguments, message, capsys):
         ({"stages": ["teachr"]}, "stages.0 = 'teachr': .*'teacher'"),
         ({"corpus": {"name": "manifets"}}, "name is 'manifets'.* Did you mean 'manifest'"),
         ({"corpus": {}}, "corpus.name is missing"),
+        ({"corpus": {"name": "iemocap", "fodl": 1}}, "no setting 'corpus.fodl' of iemocap.* Did you mean 'fold'"),
     ],
 )
 def test_a_wrong_setting_of_the_file_is_named(recipe, settings, message):

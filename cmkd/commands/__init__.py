@@ -1,4 +1,4 @@
-"""The command `cmkd`: one function a command, in one module a group. See `cmkd --help`.
+"""The command `cmkd`: one function per command, in one module per group. See `cmkd --help`.
 
 `GROUPS` lists all commands. Of these modules only the one of the command that was called is imported, and they import
 what is heavy inside of their functions, so that help is quick.
@@ -65,7 +65,9 @@ its values, and `cmkd prepare NAME --help` the settings of a corpus, whose NAME 
 
 COMMANDS = {name: entry for commands in GROUPS.values() for name, entry in commands.items()}
 
-CorpusName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+CorpusName = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help=f"The corpus: {', '.join(CORPORA)}.")
+]
 DataDir = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA_DIR]")]
 
 

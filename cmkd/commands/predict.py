@@ -64,18 +64,18 @@ def predict(
         timeline: Also write a row for each window, in OUTPUT/timeline.
         embeddings: Also write the embeddings.
         format: What to write: Parquet, and beside it one CSV or JSON lines file.
-        labels: Also write the timeline beside each file, for that program.
+        labels: Also write the timeline beside each file, as labels for this program.
         summary: Write OUTPUT/summary.html, which shows the timelines.
         overwrite: Begin anew, and remove what an earlier run has written to OUTPUT.
-        dtype: The precision of weights and activations.
+        dtype: The number format of weights and activations.
         device: The device, as torch calls it, such as cuda:0; null stands for an accelerator if there is one.
         compile: Have torch compile the model first.
         batch_seconds: Seconds of sound in a batch, padding included; 0 scores one window at a time. null stands for 240
             on an accelerator and 0 on a CPU.
         readers: Processes that read and decode ahead; null stands for one for every four CPUs.
-        engine: plain, or ray for a cluster.
-        address: The address of the Ray cluster; null stands for the one of this machine, or for a new one on it.
-        actor_cpus: With Ray, the CPUs of each model where there are no GPUs; with GPUs each model has one.
+        engine: What shares out the work: plain stands for this process, ray for a Ray cluster.
+        address: The address of the Ray cluster; null stands for this machine's, or for a new one if it has none.
+        actor_cpus: With Ray and without GPUs, how many CPUs each copy of the model gets; otherwise each gets one GPU.
     """
     from cmkd.predict.prediction import predict as run
 

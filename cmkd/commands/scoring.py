@@ -29,9 +29,10 @@ def evaluate(
     """Scores a student or a teacher on a corpus: CCC with intervals, Pearson's correlation and mean absolute error.
 
         cmkd evaluate runs/demo spoken-demo
-        cmkd evaluate runs/demo spoken-demo --stage teacher --splits validation test --output evaluation
+        cmkd evaluate runs/demo spoken-demo --stage teacher --output evaluation
         cmkd evaluate user/cmkd-student manifest my_corpus --corpus.label_scale 1 7
-        accelerate launch -m cmkd evaluate user/cmkd-student iemocap path/to/IEMOCAP_full_release --corpus.fold 1
+        accelerate launch -m cmkd evaluate user/cmkd-student iemocap \\
+          path/to/IEMOCAP_full_release --corpus.fold 1
 
     The corpus may have another scale than the one that the model was trained on: both are compared on the unit
     interval. `cmkd evaluate MODEL NAME --help` lists the settings of that corpus.
@@ -40,7 +41,7 @@ def evaluate(
         model: The model: the folder of a checkpoint or of a run, or a name on the Hub.
         name: The corpus.
         corpus: Settings of the corpus, as under `corpus:` in a recipe.
-        data_dir: The folder of the corpus.
+        data_dir: The folder of the corpus; null is for one that needs none.
         splits: The splits to score.
         output: The folder to write evaluation.json, the predictions and the figures to; null writes none. An earlier
             evaluation in it is replaced.

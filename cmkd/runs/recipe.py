@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, 
 
 from cmkd.command_line import option, paragraphs, read_arguments, shown
 from cmkd.corpora import CORPORA
-from cmkd.corpora.settings import corpus_options
+from cmkd.corpora.settings import corpus_options, corpus_settings
 from cmkd.features.cache import StoredDtype
 from cmkd.spelling import did_you_mean, enumerated
 from cmkd.stages import STAGES, STUDENTS, TEACHER
@@ -274,8 +274,8 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = (), command: str = 
         command: the command as it was typed, less the recipe, for help and messages.
 
     Raises:
-        ValueError: the file is no mapping, or a key in it is unknown (the nearest name is suggested), or a setting has
-            a wrong value.
+        ValueError: the file is not a mapping, or a key in it is unknown (the nearest name is suggested), or a setting
+            has a wrong value.
         FileNotFoundError: there is no such recipe.
         SystemExit: help was asked for, or an argument is unknown or cannot be read.
     """
@@ -284,9 +284,13 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = (), command: str = 
     name = _corpus_name(settings, arguments)
     if name is None and settings.get("corpus") is not None:
         raise ValueError(f"{path}: corpus.name is missing: it must be one of {', '.join(CORPORA)}.")
+    known = ["name", *(corpus_settings(name) if name is not None else ())]
+    for key in settings.get("corpus", {}):
+        if key not in known:
+            raise ValueError(f"{path}: there is no setting 'corpus.{key}' of {name}.{did_you_mean(key, known)}")
     given = read_arguments(_options(settings, name), arguments, f"{command} {path}")
     corpus = settings.get("corpus", {}) | given.pop("corpus", {})
-    settings = _less_replaced(settings, given) | given | ({"corpus": corpus} if corpus else {})
+    settings = _without_replaced(settings, given) | given | ({"corpus": corpus} if corpus else {})
     settings.setdefault("output_dir", str(Path("runs", path.resolve().parent.name, path.stem)))
     if isinstance(settings.get("stages"), str):
         settings["stages"] = [settings["stages"]]
@@ -366,14 +370,14 @@ def _read_with_inherited(path: Path) -> dict[str, Any]:
         if "inherits" in inherited:
             raise ValueError(f"{path}: inherits is {base!r}, which inherits itself; one level is all there is.")
         corpus = inherited.get("corpus", {}) | settings.get("corpus", {})
-        settings = _less_replaced(inherited, settings) | settings | {"corpus": corpus}
+        settings = _without_replaced(inherited, settings) | settings | {"corpus": corpus}
     for key in settings:
         if key not in Recipe.model_fields:
             raise ValueError(f"{path}: there is no setting {key!r}.{did_you_mean(key, Recipe.model_fields)}")
     return settings
 
 
-def _less_replaced(settings: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+def _without_replaced(settings: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     """Without `seed` where what comes later names `seeds`, and the other way round."""
     left_out = {old for old, new in (("seed", "seeds"), ("seeds", "seed")) if later.get(new) is not None}
     return {key: value for key, value in settings.items() if key not in left_out}
