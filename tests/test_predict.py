@@ -84,7 +84,7 @@ def test_every_format_scores_as_the_pipeline_does(model, score, tmp_path):
         assert_is(row, score(row["source"], return_embeddings=True))
     assert (done.rows, done.errors, done.sources) == (len(FILES), 0, len(FILES))
     assert done.hours * 3600 == pytest.approx(sum(row["duration"] for row in found))
-    assert "3 sources of several channels are scored as their mean" in str(done)
+    assert "3 sources with several channels are scored as the mean" in str(done)
     assert {row["channels"] for row in found} == {1, 2} and {row["channel"] for row in found} == {None}
 
 
@@ -379,7 +379,7 @@ def test_a_folder_of_strangers_is_refused(model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="holds thesis.tex, and is no output of cmkd predict"):
+        with pytest.raises(ValueError, match="holds thesis.tex, and is not an output of cmkd predict"):
             run([write(tmp_path / "a.wav", 0.3)], model, tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
 

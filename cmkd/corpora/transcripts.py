@@ -57,7 +57,7 @@ def read_transcripts(path: str | os.PathLike[str]) -> pyarrow.Table:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no Parquet file, lacks a column, has one of another type, has an id twice, or has a row
+        ValueError: It is not a Parquet file, lacks a column, has one of another type, has an id twice, or has a row
             without id, text or model.
     """
     path = Path(path)

@@ -51,7 +51,7 @@ class OnnxStudent:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no graph of `cmkd export`, or one that a newer release wrote.
+        ValueError: It is not a graph of `cmkd export`, or is one that a newer release wrote.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class Engine(Protocol):
         dimensions (`tuple[str, ...]`): Of the columns of its scores.
         label_scale (`tuple[float, float]`): Of the corpus that it was trained on.
         rated_dimensions (`tuple[str, ...]`): Those of activation, valence and dominance that it was trained in.
-        batch_seconds (`float`): What of sound it scores best at once.
+        batch_seconds (`float`): Seconds of sound that it scores best at once.
         identity (`str`): Changes when the weights do.
     """
 
@@ -82,7 +82,7 @@ def load_engine(choice: ModelChoice) -> Engine:
     Raises:
         FileNotFoundError: There is no such file.
         OSError: There is no such model.
-        ValueError: It is no student, or an option is not for it.
+        ValueError: It is not a student, or an option does not apply to it.
     """
     if choice.model.endswith(".onnx"):
         return OnnxEngine(choice)
@@ -94,7 +94,7 @@ class TorchEngine:
 
     Raises:
         OSError: There is no such model.
-        ValueError: It reads too, or the device or the dtype cannot be used.
+        ValueError: It also reads a transcript, or the device or the dtype cannot be used.
     """
 
     def __init__(self, choice: ModelChoice):
@@ -170,7 +170,7 @@ class OnnxEngine:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no such graph, or an option is for torch.
+        ValueError: It is not such a graph, or an option is for torch only.
         ImportError: onnxruntime is missing.
     """
 
@@ -187,7 +187,7 @@ class OnnxEngine:
             if value != default:
                 advice = "export it so (cmkd export --help)" if option == "dtype" else "leave it out"
                 raise ValueError(
-                    f"--{option} {value}: is for models that torch runs, not for {choice.model}; {advice}."
+                    f"--{option} {value}: applies to models that torch runs, not to {choice.model}; {advice}."
                 )
         self._student = OnnxStudent(choice.model)
         self.identity = self._student.identity

@@ -39,7 +39,7 @@ SCORED = pyarrow.schema(
     ]
 )
 """Of a scored piece: a row for each event. A window has everything up to its embedding, the end of a source `channels`
-and `offset`, a failure `kind` and `message`; what it has not is null."""
+and `offset`, a failure `kind` and `message`; what it lacks is null."""
 
 
 @dataclass

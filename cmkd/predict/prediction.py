@@ -210,7 +210,8 @@ def predict(
             rows, errors, as_mean = _count(store)
         if as_mean:
             notes.append(
-                f"{as_mean:,} sources of several channels are scored as their mean: --channel each scores each of them"
+                f"{as_mean:,} sources with several channels are scored as the mean of these: --channel each scores "
+                "each of them"
             )
         return Prediction(
             output=Path(output),
@@ -285,8 +286,8 @@ def _prepare(
         strangers = sorted(path.name for path in folder.iterdir() if path.name != "journal")
         if strangers:
             raise ValueError(
-                f"--output {folder}: it holds {enumerated(strangers[:3])}, and is no output of cmkd predict; choose "
-                "another folder, or an empty one."
+                f"--output {folder}: it holds {enumerated(strangers[:3])}, and is not an output of cmkd predict; "
+                "choose another folder, or an empty one."
             )
     else:
         _check_same(before, settings, folder)
@@ -320,7 +321,7 @@ def _check_same(before: dict[str, Any], settings: dict[str, Any], folder: Path) 
             )
             raise ValueError(
                 f"{folder} was made with {name} {was}, but now it is {now}: go on with what it was made with, choose "
-                "another --output, or begin anew by --overwrite."
+                "another --output, or begin anew with --overwrite."
             )
 
 
@@ -332,7 +333,7 @@ def _update(store: Store, incoming: Incoming, alone: bool) -> list[str]:
         listed = enumerated(changes.first_gone) + (" and others" if changes.gone > len(changes.first_gone) else "")
         raise ValueError(
             f"{store.folder} has {changes.gone:,} sources that are not named now ({listed}): name them too, choose "
-            "another --output, or begin anew by --overwrite."
+            "another --output, or begin anew with --overwrite."
         )
     if not changes.new and not changes.changed:
         return []

@@ -34,7 +34,7 @@ class Progress:
         self.seconds = self.read = 0.0
         self.begun = time.monotonic()
         self._since = time.time()
-        self._said = -INTERVAL
+        self._reported = -INTERVAL
         self._bar: Any = tqdm(
             total=total,
             initial=done,
@@ -50,10 +50,10 @@ class Progress:
         self.seconds += seconds
         self.read += read
         now = time.monotonic()
-        if now - self._said < INTERVAL:
+        if now - self._reported < INTERVAL:
             return
-        self._said = now
-        self._say()
+        self._reported = now
+        self._report()
         if not self._bar.disable:
             all_seconds, all_read = self._of_all()
             speed = all_seconds / max(now - self.begun, 1e-3)
@@ -62,17 +62,17 @@ class Progress:
 
     def flush(self) -> None:
         """Says how far this process is now, for the others."""
-        self._say()
+        self._report()
 
     def hours(self) -> float:
         """Of sound that all processes have scored since this one began, as far as they have said so."""
-        self._say()
+        self._report()
         return self._of_all()[0] / 3600
 
     def close(self) -> None:
         self._bar.close()
 
-    def _say(self) -> None:
+    def _report(self) -> None:
         word = {"seconds": self.seconds, "read": self.read, "time": time.time()}
         with suppress(OSError):  # a full disk stops what matters, not this
             self._own.write_text(json.dumps(word))

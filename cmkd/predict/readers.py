@@ -197,7 +197,7 @@ class _Reader:
         try:
             if self._pipe.poll(READING_TIMEOUT):
                 return self._pipe.recv(), None
-            return None, f"nothing came of it for {READING_TIMEOUT:.0f} s"
+            return None, f"nothing came from it for {READING_TIMEOUT:.0f} s"
         except (EOFError, OSError):
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)

@@ -113,7 +113,7 @@ def read_group(group: Sequence[tuple[int, Source]], reading: Reading) -> Iterato
     """Reads the sources of one file, whatever they are like: every one ends in `Ended` or in `Failed`.
 
     Raises:
-        ImportError: A package is missing: that is no fault of the file.
+        ImportError: A package is missing, which is not the file's fault.
     """
     with ExitStack() as stack:
         try:
@@ -266,7 +266,7 @@ def _content(source: Source, downloads: str | None) -> Iterator[tuple[str, str |
     else:
         file = Path(source.address)
         if file.exists() and not file.is_file():
-            raise AudioError(source.name, "unreadable audio", "it is no file, but a folder, a pipe or a device")
+            raise AudioError(source.name, "unreadable audio", "it is not a file, but a folder, a pipe or a device")
         yield source.name, source.address
 
 

@@ -397,7 +397,7 @@ def _parquet_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             table = pyarrow.parquet.ParquetFile(file)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{name}: it is no Parquet file: {error}") from error
+            raise ValueError(f"{name}: it is not a Parquet file: {error}") from error
         _check_columns(table.schema_arrow.names, name)
         wanted = [column for column in ("audio", "start", "end", "channel", "id") if column in table.schema_arrow.names]
         for batch in table.iter_batches(1024, columns=wanted):

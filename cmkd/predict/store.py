@@ -77,7 +77,7 @@ class Store:
         path = self.folder / SETTINGS
         if not path.exists():
             return None
-        content = read_json(path, "choose another folder, or begin anew by --overwrite.")
+        content = read_json(path, "choose another folder, or begin anew with --overwrite.")
         check_version(path, content)
         return dict(content)
 
