@@ -79,8 +79,8 @@ def run_on_ray(
         ConnectionError: There is no cluster at the address.
         RuntimeError: The cluster could not do the work.
     """
-    ray = import_package("ray", "runs --engine ray (pip install 'cmkd[ray]')")
-    import_package("ray.data", "runs --engine ray (pip install 'cmkd[ray]')")
+    ray = import_package("ray", "runs --engine ray")
+    import_package("ray.data", "runs --engine ray")
     is_own = _connect(ray, cluster.address)
     try:
         chunks = (chunk for chunk in job.plan.chunks if not job.is_scored(chunk))
