@@ -21,7 +21,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason='needs the extra "export
 from cmkd.commands import main  # noqa: E402
 from cmkd.export.folder import FILES, REQUIREMENTS, export_folder  # noqa: E402
 from cmkd.export.runtime import LogMel, OnnxStudent  # noqa: E402
-from cmkd.export.smaller import with_half_weights  # noqa: E402
+from cmkd.export.smaller import with_half_weights, with_products  # noqa: E402
 from cmkd.export.verify import BakedInError  # noqa: E402
 from configuration_cmkd import CMKDTeacherConfig  # noqa: E402
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel  # noqa: E402
@@ -310,6 +310,21 @@ def test_int8_and_fp16_are_what_their_files_hold(exported):
     large = [tensor for tensor in kinds["fp16"].initializer if np.prod(tensor.dims) >= 1024]
     assert large and {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
     assert kinds["int8-activations"].input[0].type.tensor_type.shape.dim[0].dim_value == 1
+
+
+def test_convolutions_are_the_same_as_products(exported):
+    model = onnx.load(exported("hubert")[1] / "model.onnx")
+    products = with_products(model)
+    count = {
+        name: [node.op_type for node in one.graph.node].count("Conv") for name, one in (("a", model), ("b", products))
+    }
+    assert count == {"a": 8, "b": 2}  # the first of seven, and the one for positions, stay
+    sessions = [onnxruntime.InferenceSession(one.SerializeToString()) for one in (model, products)]
+    for seconds in (0.1, 0.77, 3.001):
+        wave = noise(seconds)
+        first, second = (one.run(None, {"waveform": wave[None], "lengths": np.array([len(wave)])}) for one in sessions)
+        for found, expected in zip(second, first, strict=True):
+            np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
 
 
 def test_a_weight_beyond_fp16_is_refused(exported):

@@ -14,9 +14,9 @@ from transformers import pipeline
 from cmkd.commands import main
 from cmkd.predict import pieces
 from cmkd.predict import plan as plans
-from cmkd.predict.pieces import cut_into_pieces
+from cmkd.predict.pieces import Piece, cut_into_pieces, pack, unpack
 from cmkd.predict.plan import Incoming, Plan
-from cmkd.predict.reading import Heard
+from cmkd.predict.reading import Ended, Failed, Heard
 from cmkd.predict.sources import Source
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -482,3 +482,25 @@ def test_pieces_depend_on_nothing_but_the_events():
         (7, 2, True, 2),
     ]
     assert [piece.seconds for piece in found] == [3, 3, 2]
+
+
+def test_a_piece_is_sent_as_it_is():
+    generator = np.random.default_rng(0)
+    waves = [generator.normal(size=size).astype(np.float32) for size in (7, 1, 1600)]
+    events = [
+        Heard(3, -1, 0.5, 1.0 / 3, True, b"\x00\xff", waves[0], 1.5),
+        Heard(3, 1, 0.0, 1e-9, False, b"", waves[1], 0.0),
+        Ended(3, 2, 0.25, 7.5),
+        Failed(4, "too short", "it is \u00fc"),
+        Heard(5, 0, 0.0, 0.1, False, b"a", waves[2], 2.0),
+    ]
+    for piece in (Piece(7, 2, True, events), Piece(1, 0, False, [events[3]]), Piece(2, 5)):
+        found = unpack(pack(piece))
+        assert (found.chunk, found.number, found.is_last) == (piece.chunk, piece.number, piece.is_last)
+        assert len(found.events) == len(piece.events)
+        for event, expected in zip(found.events, piece.events, strict=True):
+            assert type(event) is type(expected)
+            ours, theirs = ({k: v for k, v in vars(e).items() if k != "samples"} for e in (event, expected))
+            assert ours == theirs
+            if isinstance(event, Heard):
+                assert event.samples.dtype == np.float32 and (event.samples == expected.samples).all()

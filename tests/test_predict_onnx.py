@@ -14,12 +14,14 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 PROGRAM = """
-import sys
-for name in ("torch", "transformers", "accelerate", "datasets"):
-    sys.modules[name] = None  # importing it fails, as where it is not installed
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "accelerate", "datasets"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
 from cmkd.commands import main
-if __name__ == "__main__":
-    main(sys.argv[1:])
+main(sys.argv[1:])
 """
 
 

@@ -63,7 +63,7 @@ def assert_same(output, whole):
     assert not list(output.glob("**/.*.tmp"))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_goes_on(seed, model, sounds, whole, tmp_path):
     """Killed by SIGKILL, with its readers, wherever it is, until it comes to the end by itself."""
     generator = random.Random(seed)
@@ -112,6 +112,7 @@ def test_processes_share_the_work_and_the_last_long_file(model, sounds, whole, t
     assert all("2 sources could not be scored" in text for text in printed)
 
 
+@pytest.mark.slow
 def test_another_process_takes_over_what_a_stopped_one_was_at(model, sounds, whole, tmp_path):
     output = tmp_path / "out"
     first = start(*command(sounds, model, output), "--readers", 0, **SMALL)
@@ -178,6 +179,7 @@ if __name__ == "__main__":
         assert long < short + 20_000, found  # the samples alone are 460 MB
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_readers_too(model, sounds, tmp_path):
     process = start(*command(sounds, model, tmp_path / "out"), "--readers", 1, **SMALL)
     while not list((tmp_path / "out/journal/pieces").glob("*/*.parquet")):

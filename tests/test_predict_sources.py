@@ -1,7 +1,6 @@
 """What `cmkd predict` takes as a source: each kind against what `read_audio` or the pipeline says of the same sound."""
 
 import json
-import subprocess
 import sys
 
 import fsspec
@@ -12,6 +11,7 @@ from predictions import rows, run, save_student, write
 from sounds import chirp, encoded
 from transformers import pipeline
 
+from cmkd.commands import main
 from cmkd.features.audio import read_audio
 from cmkd.predict.sources import Search, find_sources
 from configuration_cmkd import EMOTION_DIMENSIONS
@@ -61,14 +61,14 @@ def test_folders_globs_and_files_in_their_order(tmp_path):
     assert names(tmp_path / "[1].wav") == [str(tmp_path / "[1].wav")]
 
 
-def test_a_list_on_standard_input(model, tmp_path):
+def test_a_list_on_standard_input(model, tmp_path, monkeypatch, capsys):
     files = [write(tmp_path / f"{number} [a], b.wav", 0.3, number) for number in range(3)]
     lines = "".join(f"{path}\n" for path in [*files, tmp_path / "gone.wav", files[0]])
-    command = [sys.executable, "-m", "cmkd", "predict", "-", "--model", model, "--output", tmp_path / "out"]
-    command += ["--readers", "0"]
-    ended = subprocess.run(command, input=lines, capture_output=True, text=True)
-    assert ended.returncode == 3, ended.stderr
-    assert "1 sources were named more than once, and count once" in ended.stdout
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "-", "--model", str(model), "--output", str(tmp_path / "out"), "--readers", "0"])
+    assert ended.value.code == 3
+    assert "1 sources were named more than once, and count once" in capsys.readouterr().out
     assert [row["source"] for row in rows(tmp_path / "out")] == list(map(str, files))
     (error,) = rows(tmp_path / "out", "errors")
     assert (error["source"], error["kind"]) == (str(tmp_path / "gone.wav"), "missing file")

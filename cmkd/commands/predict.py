@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-Sources = Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
+Sources = Annotated[
+    list[str], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...", help_behavior_hint="(one or more)")
+]
 
 
 def predict(
@@ -58,7 +60,7 @@ def predict(
         output: The folder to write to; the same one goes on where it was stopped.
         revision: The branch, tag or commit of a model on the Hub; null stands for its newest commit.
         channel: What of several channels is scored: mean, each, or the number of one, of which the first is 0.
-        window: Seconds of a window; null does not cut sound of up to 30 s, and longer sound into windows of 10 s.
+        window: Seconds of a window; null leaves sound of up to 30 s whole, and cuts longer sound into windows of 10 s.
         hop: Seconds from the start of a window to the next; null stands for the window.
         tier: The tiers of TextGrid files to score; none stands for the only one that each has.
         timeline: Also write a row for each window, in OUTPUT/timeline.

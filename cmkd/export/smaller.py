@@ -80,7 +80,7 @@ def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 
         path = Path(folder, "model.onnx")
         quantize_dynamic(
-            _with_products(model),
+            with_products(model),
             path,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
@@ -95,7 +95,7 @@ def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     return small
 
 
-def _with_products(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with a matrix product in the place of each convolution of several channels, without padding or groups.
 
     What a kernel of size k hears is laid side by side: (batch, frames, k x channels).

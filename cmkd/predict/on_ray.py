@@ -8,9 +8,9 @@ was lost with it. The sources and the model have to be what every machine can op
 from __future__ import annotations
 
 import io
-import pickle
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -22,11 +22,12 @@ from audio_cmkd import import_package
 from cmkd.predict import pieces
 from cmkd.predict.engines import ModelChoice, load_engine
 from cmkd.predict.job import Job
-from cmkd.predict.pieces import Piece, cut_into_pieces, score
+from cmkd.predict.pieces import Piece, cut_into_pieces, pack, score, unpack
 from cmkd.predict.progress import Progress
 from cmkd.predict.readers import Readers
 from cmkd.predict.reading import Ended, Event, Heard, Reading
 from cmkd.predict.sharing import groups_of
+from cmkd.predict.sources import Source
 
 WAVE = 1024
 """Chunks that are handed to the cluster at once: their lists of sources lie in its memory."""
@@ -78,8 +79,8 @@ def run_on_ray(
         ConnectionError: There is no cluster at the address.
         RuntimeError: The cluster could not do the work.
     """
-    ray = import_package("ray", "runs --engine ray (pip install 'cmkd[ray]')")
-    import_package("ray.data", "runs --engine ray (pip install 'cmkd[ray]')")
+    ray = import_package("ray", "runs --engine ray")
+    import_package("ray.data", "runs --engine ray")
     is_own = _connect(ray, cluster.address)
     try:
         chunks = (chunk for chunk in job.plan.chunks if not job.is_scored(chunk))
@@ -127,8 +128,8 @@ def _run_wave(
     items = [
         {
             "chunk": chunk,
-            "sources": pickle.dumps(job.plan.sources(chunk)),
-            "done": pickle.dumps(job.scored_pieces(chunk)),
+            "sources": json.dumps([[number, asdict(source)] for number, source in job.plan.sources(chunk)]),
+            "done": sorted(job.scored_pieces(chunk)),
         }
         for chunk in wave
     ]
@@ -167,13 +168,13 @@ def _room(resources: dict[str, float], actor_cpus: int) -> tuple[dict[str, float
 
 def _read_chunk(row: dict[str, Any], reading: Reading, most: float) -> Iterator[dict[str, Any]]:
     """The pieces of a chunk that are not scored yet; files are read by a process of their own, which one may crash."""
-    sources, done = pickle.loads(row["sources"]), pickle.loads(row["done"])
+    sources = [(number, Source(**values)) for number, values in json.loads(row["sources"])]
     readers: Readers[None] = Readers(reading, 1)
     try:
         events = readers.events((None, group) for group in groups_of(sources))
         for piece in cut_into_pieces(int(row["chunk"]), _events(events), most):
-            if piece.number not in done:
-                yield {"piece": pickle.dumps(piece, protocol=pickle.HIGHEST_PROTOCOL)}
+            if piece.number not in row["done"]:
+                yield {"piece": pack(piece)}
     finally:
         readers.close()
 
@@ -199,7 +200,7 @@ class _Scorer:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         (content,) = batch["piece"]
-        piece: Piece = pickle.loads(content)
+        piece = unpack(content)
         file = io.BytesIO()
         pyarrow.parquet.write_table(score(piece, self.network, self.batch_seconds, self.embeddings), file)
         read = sum(event.read for event in piece.events if isinstance(event, (Heard, Ended)))

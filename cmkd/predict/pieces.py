@@ -8,13 +8,14 @@ killed, finds the same pieces, and knows those that are scored already by their 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import pyarrow
 
 from cmkd.predict.engines import Engine
-from cmkd.predict.reading import Ended, Event, Heard
+from cmkd.predict.reading import Ended, Event, Failed, Heard
 
 PIECE_SECONDS = 600.0
 """Seconds of sound after which a piece is full; it takes 38 MB at 16 kHz."""
@@ -121,6 +122,42 @@ def _row(event: Event, scored: Iterator[tuple[Any, Any]], keep_embedding: bool) 
     else:
         row.update(kind=event.kind, message=event.message)
     return row
+
+
+_EVENTS = {"heard": Heard, "ended": Ended, "failed": Failed}
+
+
+def pack(piece: Piece) -> bytes:
+    """A piece as one Arrow table, to be sent to another machine."""
+    columns: dict[str, Any] = {"event": [type(event).__name__.lower() for event in piece.events]}
+    names = {field.name for kind in _EVENTS.values() for field in fields(kind)} - {"samples"}
+    columns |= {name: [getattr(event, name, None) for event in piece.events] for name in sorted(names)}
+    waves = [event.samples if isinstance(event, Heard) else np.zeros(0, np.float32) for event in piece.events]
+    ends = np.cumsum([0, *map(len, waves)], dtype=np.int64)
+    columns["samples"] = pyarrow.LargeListArray.from_arrays(ends, np.concatenate([np.zeros(0, np.float32), *waves]))
+    table = pyarrow.table(columns).replace_schema_metadata(
+        {"chunk": str(piece.chunk), "number": str(piece.number), "is_last": str(int(piece.is_last))}
+    )
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def unpack(content: bytes) -> Piece:
+    """The piece that [`pack`] has packed."""
+    with pyarrow.ipc.open_stream(content) as reader:
+        table = reader.read_all()
+    about = {key.decode(): int(value) for key, value in table.schema.metadata.items()}
+    samples = table["samples"].combine_chunks()
+    events: list[Event] = []
+    for index, row in enumerate(table.drop_columns("samples").to_pylist()):
+        kind = _EVENTS[row.pop("event")]
+        values = {field.name: row.get(field.name) for field in fields(kind)}
+        if kind is Heard:
+            values["samples"] = samples[index].values.to_numpy()
+        events.append(kind(**values))
+    return Piece(about["chunk"], about["number"], bool(about["is_last"]), events)
 
 
 def batches(lengths: Sequence[int], most: float) -> list[list[int]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow.compute
 import pyarrow.parquet
 
-from audio_cmkd import check_channel
+from audio_cmkd import check_channel, import_package
 from cmkd.atomic import unfinished_path
 from cmkd.predict.engines import Dtype, Engine, ModelChoice, load_engine
 from cmkd.predict.exports import Export, Format, Labels, write_exports
@@ -115,8 +115,8 @@ def predict(
         output: The folder to write to.
         revision: Of the model on the Hub.
         channel: "mean", "each" or the number of a channel from 0, for sources that name none.
-        window, hop: In seconds, as the pipeline has them. None: sound of up to 30 s is not cut, longer sound into
-            windows of 10 s.
+        window, hop: In seconds, as the pipeline has them. None: sound of up to 30 s stays whole, and longer sound is
+            cut into windows of 10 s.
         tiers: Of TextGrid files; none: the only one that each has.
         timeline: Also write a row for each window.
         embeddings: Also write the embeddings.
@@ -152,6 +152,10 @@ def predict(
     check_channel(channel, "mean", "each")
     _check(batch_seconds, readers, engine, address, actor_cpus, output)
     joined = _join_launch()
+    if engine == "ray" and joined.processes > 1:
+        raise ValueError("--engine ray: is started once, not by a launcher: Ray starts the processes of its cluster.")
+    if labels == "textgrid":
+        import_package("praatio", "writes TextGrid files")
     choice = ModelChoice(model, revision, dtype, device, compile)
     with ExitStack() as stack:
         store = Store(Path(output))
@@ -274,7 +278,7 @@ def _prepare(
     """
     notes = []
     folder = store.folder
-    alone = store.claim_alone()
+    alone = store.enter()
     if alone:
         shutil.rmtree(store.journal / "progress", ignore_errors=True)
     if overwrite:

@@ -483,7 +483,9 @@ def _rttm_rows(name: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _of_textgrid(name: str, wanted: Sequence[str]) -> Iterator[Source]:
-    textgrid = import_package("praatio", "reads TextGrid files") and __import__("praatio.textgrid").textgrid
+    import_package("praatio", "reads TextGrid files")
+    from praatio import textgrid
+
     beside = _Beside(name)
     with tempfile.TemporaryDirectory() as folder:
         path = name

@@ -99,9 +99,17 @@ class Store:
     def release_piece(self, chunk: int, piece: int) -> None:
         self._unlock(chunk * _PIECES_OF_CHUNK + piece)
 
-    def claim_alone(self) -> bool:
-        """Whether nobody else is at work in this folder; then nobody begins, until `join` or `close`."""
-        return self._lock(_AT_WORK)
+    def enter(self) -> bool:
+        """Whether nobody else is at work in this folder: then nobody begins until `join` or `close`.
+
+        Waits while another process makes the plan; afterwards there is one, or this process is alone.
+        """
+        while not self._lock(_AT_WORK):
+            self.join()
+            if self.plan_path.exists():
+                return False
+            self._unlock(_AT_WORK)  # whoever made the plan has died
+        return True
 
     def join(self) -> None:
         """Says that this process is at work in the folder; waits while another one is alone there."""
