@@ -15,7 +15,7 @@ pytest.register_assert_rewrite("manifests", "stored_features")  # so that these 
 def shared_dir() -> Path:
     """The folder with real weights and corpora: $CMKD_SHARED, else `shared` beside the checkout.
 
-    It is no part of the repository, so the tests that ask for it are skipped where it is absent.
+    It is not part of the repository, so the tests that ask for it are skipped where it is absent.
     """
     folder = Path(os.environ.get("CMKD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     if not folder.is_dir():

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import shutil
 import subprocess
 import tarfile
@@ -15,6 +14,7 @@ import onnx
 
 from cmkd.atomic import written_whole
 from cmkd.export.runtime import read_metadata
+from cmkd.json_files import write_json
 
 PACKAGE = "onnxruntime-web@1.30.0"
 """What the page runs the graph with, as npm names it; MIT-licensed."""
@@ -73,8 +73,7 @@ def write_page(graph: Path, folder: Path, package: Path | None = None, report: C
     if graph.resolve() != (folder / graph.name).resolve():
         _copy(graph, folder / graph.name)
     about = {name: value for name, value in metadata.items() if name != "card"} | {"file": graph.name}
-    with written_whole(folder / "student.json") as unfinished:
-        unfinished.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "student.json", about)
     for path in sorted(_OWN.iterdir()):
         _copy(path, folder / path.name)
     report(f"{folder}: the page. Look at it with: python -m http.server --directory {folder}")

@@ -29,7 +29,7 @@ from cmkd.formats import with_version
 from cmkd.json_files import read_json, write_json
 
 StoredDtype = Literal["float32", "bfloat16"]
-"""As what features are stored; bfloat16 takes half the space."""
+"""The number format that features are stored in; bfloat16 takes half the space."""
 
 CODE = (
     "modeling_cmkd",
