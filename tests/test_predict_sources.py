@@ -1,5 +1,6 @@
 """What `cmkd predict` takes as a source: each kind against what `read_audio` or the pipeline says of the same sound."""
 
+import io
 import json
 import sys
 
