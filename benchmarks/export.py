@@ -229,16 +229,23 @@ def main() -> None:
         "processor": processor(),
         "versions": {name: version(name) for name in ("torch", "onnxruntime", "transformers")},
         "threads": 1,
-        "voices": [
-            on_voices(arguments.data, encoder, arguments.train_clips, arguments.test_clips, arguments.epochs)
-            for encoder in arguments.encoders
-        ],
+        "voices": [],
     }
+    for encoder in arguments.encoders:
+        report["voices"].append(
+            on_voices(arguments.data, encoder, arguments.train_clips, arguments.test_clips, arguments.epochs)
+        )
+        say(report, arguments.output)
     if arguments.hubert_batches:
         report["hubert_base"] = at_real_size(arguments.hubert_batches)
-    print(json.dumps(report, indent=2))
-    if arguments.output is not None:
-        write_json(arguments.output, report)
+        say(report, arguments.output)
+
+
+def say(report: dict[str, Any], output: Path | None) -> None:
+    """After each part, so that what was measured is not lost with what was not."""
+    print(json.dumps(report, indent=2), flush=True)
+    if output is not None:
+        write_json(output, report)
 
 
 if __name__ == "__main__":

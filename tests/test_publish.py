@@ -511,7 +511,10 @@ def test_a_licensed_corpus_is_not_pushed_in_public_without_a_reason(toys, is_dry
     assert result.exit_code == 1 and "'please', but must be a sentence" in result.stderr
     if is_dry:
         result = call(*arguments, "--public_permission", "The Institute of Toys wrote so.")
-        assert "says: The Institute of Toys wrote so." in result.stdout and f"**Terms:** {TERMS}" in result.stdout
+        assert (
+            "from whoever pushed it: The Institute of Toys wrote so." in result.stdout
+            and f"**Terms:** {TERMS}" in result.stdout
+        )
 
 
 LOADS = """
