@@ -66,5 +66,5 @@ def test_without_ray_it_is_said_how_to_install_it(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"The package ray, which runs --engine ray .*pip install"):
+    with pytest.raises(ImportError, match=r"The package ray, which runs --engine ray, is missing: pip install ray"):
         run([write(tmp_path / "a.wav", 1)], save_student(tmp_path / "model"), tmp_path / "out", engine="ray")
