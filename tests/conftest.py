@@ -7,6 +7,9 @@ import pytest
 
 # Set before anything imports a Hugging Face library: a test that would download fails at once instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before anything imports torch: only with as many threads are sums the same to the bit, and two processes of pytest share
+# two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest.register_assert_rewrite("manifests", "stored_features")  # so that these say what they compared, as tests do
 

@@ -82,7 +82,7 @@ def test_killed_at_any_moment_it_goes_on(seed, model, sounds, whole, tmp_path):
                 break
             assert time.monotonic() - begun < 300
             time.sleep(0.01)
-        text, _ = process.communicate()
+        text, _ = process.communicate(timeout=60)
         now = {path.name for path in (output / "journal/pieces").glob("*/*.parquet")}
         complete = {path.name for path in (output / "scores").glob("*.parquet")}
         assert scored <= now | {name for name in scored if _shard_of(name) in complete}  # what was there stays
@@ -171,7 +171,9 @@ if __name__ == "__main__":
             file.truncate(44 + 2 * frames)
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         arguments = [sys.executable, str(tmp_path / "program.py"), str(path)]
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+        done = subprocess.run(
+            arguments, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=600
+        )
         windows, memory = done.stdout.splitlines()
         assert int(windows) == minutes * 6
         found[minutes] = [int(kilobytes) for kilobytes in memory.split()]

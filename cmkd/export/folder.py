@@ -37,7 +37,7 @@ SMALLER = {"fp16": with_half_weights, "int8": with_int8_weights, "int8-activatio
 SMALLER_TOLERANCE = 0.05
 """By which a score in fp16 or int8 may differ from torch's in fp32; what it costs in CCC, docs/export.md measures."""
 
-REQUIREMENTS = ("av>=15.1,<20", "numpy>=1.26,<3", "onnxruntime>=1.23,<2", "soundfile>=0.12,<1", "soxr>=0.5,<2")
+REQUIREMENTS = ("av>=15.1,<20", "numpy>=1.26,<3", "onnxruntime>=1.23,<2", "soundfile>=0.13,<1", "soxr>=0.5,<2")
 """Of what reads audio and runs the graph: nothing of torch or transformers."""
 
 _LARGEST = 2_000_000_000  # bytes; protobuf holds 2^31 - 1

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 COMMIT_MESSAGE = "Model, card and results, by CMKD"
 METRIC_FILES = ("README.md", "app.py", "concordance_cc.py", "requirements.txt")
-SPACE_REQUIREMENTS = ("av>=15.1,<20", "soundfile>=0.12,<1", "soxr>=0.5,<2", "torch>=2.6,<3", "transformers>=5.17,<6")
+SPACE_REQUIREMENTS = ("av>=15.1,<20", "soundfile>=0.13,<1", "soxr>=0.5,<2", "torch>=2.9.1,<3", "transformers>=5.18,<6")
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class _Reader:
     def end(self) -> None:
         self._pipe.close()
         self._process.kill()
-        self._process.wait()
+        self._process.wait(timeout=60)
 
 
 def _serve(pipe: Connection) -> None:
