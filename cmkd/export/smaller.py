@@ -98,7 +98,8 @@ def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 def with_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with a matrix product in the place of each convolution of several channels, without padding or groups.
 
-    What a kernel of size k hears is laid side by side: (batch, frames, k x channels).
+    What a kernel of size k hears is laid side by side, (batch, frames, k x channels), and brought to a largest value of
+    1 for as long as it is multiplied: loud frames would otherwise leave few of 256 steps to the quiet ones.
     """
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
@@ -144,7 +145,10 @@ def _product(
         heard.append(made("Slice", [rows, *edges, axis, step], f"heard {place}"))
     side_by_side = made("Concat", heard, "side by side", axis=2)
     matrix = constant("matrix", weight.transpose(2, 1, 0).reshape(size * channels, out_channels))
-    product = made("MatMul", [side_by_side, matrix], "product")
+    loudest = made("ReduceMax", [made("Abs", [side_by_side], "sizes")], "loudest", axes=[2])
+    loudest = made("Max", [loudest, constant("least", np.array([1e-6], np.float32))], "scale")
+    product = made("MatMul", [made("Div", [side_by_side, loudest], "scaled"), matrix], "of scaled")
+    product = made("Mul", [product, loudest], "product")
     if len(node.input) > 2:
         product = made("Add", [product, node.input[2]], "with bias")
     nodes.append(helper.make_node("Transpose", [product], [node.output[0]], f"{node.name}/columns", perm=[0, 2, 1]))
