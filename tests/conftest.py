@@ -7,8 +7,8 @@ import pytest
 
 # Set before anything imports a Hugging Face library: a test that would download fails at once instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Before anything imports torch: only with as many threads are sums the same to the bit, and two processes of pytest share
-# two cores.
+# Before anything imports torch: sums are the same to the bit with the same number of threads only, and two processes of
+# pytest share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest.register_assert_rewrite("manifests", "stored_features")  # so that these say what they compared, as tests do
@@ -43,7 +43,17 @@ def python(tmp_path_factory):
         yield warm
 
 
-LONGEST = ("launches", "train_distill", "crossval", "signals", "recipes", "seeds", "finetuning", "pipeline", "identity")
+LONGEST = (
+    "launches",
+    "train_distill",
+    "pipeline",
+    "crossval",
+    "signals",
+    "recipes",
+    "seeds",
+    "predict_processes",
+    "finetuning",
+)
 """The files of tests that take the longest, these first."""
 
 
