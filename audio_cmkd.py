@@ -453,10 +453,10 @@ class _Part(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self._file.seek(self._start + self._position)
-        found = self._file.read(min(len(buffer), max(0, self._end - self._start - self._position)))
-        buffer[: len(found)] = found
-        self._position += len(found)
-        return len(found)
+        content = self._file.read(min(len(buffer), max(0, self._end - self._start - self._position)))
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
 
 
 def _links(name: str, file: BinaryIO) -> list[tuple[int, int]]:
@@ -754,10 +754,10 @@ def _mpeg_links(name: str, file: BinaryIO) -> list[_Link]:
     head = file.read(10)
     position = _id3_size(head)
     file.seek(position)
-    found = _first_frame(file.read(_HEAD))
-    if found < 0:
+    first_frame = _first_frame(file.read(_HEAD))
+    if first_frame < 0:
         raise AudioError(name, "unreadable audio", "it has no MPEG frames")
-    position += found
+    position += first_frame
     links: list[_Link] = []
     while position < end:
         file.seek(position)

@@ -134,9 +134,9 @@ class _CMKDConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As [`~transformers.PreTrainedConfig.from_dict`], which sets `kwargs` after the constructor's checks."""
-        found = super().from_dict(config_dict, **kwargs)
-        (found[0] if isinstance(found, tuple) else found).check()
-        return found
+        config = super().from_dict(config_dict, **kwargs)
+        (config[0] if isinstance(config, tuple) else config).check()
+        return config
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """As [`~transformers.PreTrainedConfig.save_pretrained`], after a check of all fields."""

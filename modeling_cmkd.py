@@ -216,13 +216,13 @@ class CMKDPreTrainedModel(PreTrainedModel):
         self._no_split_modules = {type(module).__name__ for module in self._modules_run_by_forward()}
 
     def _modules_run_by_forward(self) -> list[nn.Module]:
-        found: list[nn.Module] = []
+        modules: list[nn.Module] = []
         if self.speech_encoder is not None:
-            found += self.speech_encoder.run_by_forward()
+            modules += self.speech_encoder.run_by_forward()
         if self.text_encoder is not None:
             names = self.text_encoder.encoder._no_split_modules or ()
-            found += [module for module in self.text_encoder.modules() if type(module).__name__ in names]
-        return found
+            modules += [module for module in self.text_encoder.modules() if type(module).__name__ in names]
+        return modules
 
     def get_input_embeddings(self) -> None:
         """Returns None, since there is no table to add a vocabulary to; accelerate asks for it before it shards."""
@@ -341,11 +341,11 @@ class CMKDPreTrainedModel(PreTrainedModel):
         if self.text_encoder is not None:
             text_states, text_mask = self._text_states(*text, keep_all=output_hidden_states)
             summaries.append(self.text_summarizer(text_states[-1].to(self.dtype), text_mask))
-        found = self._predict(summaries)
+        output = self._predict(summaries)
         output = CMKDOutput(
-            loss=None if labels is None else ccc_loss(found.logits, self._checked_labels(labels, found.logits)),
-            logits=found.logits,
-            embeddings=found.embeddings,
+            loss=None if labels is None else ccc_loss(output.logits, self._checked_labels(labels, output.logits)),
+            logits=output.logits,
+            embeddings=output.embeddings,
         )
         if output_hidden_states:
             output.hidden_states = None if states is None else tuple(states)

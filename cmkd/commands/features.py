@@ -62,19 +62,19 @@ def cache(
             "--prune needs to know what: --encoder, --unused_days, --other_code or --keep_gb, or else --all."
         )
     there = [stored for folder in folders for stored in stored_folders(folder)]
-    found = select(there, encoder=encoder, unused_days=unused_days, of_other_code=other_code, keep_gb=keep_gb)
+    selected = select(there, encoder=encoder, unused_days=unused_days, of_other_code=other_code, keep_gb=keep_gb)
     if as_json:
-        print(json.dumps([stored.to_dict() for stored in found], indent=2))
+        print(json.dumps([stored.to_dict() for stored in selected], indent=2))
         return
-    if not found:
+    if not selected:
         print("There are no stored features" + (" of this kind." if there else "."))
         return
-    print(format_folders(found))
-    print(f"{sum(stored.size for stored in found) / 1e9:.2f} GB")
+    print(format_folders(selected))
+    print(f"{sum(stored.size for stored in selected) / 1e9:.2f} GB")
     if not prune or not (yes or _confirmed("Remove them?")):
         return
-    kept = [stored for stored in found if not remove(stored)]
-    print(f"Removed {len(found) - len(kept)} of {len(found)} folders.")
+    kept = [stored for stored in selected if not remove(stored)]
+    print(f"Removed {len(selected) - len(kept)} of {len(selected)} folders.")
     for stored in kept:
         print(f"In use, and kept: {stored.path}")
 

@@ -476,14 +476,14 @@ def _notes_on_names(kept: list[_Candidate]) -> list[str]:
     """Notes about names that differ from their spelling in the table."""
     notes = []
     for column in ("id", "speaker", "gender", "split", "transcript"):
-        found = [(getattr(candidate.raw, column), candidate) for candidate in kept]
-        numbers = [(raw, candidate) for raw, candidate in found if isinstance(raw, float) and not math.isnan(raw)]
+        values = [(getattr(candidate.raw, column), candidate) for candidate in kept]
+        numbers = [(raw, candidate) for raw, candidate in values if isinstance(raw, float) and not math.isnan(raw)]
         if numbers:
             raw, candidate = numbers[0]
             where = f"{quantity(len(numbers), 'utterance')}, first {raw} as {shortened(as_text(raw))}"
             notes += [f"{column} is a floating point number, read as a whole one: {where} ({candidate.raw.row})"]
         if column != "transcript":
-            others = [c for raw, c in found if isinstance(raw, str) and not unicodedata.is_normalized("NFC", raw)]
+            others = [c for raw, c in values if isinstance(raw, str) and not unicodedata.is_normalized("NFC", raw)]
             if others:
                 where = f"{quantity(len(others), 'utterance')}, first {shortened(getattr(others[0], column))}"
                 notes += [f"{column} is in another Unicode normal form than NFC and read in NFC: {where}"]

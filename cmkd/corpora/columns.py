@@ -171,12 +171,12 @@ def _read_nested_labels(
         if dimension in reading or dimension in none:
             continue
         last = [(name, name.rpartition(".")[2]) for name in names if "." in name]
-        found = [name for name, field in last if OTHER_NAMES.get(field, field) == dimension]
-        if len(found) > 1:
-            report.refuse(CorpusProblem(table, f"columns {' and '.join(map(repr, found))}", "which is it?"), fix)
-        if found:
-            reading[dimension] = found[0]
-            report.notes.append(f"the column {found[0]!r} is read as {dimension!r}")
+        matching = [name for name, field in last if OTHER_NAMES.get(field, field) == dimension]
+        if len(matching) > 1:
+            report.refuse(CorpusProblem(table, f"columns {' and '.join(map(repr, matching))}", "which is it?"), fix)
+        if matching:
+            reading[dimension] = matching[0]
+            report.notes.append(f"the column {matching[0]!r} is read as {dimension!r}")
 
 
 def _refuse_if_meant(name: str, reading: Reading, none: set[str], table: str, report: CorpusReport, fix: str) -> None:

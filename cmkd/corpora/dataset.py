@@ -186,10 +186,10 @@ def _load(path: str, arguments: dict[str, Any], splits: Mapping[str, str] | None
         saved = datasets.load_from_disk(path)
         if isinstance(saved, datasets.Dataset):
             saved = datasets.DatasetDict({str(saved.split or "train"): saved})
-        found: dict[str, Any] = dict(saved)
+        loaded: dict[str, Any] = dict(saved)
         if streaming:
-            found = {split: rows.to_iterable_dataset() for split, rows in found.items()}
-        return found if splits is None else {new: _chosen(found, new, own, path) for new, own in splits.items()}
+            loaded = {split: rows.to_iterable_dataset() for split, rows in loaded.items()}
+        return loaded if splits is None else {new: _chosen(loaded, new, own, path) for new, own in splits.items()}
     if splits is not None:
         return {
             new: datasets.load_dataset(path, split=own, streaming=streaming, **arguments) for new, own in splits.items()
@@ -197,13 +197,13 @@ def _load(path: str, arguments: dict[str, Any], splits: Mapping[str, str] | None
     return dict(datasets.load_dataset(path, streaming=streaming, **arguments))
 
 
-def _chosen(found: Mapping[str, Any], new: str, own: str, path: str) -> Any:
-    if own not in found:
+def _chosen(loaded: Mapping[str, Any], new: str, own: str, path: str) -> Any:
+    if own not in loaded:
         raise ValueError(
-            f"splits[{new!r}] is {own!r}, but {path!r} has the splits {', '.join(map(repr, found))}; slices are for "
-            f"data sets that load_dataset loads.{did_you_mean(own, found)}"
+            f"splits[{new!r}] is {own!r}, but {path!r} has the splits {', '.join(map(repr, loaded))}; slices are for "
+            f"data sets that load_dataset loads.{did_you_mean(own, loaded)}"
         )
-    return found[own]
+    return loaded[own]
 
 
 def _undecoded(rows: Any) -> Any:
@@ -270,7 +270,7 @@ def _source_rows(
     if "id" not in reading:
         report.notes[:] = [note for note in report.notes if "has no column 'id'" not in note]
         report.notes.append("the data set has no column 'id': ids are made of the split and the number of the row")
-    found: list[SourceRow] = []
+    source_rows: list[SourceRow] = []
     for split, rows in parts.items():
         names = {own: rows.features[own] for own in reading.values() if own in rows.features}
         for index, (cells, name) in enumerate(_cells(rows, reading["audio"])):
@@ -291,8 +291,8 @@ def _source_rows(
                     continue
             is_path = isinstance(name, _Path)
             audio = str(name) if is_path else DatasetSound(rows, reading["audio"], split, index, name)
-            found.append(SourceRow(row=where, audio=audio, **values))
-    return found
+            source_rows.append(SourceRow(row=where, audio=audio, **values))
+    return source_rows
 
 
 class _Path(str):

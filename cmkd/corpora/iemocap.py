@@ -303,7 +303,7 @@ def parse_labels(text: str, name: str) -> LabelFile:
         `LabelFile`: Every line that starts with "[" is a turn or has a problem, and so has every other line with the
         name of a turn in it, except the header and the annotators' ratings. Ratings belong to the turn before them.
     """
-    found = LabelFile()
+    label_file = LabelFile()
     order = "V, A, D"
     ratings: list[Rating] | None = None  # of the turn; None where none has begun
     for row, line in _lines(text, name):
@@ -313,7 +313,7 @@ def parse_labels(text: str, name: str) -> LabelFile:
             order = header["order"] if header else order
         elif line.startswith("["):
             ratings = []
-            _read_labels(line, row, order, ratings, found)
+            _read_labels(line, row, order, ratings, label_file)
         elif rating and ratings is not None:
             valence, activation, dominance = (value.strip() for value in rating.group("val", "act", "dom"))
             ratings.append(Rating(row, rating["annotator"], activation, valence, dominance))
@@ -321,19 +321,19 @@ def parse_labels(text: str, name: str) -> LabelFile:
             continue
         elif "Ses0" in line:
             ratings = []
-            found.problems.append(CorpusProblem(row, "not a line of labels", _LIKE_LABELS, "", "line", line))
+            label_file.problems.append(CorpusProblem(row, "not a line of labels", _LIKE_LABELS, "", "line", line))
         else:
             ratings = None
-            found.other_lines.append(row)
-    return found
+            label_file.other_lines.append(row)
+    return label_file
 
 
-def _read_labels(line: str, row: str, order: str, ratings: list[Rating], found: LabelFile) -> None:
+def _read_labels(line: str, row: str, order: str, ratings: list[Rating], label_file: LabelFile) -> None:
     """Adds the turn, or all that is wrong with the line."""
     match = _LABELS.fullmatch(line)
     values = [value.strip() for value in match["values"].split(",")] if match else []
     if match is None or len(values) != len(EMOTION_DIMENSIONS):
-        found.problems.append(CorpusProblem(row, "not a line of labels", _LIKE_LABELS, "", "line", line))
+        label_file.problems.append(CorpusProblem(row, "not a line of labels", _LIKE_LABELS, "", "line", line))
         return
     turn = match["turn"]
     name = TURN.fullmatch(turn)
@@ -350,11 +350,11 @@ def _read_labels(line: str, row: str, order: str, ratings: list[Rating], found: 
         detail = "the header of the file must say [V, A, D]"
         problems.append(CorpusProblem(row, "unknown order of labels", detail, turn, "header", order))
     if name is None or problems:
-        found.problems += problems
+        label_file.problems += problems
     else:
         numbers = {dimension: float(value) for dimension, value in labels.items()}
         speaker = f"Ses0{name['session']}_{name['letter']}"
-        found.turns.append(LabelledTurn(row, turn, name["dialogue"], speaker, **numbers, ratings=ratings))
+        label_file.turns.append(LabelledTurn(row, turn, name["dialogue"], speaker, **numbers, ratings=ratings))
 
 
 def parse_transcriptions(text: str, name: str) -> TranscriptionFile:
@@ -367,14 +367,14 @@ def parse_transcriptions(text: str, name: str) -> TranscriptionFile:
     Returns:
         `TranscriptionFile`: Every line that is not blank, as a transcript or as one of the other lines.
     """
-    found = TranscriptionFile()
+    transcriptions = TranscriptionFile()
     for row, line in _lines(text, name):
         match = _TRANSCRIPTION.fullmatch(line)
         if match:
-            found.texts.append((row, match["turn"], match["text"]))
+            transcriptions.texts.append((row, match["turn"], match["text"]))
         else:
-            found.other_lines.append(row)
-    return found
+            transcriptions.other_lines.append(row)
+    return transcriptions
 
 
 def _lines(text: str, name: str) -> Iterator[tuple[str, str]]:
@@ -433,8 +433,8 @@ def _files(folder: Path, place: str, pattern: str, release: Release) -> list[tup
     inner = folder
     for part in place.split("/"):
         inner = unzipped(inner / part)
-    found = sorted(inner.glob(pattern))
-    paths = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    candidates = sorted(inner.glob(pattern))
+    paths = [path for path in candidates if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not paths:
         detail = f"no files {pattern}"
         problem = CorpusProblem(place, "empty folder", detail) if inner.is_dir() else _missing(folder, place, detail)

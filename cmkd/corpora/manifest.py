@@ -140,14 +140,16 @@ def _find(data_dir: str | os.PathLike[str] | None) -> Path:
     """The manifest in a folder."""
     if data_dir is None:
         raise ValueError("data_dir and manifest are None: pass manifest= (a file) or data_dir= (its folder).")
-    found = [path for path in sorted(Path(data_dir).iterdir()) if path.stem == "manifest" and path.suffix in READERS]
-    if not found:
+    manifests = [
+        path for path in sorted(Path(data_dir).iterdir()) if path.stem == "manifest" and path.suffix in READERS
+    ]
+    if not manifests:
         names = ", ".join(f"manifest{suffix}" for suffix in READERS)
         raise FileNotFoundError(f"data_dir {str(data_dir)!r} has none of {names}: rename the table or pass manifest=.")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    if len(manifests) > 1:
+        names = ", ".join(path.name for path in manifests)
         raise ValueError(f"data_dir {str(data_dir)!r} has {names}: pass manifest= to say which one.")
-    return found[0]
+    return manifests[0]
 
 
 def _source_row(row: str, values: dict[str, Any], reading: Reading) -> SourceRow:

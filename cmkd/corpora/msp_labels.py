@@ -120,8 +120,8 @@ def _no_file_name(row: str, name: Any) -> CorpusProblem:
 
 def _rating(row: str, values: dict[str, Any]) -> Rating | None:
     if "EmoDetail" in values:
-        found = _EMO_DETAIL.fullmatch(str(values["EmoDetail"]))
-        return Rating(row, **found.groupdict()) if found else None
+        match = _EMO_DETAIL.fullmatch(str(values["EmoDetail"]))
+        return Rating(row, **match.groupdict()) if match else None
     name = next((values[field] for field in ANNOTATOR_FIELDS if values.get(field)), "")
     return Rating(row, str(name).strip(), values["EmoAct"], values["EmoVal"], values["EmoDom"])
 

@@ -64,15 +64,15 @@ def corpus_settings(name: str) -> dict[str, Setting]:
     module = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     build = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "build")
     described = _descriptions(ast.get_docstring(build)) | {"on_error": _descriptions(load_corpus.__doc__)["on_error"]}
-    found = {
+    settings = {
         "data_dir": Setting(str | None, None, described["data_dir"]),
         "on_error": Setting(Literal[ON_ERROR], ON_ERROR[0], described["on_error"]),
     }
     for argument, default in zip(build.args.kwonlyargs, build.args.kw_defaults, strict=True):
         annotation = eval(ast.unparse(argument.annotation), _NAMES) if argument.annotation else Any
         value = REQUIRED if default is None else ast.literal_eval(default)
-        found[argument.arg] = Setting(annotation, value, described[argument.arg])
-    return found
+        settings[argument.arg] = Setting(annotation, value, described[argument.arg])
+    return settings
 
 
 def corpus_options(name: str | None, values: Mapping[str, Any], leave_out: Collection[str] = ()) -> Any:

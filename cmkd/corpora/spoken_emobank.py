@@ -247,4 +247,4 @@ def _number_in_two_splits(sentences: Iterable[Sentence]) -> int:
     splits = defaultdict(set)
     for sentence in sentences:
         splits[" ".join(sentence.words).casefold()].add(sentence.split)
-    return sum(len(found) > 1 for found in splits.values())
+    return sum(len(of_speaker) > 1 for of_speaker in splits.values())

@@ -85,15 +85,15 @@ class Folders:
         """
         if path.isascii() or "\0" in path or Path(path).exists():
             return path
-        found = Path(Path(path).anchor)
+        on_disk = Path(Path(path).anchor)
         for part in Path(path).parts[bool(Path(path).anchor) :]:
-            if not (found / part).exists():
-                names = self._of(found).get(unicodedata.normalize("NFC", part), [])
+            if not (on_disk / part).exists():
+                names = self._of(on_disk).get(unicodedata.normalize("NFC", part), [])
                 if len(names) != 1:
                     return path
                 part = names[0]
-            found /= part
-        return str(found)
+            on_disk /= part
+        return str(on_disk)
 
     def _of(self, folder: Path) -> dict[str, list[str]]:
         if folder not in self._names:

@@ -218,7 +218,7 @@ def metadata_of(graph: StudentGraph, about: Mapping[str, Any]) -> dict[str, Any]
 
 def write_metadata(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
     """Puts it into the model, each value as JSON, in the place of what is there under the same name."""
-    found = {entry.key: entry.value for entry in model.metadata_props}
-    found |= {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    entries |= {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, found)
+    onnx.helper.set_model_props(model, entries)

@@ -90,10 +90,10 @@ def _fetched(folder: Path) -> Path:
         raise FileNotFoundError(f"npm, which fetches {PACKAGE} for the page, is missing. {advice}")
     command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
-    found = list(folder.glob("*.tgz"))
-    if done.returncode or len(found) != 1:
+    archives = list(folder.glob("*.tgz"))
+    if done.returncode or len(archives) != 1:
         raise OSError(f"npm cannot fetch {PACKAGE}: {(done.stderr or done.stdout).strip()}. {advice}")
-    return found[0]
+    return archives[0]
 
 
 def _check_integrity(archive: Path) -> None:

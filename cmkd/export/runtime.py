@@ -159,15 +159,15 @@ class OnnxStudent:
         cut = cutting(self.sampling_rate, window, hop, limit)
         pieces = windows_of(audio, name, cut, _warn_once, sampling_rate, channel)
         windows: list[Window] = []
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        outputs: list[tuple[np.ndarray, np.ndarray]] = []
         for some in _batches(pieces, self.batch_size):
             windows += [piece for piece, _ in some]
             lengths = np.array([len(samples) for _, samples in some])
             waves = np.zeros((len(some), lengths.max()), np.float32)
             for row, (_, samples) in zip(waves, some, strict=True):
                 row[: len(samples)] = samples
-            found.append(self.run(waves, lengths))
-        scores, embeddings = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            outputs.append(self.run(waves, lengths))
+        scores, embeddings = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
 
         def answer(score: np.ndarray, embedding: np.ndarray) -> dict[str, Any]:
             by_name = dict(zip(self.dimensions, score.tolist(), strict=True))
@@ -271,15 +271,15 @@ def mel_filters(count: int, window: int, rate: int) -> np.ndarray:
     return np.maximum(0.0, np.minimum(rising, falling)) * 2 / (high - low)
 
 
-def read_metadata(found: Mapping[str, str], name: str) -> dict[str, Any]:
+def read_metadata(properties: Mapping[str, str], name: str) -> dict[str, Any]:
     """What a graph says about itself, each value of which is JSON.
 
     Raises:
         ValueError: it says nothing, or is of a newer format.
     """
-    if "cmkd_format" not in found:
+    if "cmkd_format" not in properties:
         raise ValueError(f"{name} has no metadata of CMKD: it is not a file that `cmkd export` wrote.")
-    metadata = {key: json.loads(value) for key, value in found.items() if not key.startswith("onnx.")}
+    metadata = {key: json.loads(value) for key, value in properties.items() if not key.startswith("onnx.")}
     if metadata["cmkd_format"] != FORMAT:
         raise ValueError(
             f"{name} says that its cmkd_format is {metadata['cmkd_format']!r}, but this release of cmkd reads {FORMAT}"

@@ -56,16 +56,16 @@ def verify(
     for speech, length in zip(utterances, lengths, strict=True):
         with torch.no_grad():
             wanted = [values.numpy() for values in graph(speech, torch.tensor([length]))]
-        found = _run(session, graph, [speech], doubts)
-        largest = max(largest, _compared(found[0], wanted[0], tolerance, "torch", graph, [length], doubts))
+        outputs = _run(session, graph, [speech], doubts)
+        largest = max(largest, _compared(outputs[0], wanted[0], tolerance, "torch", graph, [length], doubts))
         if tolerance == TOLERANCE:
-            _compared(found[1], wanted[1], tolerance, "torch", graph, [length], doubts)
-        alone.append(found)
+            _compared(outputs[1], wanted[1], tolerance, "torch", graph, [length], doubts)
+        alone.append(outputs)
     if session.get_inputs()[0].shape[0] == 1:
         return largest
     for rows in (rows for order in BATCHES for rows in (order, order[::-1])):
-        found = _run(session, graph, [utterances[row] for row in rows], doubts)
-        for index, values in enumerate(found):
+        outputs = _run(session, graph, [utterances[row] for row in rows], doubts)
+        for index, values in enumerate(outputs):
             wanted_alone = np.concatenate([alone[row][index] for row in rows])
             sizes = [lengths[row] for row in rows]
             _compared(values, wanted_alone, TOLERANCE, "the same alone", graph, sizes, doubts)
@@ -86,7 +86,7 @@ def _run(
 
 
 def _compared(
-    found: np.ndarray,
+    outputs: np.ndarray,
     wanted: np.ndarray,
     tolerance: float,
     other: str,
@@ -95,14 +95,14 @@ def _compared(
     doubts: Sequence[str],
 ) -> float:
     """The largest difference, which is within the tolerance."""
-    if found.shape != wanted.shape:
+    if outputs.shape != wanted.shape:
         raise BakedInError(
-            f"The graph gives {found.shape} for {_where(graph, sizes)}, but {other} {wanted.shape}. "
+            f"The graph gives {outputs.shape} for {_where(graph, sizes)}, but {other} {wanted.shape}. "
             f"{_advice(graph, doubts)}"
         )
-    differences = np.abs(found - wanted)[~np.isnan(wanted)]  # of what was learnt
+    differences = np.abs(outputs - wanted)[~np.isnan(wanted)]  # of what was learnt
     largest = float(differences.max(initial=0.0))
-    if not np.array_equal(np.isnan(found), np.isnan(wanted)) or not largest <= tolerance:
+    if not np.array_equal(np.isnan(outputs), np.isnan(wanted)) or not largest <= tolerance:
         raise BakedInError(
             f"The graph is off by {largest:.2g} from {other} for {_where(graph, sizes)}; {tolerance:g} is allowed. "
             f"{_advice(graph, doubts)}"

@@ -104,9 +104,9 @@ def score(piece: Piece, engine: Engine, batch_seconds: float, keep_embeddings: b
     scores: list[Any] = [None] * len(heard)
     embeddings: list[Any] = [None] * len(heard)
     for batch in batches([len(event.samples) for event in heard], batch_seconds * engine.sampling_rate):
-        found, vectors = engine.run([heard[index].samples for index in batch])
+        scores_of_batch, vectors = engine.run([heard[index].samples for index in batch])
         for row, index in enumerate(batch):
-            scores[index], embeddings[index] = found[row], vectors[row]
+            scores[index], embeddings[index] = scores_of_batch[row], vectors[row]
     scored = iter(zip(scores, embeddings, strict=True))
     return pyarrow.Table.from_pylist([_row(event, scored, keep_embeddings) for event in piece.events], SCORED)
 
@@ -168,10 +168,10 @@ def batches(lengths: Sequence[int], most: float) -> list[list[int]]:
     >>> batches([3, 30], most=20), batches([3, 4], most=0)
     ([[1], [0]], [[1], [0]])
     """
-    found: list[list[int]] = []
+    batches_so_far: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= most:
-            found[-1].append(index)
+        if batches_so_far and lengths[batches_so_far[-1][0]] * (len(batches_so_far[-1]) + 1) <= most:
+            batches_so_far[-1].append(index)
         else:
-            found.append([index])
-    return found
+            batches_so_far.append([index])
+    return batches_so_far

@@ -89,17 +89,17 @@ class Plan:
 
     def sources(self, chunk: int) -> list[tuple[int, Source]]:
         """The sources of a chunk, each with its number in the plan."""
-        found = self._connection.execute(
+        table_rows = self._connection.execute(
             f"SELECT number, {', '.join(_FIELDS)} FROM sources WHERE chunk = ? ORDER BY number", (chunk,)
         )
-        return [(number, Source(*values)) for number, *values in found]
+        return [(number, Source(*values)) for number, *values in table_rows]
 
     def shards(self) -> dict[int, list[int]]:
         """The chunks of each shard."""
-        found: dict[int, list[int]] = {}
+        chunks_of_shard: dict[int, list[int]] = {}
         for chunk in self.chunks.values():
-            found.setdefault(chunk.shard, []).append(chunk.number)
-        return found
+            chunks_of_shard.setdefault(chunk.shard, []).append(chunk.number)
+        return chunks_of_shard
 
     def chunks_of(self, numbers: Iterable[int]) -> set[int]:
         """The chunks of some sources."""

@@ -72,8 +72,8 @@ class Shape:
 
     @property
     def _answer(self) -> list[tuple[str, pyarrow.DataType]]:
-        found = [(name, pyarrow.float64()) for name in (*self.names, *(f"{name}_rating" for name in self.names))]
-        return [*found, ("embedding", pyarrow.list_(pyarrow.float32()))] if self.embeddings else found
+        fields = [(name, pyarrow.float64()) for name in (*self.names, *(f"{name}_rating" for name in self.names))]
+        return [*fields, ("embedding", pyarrow.list_(pyarrow.float32()))] if self.embeddings else fields
 
     def answer(self, scores: np.ndarray, embeddings: np.ndarray | None) -> dict[str, Any]:
         """The columns of scores, ratings and embeddings of some rows, from (rows, 3) and (rows, size)."""

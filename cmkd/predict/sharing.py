@@ -128,9 +128,9 @@ class Sharing:
             return False
         if chunk not in self._totals:
             return True
-        found, _ = self._store.piece_paths(self._plan.chunks[chunk].shard, chunk)
+        piece_paths, _ = self._store.piece_paths(self._plan.chunks[chunk].shard, chunk)
         for number in range(self._totals[chunk]):
-            if number not in found and self._store.claim_piece(chunk, number):  # whoever was at it has died
+            if number not in piece_paths and self._store.claim_piece(chunk, number):  # whoever was at it has died
                 self._store.release_piece(chunk, number)
                 return not self._is_scored(chunk)
         return False

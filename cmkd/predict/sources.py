@@ -101,11 +101,11 @@ def find_sources(arguments: Sequence[str], search: Search) -> Iterator[Source]:
         ImportError: A package is missing that opens such an address or file.
     """
     for argument in arguments:
-        found = False
+        is_any = False
         for source in _of_argument(str(argument), search):
-            found = True
+            is_any = True
             yield source
-        if not found:
+        if not is_any:
             raise FileNotFoundError(f"{argument}: there is nothing in it to score.")
 
 
@@ -129,34 +129,34 @@ def open_dataset(address: str) -> Any:
             raise ValueError(f"{address}: {key!r} is none of {enumerated(known)}.{did_you_mean(key, known)}")
     split, column = options.get("split"), options.get("column", "audio")
     if _is_saved_dataset(Path(name)):
-        found = load_from_disk(name)
+        rows = load_from_disk(name)
     else:
-        found = load_dataset(name, options.get("config"), revision=options.get("revision"))
-    if isinstance(found, DatasetDict):
-        if split is None and len(found) == 1:
-            (split,) = found
-        if split not in found:
-            have = [f"split={name}" for name in found]
+        rows = load_dataset(name, options.get("config"), revision=options.get("revision"))
+    if isinstance(rows, DatasetDict):
+        if split is None and len(rows) == 1:
+            (split,) = rows
+        if split not in rows:
+            have = [f"split={name}" for name in rows]
             raise ValueError(
                 f"{address}: say which split, such as {DATASET}{name}?{have[0]}; it has {enumerated(have)}."
             )
-        found = found[split]
-    elif split is not None and str(found.split) != split:
+        rows = rows[split]
+    elif split is not None and str(rows.split) != split:
         raise ValueError(f"{address}: there is no split {split!r}; leave it out.")
-    assert isinstance(found, Dataset)
-    if column not in found.column_names:
+    assert isinstance(rows, Dataset)
+    if column not in rows.column_names:
         raise ValueError(
-            f"{address}: there is no column {column!r}, but {enumerated(found.column_names)}; say which one holds the "
+            f"{address}: there is no column {column!r}, but {enumerated(rows.column_names)}; say which one holds the "
             f"sound: {DATASET}{name}?column=NAME"
         )
-    stamp = found._fingerprint
-    if isinstance(found.features[column], Audio):
-        found = found.cast_column(column, Audio(decode=False))
+    stamp = rows._fingerprint
+    if isinstance(rows.features[column], Audio):
+        rows = rows.cast_column(column, Audio(decode=False))
     wanted = {column: "audio", **{name: name for name in ("id", "start", "end", "channel") if name != column}}
-    found = found.select_columns([name for name in wanted if name in found.column_names])
-    found = found if column == "audio" else found.rename_column(column, "audio")
-    found.stamp = stamp
-    return found
+    rows = rows.select_columns([name for name in wanted if name in rows.column_names])
+    rows = rows if column == "audio" else rows.rename_column(column, "audio")
+    rows.stamp = stamp
+    return rows
 
 
 def is_remote(address: str) -> bool:
@@ -182,8 +182,8 @@ def _of_argument(argument: str, search: Search) -> Iterator[Source]:
                 raise FileNotFoundError(f"{argument}: there is no such file or folder.")
             yield from _of_named(path, search)
         else:
-            for found in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (names stay as they were written)
-                yield from _of_folder(found, search) if Path(found).is_dir() else _of_named(found, search)
+            for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (names stay as they were written)
+                yield from _of_folder(match, search) if Path(match).is_dir() else _of_named(match, search)
 
 
 def _of_named(name: str, search: Search, info: Mapping[str, Any] | None = None) -> Iterator[Source]:
@@ -225,17 +225,17 @@ def _of_address(address: str, search: Search) -> Iterator[Source]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{address}: there is no such file or folder.") from None
     if info is None:
-        for name, found in sorted(system.glob(path, detail=True).items()):
-            if found["type"] == "file":
-                yield from _of_named(system.unstrip_protocol(name), search, found)
+        for name, details in sorted(system.glob(path, detail=True).items()):
+            if details["type"] == "file":
+                yield from _of_named(system.unstrip_protocol(name), search, details)
     elif info["type"] == "directory":
         for _, folders, files in system.walk(path, detail=True):
             for name in sorted(folders):
                 if name.startswith("."):
                     del folders[name]
-            for name, found in sorted(files.items()):
+            for name, details in sorted(files.items()):
                 if name and _is_sound(name, search):
-                    yield _of_file(system.unstrip_protocol(found["name"]), found)
+                    yield _of_file(system.unstrip_protocol(details["name"]), details)
     else:
         yield from _of_named(address, search, info)
 

@@ -143,7 +143,7 @@ class Store:
 
     def piece_paths(self, shard: int, chunk: int) -> tuple[dict[int, Path], int | None]:
         """The scored pieces of a chunk, and how many it has in all, None where the last is not there."""
-        found: dict[int, Path] = {}
+        paths: dict[int, Path] = {}
         total = None
         try:
             names = os.listdir(self._pieces(shard))  # noqa: PTH208 (names are all that is needed of many)
@@ -152,9 +152,9 @@ class Store:
         for name in names:
             match = _PIECE.fullmatch(name)
             if match and int(match[1]) == chunk:
-                found[int(match[2])] = self._pieces(shard) / name
+                paths[int(match[2])] = self._pieces(shard) / name
                 total = int(match[2]) + 1 if match[3] else total
-        return found, total
+        return paths, total
 
     def write_piece(self, shard: int, piece: Piece, table: pyarrow.Table) -> None:
         last = "-last" if piece.is_last else ""
@@ -185,10 +185,10 @@ class Store:
         """Whether all pieces of a chunk are there, or its shard is complete."""
         if self.is_complete(shard):
             return True
-        found, total = self.piece_paths(shard, chunk)
-        if total is not None and len(found) == total:
+        paths, total = self.piece_paths(shard, chunk)
+        if total is not None and len(paths) == total:
             return True
-        return not found and self.is_complete(shard)  # it became complete just now, and its pieces went
+        return not paths and self.is_complete(shard)  # it became complete just now, and its pieces went
 
     def assemble(self, plan: Plan, shard: int, chunks: Iterable[int], shape: Shape) -> bool:
         """Makes the tables of a shard of its pieces, if all are there and nobody else is at it.
@@ -220,8 +220,8 @@ class Store:
                     for path, schema in zip(paths, folders.values(), strict=True)
                 ]
                 for chunk in chunks:
-                    found, _ = self.piece_paths(shard, chunk)
-                    pieces = [pyarrow.parquet.read_table(found[number]) for number in sorted(found)]
+                    piece_paths, _ = self.piece_paths(shard, chunk)
+                    pieces = [pyarrow.parquet.read_table(piece_paths[number]) for number in sorted(piece_paths)]
                     for writer, table in zip(
                         writers, rows_of_chunk(dict(plan.sources(chunk)), pieces, shape), strict=True
                     ):
@@ -240,11 +240,11 @@ class Store:
 
     def unreachable(self) -> list[int]:
         """The numbers of sources of complete shards that could not be fetched."""
-        found: list[int] = []
+        numbers: list[int] = []
         for path in sorted(self.errors.glob("*.parquet")):
             table = pyarrow.parquet.read_table(path, columns=["number", "kind"])
-            found += table.filter(pyarrow.compute.equal(table["kind"], UNREACHABLE))["number"].to_pylist()
-        return found
+            numbers += table.filter(pyarrow.compute.equal(table["kind"], UNREACHABLE))["number"].to_pylist()
+        return numbers
 
     def shard_paths(self, folder: Path) -> list[Path]:
         """The files of all complete shards."""

@@ -74,18 +74,18 @@ def _chosen(store: Store, names: Sequence[str]) -> tuple[int, dict[str, dict[int
     for _, places in ends:
         for shard, row in places:
             chosen.setdefault(shard, set()).add(row)
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    of_source: dict[str, dict[int, dict[str, Any]]] = {}
     for shard, rows in chosen.items():
         ordered = sorted(rows)
         table = pyarrow.parquet.read_table(store.scores / shard).take(pyarrow.array(ordered, pyarrow.int64()))
         if "embedding" in table.column_names:
             table = table.drop_columns("embedding")
-        found[shard] = dict(zip(ordered, table.to_pylist(), strict=True))
-    return total, found
+        of_source[shard] = dict(zip(ordered, table.to_pylist(), strict=True))
+    return total, of_source
 
 
 def _pictures(store: Store, shape: Shape, chosen: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    found = []
+    pictures = []
     for shard, rows in sorted(chosen.items()):
         columns = ["number", "channel", "start", "end", "silent", "peaks", *shape.names]
         table = pyarrow.parquet.read_table(store.windows / shard, columns=columns)
@@ -98,8 +98,8 @@ def _pictures(store: Store, shape: Shape, chosen: Mapping[str, Mapping[int, dict
                 places.setdefault(key, []).append(index)
         for row in rows.values():
             own = table.take(places[row["number"], row["channel"]])
-            found.append(_picture(row, own, shape.names))
-    return found
+            pictures.append(_picture(row, own, shape.names))
+    return pictures
 
 
 def _picture(row: Mapping[str, Any], windows: pyarrow.Table, names: Sequence[str]) -> dict[str, Any]:

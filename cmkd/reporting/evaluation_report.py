@@ -116,7 +116,8 @@ def evaluate_checkpoint(
     name = checkpoint.stage or checkpoint.name
     known = [dimension in checkpoint.model.config.rated_dimensions for dimension in EMOTION_DIMENSIONS]
     comparable = {
-        split: {name: replace(found, labels=np.where(known, found.labels, np.nan))} for split, found in answers.items()
+        split: {name: replace(of_split, labels=np.where(known, of_split.labels, np.nan))}
+        for split, of_split in answers.items()
     }
     scores = score_systems(comparable)
     results = with_version(
@@ -173,12 +174,12 @@ def _write(output: Path, results: Mapping[str, Any], answers: Mapping[str, Predi
     unfinished = unfinished_path(output)
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        for split, found in answers.items():
-            columns = (found.ids, found.predictions, found.labels, found.speakers, found.genders)
+        for split, of_split in answers.items():
+            columns = (of_split.ids, of_split.predictions, of_split.labels, of_split.speakers, of_split.genders)
             write_predictions(unfinished / "predictions" / f"{split}.parquet", *columns)
             (unfinished / "figures").mkdir(exist_ok=True)
             with figure_style():
-                figure = draw_predictions({name: found}, {name: results["splits"][split]["ccc"]})
+                figure = draw_predictions({name: of_split}, {name: results["splits"][split]["ccc"]})
                 figure.savefig(unfinished / "figures" / f"predictions_{split}.png")
         write_json(unfinished / NAME, results)
         shutil.rmtree(output, ignore_errors=True)

@@ -20,8 +20,8 @@ SET_ASIDE = "unused-"
 def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that Trainer wrote into a folder, the newest first."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
-    found = {path: int(step[1]) for path, step in steps.items() if step is not None and path.is_dir()}
-    return sorted(found, key=found.__getitem__, reverse=True)
+    steps_of_paths = {path: int(step[1]) for path, step in steps.items() if step is not None and path.is_dir()}
+    return sorted(steps_of_paths, key=steps_of_paths.__getitem__, reverse=True)
 
 
 def usable_checkpoint(folder: Path) -> Path | None:

@@ -178,10 +178,10 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
     pooled = {}
     for stage in stages:
         file = f"predictions/{stage}_test.parquet"
-        found = _pool(read_predictions(folder / file) for folder in folders)
-        order = (found.ids, found.predictions, found.labels, found.speakers, found.genders)
+        of_stage = _pool(read_predictions(folder / file) for folder in folders)
+        order = (of_stage.ids, of_stage.predictions, of_stage.labels, of_stage.speakers, of_stage.genders)
         write_predictions(output_dir / file, *order)
-        pooled[stage] = found
+        pooled[stage] = of_stage
     scores = score_systems({"test": pooled})
     each = [{stage: run["systems"][stage]["test"]["ccc"] for stage in stages} for run in runs]
 
@@ -249,10 +249,10 @@ def format_folds(results: dict[str, Any]) -> str:
 
 
 def _check_encoders(runs: Sequence[dict[str, Any]]) -> None:
-    found: dict[str, tuple[int, str]] = {}
+    first_seen: dict[str, tuple[int, str]] = {}
     for fold, run in enumerate(runs, start=1):
         for field, encoder in run.get("encoders", {}).items():  # a fold of an earlier version has none
-            first, commit = found.setdefault(field, (fold, encoder["commit"]))
+            first, commit = first_seen.setdefault(field, (fold, encoder["commit"]))
             if encoder["commit"] != commit:
                 raise ValueError(
                     f"{field} is {commit!r} in fold {first} and {encoder['commit']!r} in fold {fold}: it has changed "
@@ -270,10 +270,10 @@ def _pooled_cell(ccc: float | None, interval: Sequence[float] | None) -> str:
 def _fold_arguments(recipe: Recipe, fold: int) -> list[str]:
     folder = Path(recipe.output_dir, f"fold_{fold}")
     cache = recipe.cache_dir or str(Path(recipe.output_dir, "cache"))  # every fold has every utterance
-    found = ["--corpus.fold", str(fold), "--output_dir", str(folder), "--cache_dir", cache]
+    arguments = ["--corpus.fold", str(fold), "--output_dir", str(folder), "--cache_dir", cache]
     if recipe.teacher_run is not None:
-        found += ["--teacher_run", os.path.relpath(recipe.teacher_folder / f"fold_{fold}", folder)]
-    return found
+        arguments += ["--teacher_run", os.path.relpath(recipe.teacher_folder / f"fold_{fold}", folder)]
+    return arguments
 
 
 def _pool(folds: Iterable[Predictions]) -> Predictions:

@@ -264,8 +264,8 @@ def judge_teacher(recipe: Recipe, complete: Collection[str]) -> None:
         )
     if untrained:
         (run / "results.json").unlink(missing_ok=True)  # it describes what is now judged and trained again
-    found = read_predictions(teacher_run / "predictions" / f"{TEACHER}_train.parquet")
-    residuals = fit_residuals(torch.from_numpy(found.predictions), torch.from_numpy(found.labels))
+    predictions = read_predictions(teacher_run / "predictions" / f"{TEACHER}_train.parquet")
+    residuals = fit_residuals(torch.from_numpy(predictions.predictions), torch.from_numpy(predictions.labels))
     embeddings = pq.read_table(teacher_run / TEACHER / "train_embeddings.parquet")
     columns = {"id": embeddings["id"], "embedding": embeddings["embedding"]}
     columns |= {f"residual_{name}": residuals[:, index].numpy() for index, name in enumerate(EMOTION_DIMENSIONS)}
@@ -365,13 +365,13 @@ def keep_student(run: Path, kept: str) -> dict[str, str] | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of what it stands on; torch's says its build too, such as 2.13.0+cpu."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    known = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for package in ("cmkd", "transformers", "datasets", "accelerate", "numpy"):
         try:
-            found[package] = version(package)
+            known[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            known[package] = "not installed"
+    return known
 
 
 def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str, Any]:
@@ -434,12 +434,12 @@ def _cost(stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _encoders_of(run: Path, recipe: Recipe, stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     """The name, revision and commit of every encoder, including those of a teacher that was trained in another run."""
-    found: dict[str, Any] = {}
+    encoders: dict[str, Any] = {}
     if recipe.teacher_run is not None and _is_complete(recipe.teacher_folder, TEACHER):
-        found |= _read_json(recipe.teacher_folder / TEACHER / "stage.json").get("encoders", {})
+        encoders |= _read_json(recipe.teacher_folder / TEACHER / "stage.json").get("encoders", {})
     for state in stages.values():
-        found |= state.get("encoders", {})
-    return found
+        encoders |= state.get("encoders", {})
+    return encoders
 
 
 def _fingerprint(teacher_run: Path) -> str:

@@ -105,9 +105,9 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
             differences = [
                 _difference(*(other["systems"][name][split]["ccc"] for name in (system, baseline))) for other in runs
             ]
-            found = compare(answers[system], answers[system].predictions, answers[baseline].predictions)
+            comparison = compare(answers[system], answers[system].predictions, answers[baseline].predictions)
             names = {"system": system, "baseline": baseline, "split": split}
-            comparisons.append(names | found | {"std": _summary(stdev, differences), "each": differences})
+            comparisons.append(names | comparison | {"std": _summary(stdev, differences), "each": differences})
     results: dict[str, Any] = {
         "corpus": runs[0]["corpus"],
         "seeds": list(seeds),

@@ -187,8 +187,8 @@ class SpeechRecognizer:
         with torch.inference_mode():
             for start in range(0, len(audible), max(size, 1)):
                 heard += self._recognize(audible[start : start + size])
-        found = iter(heard)
-        return [sum((next(found) for piece in of_one if self._is_audible(piece)), Hypothesis("")) for of_one in pieces]
+        texts = iter(heard)
+        return [sum((next(texts) for piece in of_one if self._is_audible(piece)), Hypothesis("")) for of_one in pieces]
 
     def _is_audible(self, waveform: np.ndarray) -> bool:
         return len(waveform) >= _SHORTEST * self.sampling_rate and np.abs(waveform).max() > SILENCE
