@@ -11,10 +11,11 @@ import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -53,32 +54,32 @@ class CMKDOutput(ModelOutput):
     """What teacher and student return.
 
     Args:
-        loss (`torch.FloatTensor`, *optional*, with `labels`):
+        loss (`torch.Tensor`, *optional*, with `labels`):
             The emotion loss of the batch (Eq. 5), see [`ccc_loss`]; a scalar in [0, 2].
-        logits (`torch.FloatTensor` of shape `(batch, 3)`):
+        logits (`torch.Tensor` of shape `(batch, 3)`):
             Activation, valence and dominance, in this order, on the unit interval: 0 is the minimum of the corpus's
             rating scale, 1 its maximum (not clipped). `config.to_label_scale(logits)` converts to that scale. NaN in a
             dimension that is not among `config.rated_dimensions`: nothing was learnt there.
-        embeddings (`torch.FloatTensor` of shape `(batch, embedding_size)`):
+        embeddings (`torch.Tensor` of shape `(batch, embedding_size)`):
             The utterance embedding e (Eq. 1 for a teacher, Eq. 2 for a student).
-        hidden_states (`tuple[torch.FloatTensor]`, *optional*, with `output_hidden_states`):
+        hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states`):
             States of the speech encoder, each (batch, frames, size): the input of the first layer and the output of
             every layer, the last one after the encoder's final norm if it has one. CPC has one state, the features.
             With `speech_features` there are only those from the stored one on, unless the model has a weighted layer
             sum, for which all are stored. So `hidden_states[-1]` is always that of the last layer.
-        hidden_states_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*, with `output_hidden_states`):
+        hidden_states_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*, with `output_hidden_states`):
             True at real frames; elsewhere the states have no meaning.
-        text_hidden_states (`tuple[torch.FloatTensor]`, *optional*, with `output_hidden_states`):
+        text_hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states`):
             States of the text encoder, each (batch, tokens, size), as the stock encoder returns them; with
             `text_features` only these. Their mask is `text_attention_mask`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    embeddings: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    hidden_states_mask: torch.BoolTensor | None = None
-    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    hidden_states_mask: torch.Tensor | None = None
+    text_hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -118,27 +119,27 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class TextEncoder(nn.Module):
     """A stock text encoder, which is kept in eval mode while none of its parameters has `requires_grad`."""
 
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.encoder = _without_pooler(build_stock(config))
         self.freeze()
 
-    def freeze(self):
+    def freeze(self) -> None:
         """Sets `requires_grad` of all parameters to False."""
         self.encoder.requires_grad_(False)
         self._set_modes()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self._set_modes()
         return self
 
-    def _set_modes(self):
+    def _set_modes(self) -> None:
         mode = self.training and trains(self.encoder)
         if mode != self.encoder.training:
             self.encoder.train(mode)
 
-    def check_frozen(self):
+    def check_frozen(self) -> None:
         """Raises a ValueError if a parameter would train, so that the output cannot be stored."""
         if not trains(self.encoder):
             return
@@ -148,12 +149,16 @@ class TextEncoder(nn.Module):
             "would not train. Pass input_ids instead, or call freeze_encoders()."
         )
 
-    def forward(self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None = None):
+    def forward(
+        self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, tokens) ids and mask -> token features (batch, tokens, hidden size) and mask (batch, tokens)."""
         states, text_attention_mask = self.states(input_ids, text_attention_mask)
         return states[-1], text_attention_mask
 
-    def states(self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None, keep_all: bool = False):
+    def states(
+        self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None, keep_all: bool = False
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """As `forward`, but with a tuple of states instead of the features: all of them, or only the last one."""
         self._set_modes()
         if text_attention_mask is None:
@@ -195,7 +200,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a batch's own: Trainer divides it by the number of accumulation steps
 
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         config.check()
         super().__init__(config)
         summary_size = 0
@@ -227,14 +232,14 @@ class CMKDPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> None:
         """Returns None, since there is no table to add a vocabulary to; accelerate asks for it before it shards."""
 
-    def _text_config(self):
+    def _text_config(self) -> PreTrainedConfig | None:
         return None
 
     def _build_summarizer(self, encoder: nn.Module) -> GRUSummarizer:
         size = encoder.encoder.config.hidden_size
         return GRUSummarizer(size, self.config.gru_hidden_size, self.config.gru_num_layers)
 
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         """Initialises GRU and linear layers as torch does; the encoders have initialisations of their own."""
         if isinstance(module, nn.GRU):
             bound = module.hidden_size**-0.5
@@ -247,7 +252,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SpeechEncoder) and module.layer_weights is not None:
             init.zeros_(module.layer_weights)
 
-    def freeze_encoders(self):
+    def freeze_encoders(self) -> None:
         """Sets `requires_grad` of the encoders' parameters according to `config.num_trainable_layers`.
 
         Raises:
@@ -258,14 +263,16 @@ class CMKDPreTrainedModel(PreTrainedModel):
             if encoder is not None:
                 encoder.freeze()
 
-    def _adopt(self, encoders: dict[str, nn.Module]):
+    def _adopt(self, encoders: dict[str, nn.Module]) -> Self:
         """Replaces the random encoders ("speech", "text") with loaded ones."""
         for name, encoder in encoders.items():
             getattr(self, f"{name}_encoder").encoder = encoder
         self.freeze_encoders()
         return self.eval()
 
-    def extract_speech_features(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None):
+    def extract_speech_features(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The output of the part of the speech encoder below its top `config.num_trainable_layers` layers.
 
         It never changes while the rest trains.
@@ -282,7 +289,9 @@ class CMKDPreTrainedModel(PreTrainedModel):
         """
         return self.speech_encoder.frozen_features(inputs, attention_mask)
 
-    def extract_text_features(self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None = None):
+    def extract_text_features(
+        self, input_ids: torch.Tensor, text_attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The output of the text encoder.
 
         Returns:
@@ -295,7 +304,14 @@ class CMKDPreTrainedModel(PreTrainedModel):
         self.text_encoder.check_frozen()
         return self.text_encoder(input_ids, text_attention_mask)
 
-    def _speech_states(self, input_values, input_features, speech_features, attention_mask, keep_all: bool):
+    def _speech_states(
+        self,
+        input_values: torch.Tensor | None,
+        input_features: torch.Tensor | None,
+        speech_features: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        keep_all: bool,
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The states of the speech encoder, all of them or only those that are needed, and their mask."""
         given = {"input_values": input_values, "input_features": input_features, "speech_features": speech_features}
         given = {name: value for name, value in given.items() if value is not None}
@@ -313,7 +329,13 @@ class CMKDPreTrainedModel(PreTrainedModel):
         mask = attention_mask.bool()
         return self.speech_encoder.states_above(speech_features, mask, keep_all), mask
 
-    def _text_states(self, input_ids, text_features, text_attention_mask, keep_all: bool):
+    def _text_states(
+        self,
+        input_ids: torch.Tensor | None,
+        text_features: torch.Tensor | None,
+        text_attention_mask: torch.Tensor | None,
+        keep_all: bool,
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """The states of the text encoder, all of them or only the last one, and their mask."""
         if (input_ids is None) == (text_features is None):
             raise ValueError(
@@ -327,7 +349,13 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return (text_features,), text_attention_mask
 
     def _answer(
-        self, speech: Sequence, text: Sequence, labels, output_hidden_states, output_attentions, return_dict
+        self,
+        speech: Sequence,
+        text: Sequence,
+        labels: torch.Tensor | None,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+        return_dict: bool | None,
     ) -> CMKDOutput | tuple[torch.Tensor, ...]:
         """What `forward` returns; `speech` and `text` are the arguments of `_speech_states` and `_text_states`."""
         if self.config.output_attentions if output_attentions is None else output_attentions:
@@ -388,7 +416,13 @@ class CMKDPreTrainedModel(PreTrainedModel):
         return CMKDOutput(logits=logits, embeddings=embeddings)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Loads a checkpoint, and refuses one that would leave any weight random.
 
         Takes what [`~transformers.PreTrainedModel.from_pretrained`] takes.
@@ -424,7 +458,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
         model.freeze_encoders()
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves safetensors, configuration and the code files, so that any `AutoModel` and `pipeline` loads them.
 
         Takes what [`~transformers.PreTrainedModel.save_pretrained`] takes.
@@ -446,7 +480,7 @@ class CMKDTeacherModel(CMKDPreTrainedModel):
 
     config_class = CMKDTeacherConfig
 
-    def _text_config(self):
+    def _text_config(self) -> PreTrainedConfig | None:
         return self.config.text_config
 
     def forward(
@@ -503,8 +537,8 @@ class CMKDTeacherModel(CMKDPreTrainedModel):
         text: str | None = None,
         speech_revision: str | None = None,
         text_revision: str | None = None,
-        **config,
-    ):
+        **config: Any,
+    ) -> Self:
         """Makes a teacher with pretrained encoders and a new, random head.
 
         Args:
@@ -550,7 +584,7 @@ class CMKDStudentModel(CMKDPreTrainedModel):
         return self._answer(speech, (), labels, output_hidden_states, output_attentions, return_dict)
 
     @classmethod
-    def from_pretrained_encoder(cls, speech: str, revision: str | None = None, **config):
+    def from_pretrained_encoder(cls, speech: str, revision: str | None = None, **config: Any) -> Self:
         """Makes a student with a pretrained speech encoder and a new, random head.
 
         Args:
@@ -565,7 +599,7 @@ class CMKDStudentModel(CMKDPreTrainedModel):
         return cls(CMKDStudentConfig(speech_config=encoder.config, **config))._adopt({"speech": encoder})
 
 
-def _refuse(**inputs):
+def _refuse(**inputs: Any) -> None:
     for name, value in inputs.items():
         if value is not None:
             raise ValueError(

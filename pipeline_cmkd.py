@@ -6,7 +6,7 @@ hour takes no more memory than a minute.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ class SpeechEmotionPipeline(ChunkPipeline):
     _load_feature_extractor = True
     _load_tokenizer = False
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.model.text_encoder is not None:
             raise ValueError(
@@ -102,22 +102,36 @@ class SpeechEmotionPipeline(ChunkPipeline):
                 "Load the student, or call the teacher itself with input_ids."
             )
 
-    def __call__(self, inputs, **kwargs):
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Scores audio; see the class for the arguments and the result."""
         if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray, memoryview)):
             inputs = [_Listed(f"inputs[{index}]", audio) for index, audio in enumerate(inputs)]
             return super().__call__(inputs, **kwargs) if inputs else []
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, sampling_rate=None, window=None, hop=None, channel=None, return_embeddings=None):
-        reading = {"sampling_rate": sampling_rate, "window": window, "hop": hop, "channel": channel}
-        answering = {"channel": channel, "return_embeddings": return_embeddings}
+    def _sanitize_parameters(
+        self,
+        sampling_rate: float | None = None,
+        window: float | None = None,
+        hop: float | None = None,
+        channel: str | int | None = None,
+        return_embeddings: bool | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        reading: dict[str, Any] = {"sampling_rate": sampling_rate, "window": window, "hop": hop, "channel": channel}
+        answering: dict[str, Any] = {"channel": channel, "return_embeddings": return_embeddings}
         reading, answering = (
             {name: value for name, value in given.items() if value is not None} for given in (reading, answering)
         )
         return reading, {}, answering
 
-    def preprocess(self, inputs, sampling_rate=None, window=None, hop=None, channel="mean"):
+    def preprocess(
+        self,
+        inputs: Any,
+        sampling_rate: float | None = None,
+        window: float | None = None,
+        hop: float | None = None,
+        channel: str | int = "mean",
+    ) -> Iterator[dict[str, Any]]:
         """Yields the model's inputs, window by window, for each channel that is scored."""
         listed = inputs if isinstance(inputs, _Listed) else _Listed("audio", inputs)
         cut = cutting(self.feature_extractor.sampling_rate, window, hop, self._longest_input())
@@ -142,13 +156,15 @@ class SpeechEmotionPipeline(ChunkPipeline):
         frames = 2 * self.model.config.speech_config.max_source_positions
         return frames * self.feature_extractor.hop_length / self.feature_extractor.sampling_rate
 
-    def _forward(self, model_inputs):
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         names = ("attention_mask", self.model.config.speech_input_name)
         output = self.model(**{name: model_inputs[name] for name in names})
         others = {name: value for name, value in model_inputs.items() if name not in names}
         return {"logits": output.logits.float(), "embeddings": output.embeddings.float(), **others}
 
-    def postprocess(self, model_outputs, channel="mean", return_embeddings=False):
+    def postprocess(
+        self, model_outputs: list[dict[str, Any]], channel: str | int = "mean", return_embeddings: bool = False
+    ) -> dict[str, Any]:
         scores, embeddings = (
             torch.cat([output[name] for output in model_outputs]).numpy() for name in ("logits", "embeddings")
         )

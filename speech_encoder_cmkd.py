@@ -8,6 +8,7 @@ those of `configuration_cmkd`, which knows the kind of input without torch.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ def mask_of(lengths: torch.Tensor, size: int) -> torch.Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def check_not_empty(frames: torch.Tensor):
+def check_not_empty(frames: torch.Tensor) -> None:
     if not is_traced() and frames.min() < 1:
         raise ValueError(
             f"Utterance {int(frames.argmin())} of the batch is shorter than one frame of the speech encoder: "
@@ -61,7 +62,7 @@ def check_not_empty(frames: torch.Tensor):
         )
 
 
-def _first(output):
+def _first(output: Any) -> torch.Tensor:
     """The hidden states of a layer, which returns them alone or first in a tuple, depending on transformers."""
     return output[0] if isinstance(output, tuple) else output
 
@@ -105,7 +106,7 @@ def load_stock(
     return encoder_of(model)
 
 
-def build_stock(config) -> nn.Module:
+def build_stock(config: PreTrainedConfig) -> nn.Module:
     """A randomly initialised model of transformers, or only the encoder of an encoder-decoder."""
     return encoder_of(AutoModel.from_config(config, dtype=torch.get_default_dtype()))
 
@@ -137,7 +138,7 @@ class SpeechEncoder(nn.Module):
     model_class: type[PreTrainedModel] | type[AutoModel] = AutoModel
     """The class whose `from_pretrained` loads a pretrained encoder."""
 
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
         self.encoder = self.build(config.speech_config)
@@ -147,7 +148,7 @@ class SpeechEncoder(nn.Module):
         self.freeze()
 
     @classmethod
-    def build(cls, speech_config) -> nn.Module:
+    def build(cls, speech_config: PreTrainedConfig) -> nn.Module:
         """Makes a randomly initialised encoder."""
         return cls.prepared(build_stock(speech_config))
 
@@ -182,7 +183,7 @@ class SpeechEncoder(nn.Module):
         """Further arguments of each layer, from its input (batch, frames, hidden size) and the mask of real frames."""
         return {"attention_mask": create_bidirectional_mask(self.encoder.config, hidden, mask)}
 
-    def set_requires_grad(self):
+    def set_requires_grad(self) -> None:
         """Sets `requires_grad` of the encoder's parameters according to `config.num_trainable_layers`."""
         self.encoder.requires_grad_(not self.has_frozen_part)
         if self.config.num_trainable_layers > 0:
@@ -203,12 +204,12 @@ class SpeechEncoder(nn.Module):
         """How many of the layers belong to the part whose output can be stored."""
         return len(self.layers) - self.config.num_trainable_layers if self.has_frozen_part else 0
 
-    def freeze(self):
+    def freeze(self) -> None:
         """Sets `requires_grad` according to `config.num_trainable_layers`, and the modes that follow from it."""
         self.set_requires_grad()
         self._follow_gradient()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self._set_modes()
         return self
@@ -217,7 +218,7 @@ class SpeechEncoder(nn.Module):
         """The layers from `start` on, and the norm after the last one."""
         return [*self.layers[start:], *([] if self.final_norm is None else [self.final_norm])]
 
-    def _follow_gradient(self):
+    def _follow_gradient(self) -> None:
         """Finds the lowest layer that trains, as it may have changed since `train` was called.
 
         It is -1 if something below the layers trains, and the number of layers, or more, if none of them does.
@@ -230,7 +231,7 @@ class SpeechEncoder(nn.Module):
             self._lowest = lowest
             self._set_modes()
 
-    def _set_modes(self):
+    def _set_modes(self) -> None:
         if self._lowest == -1:
             self.encoder.train(self.training)
             return
@@ -238,7 +239,9 @@ class SpeechEncoder(nn.Module):
         for module in self._above(self._lowest):
             module.train(self.training)
 
-    def forward(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None):
+    def forward(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the whole encoder.
 
         Args:
@@ -252,7 +255,9 @@ class SpeechEncoder(nn.Module):
         states, mask = self.states(inputs, attention_mask)
         return self.summed(states), mask
 
-    def states(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None, keep_all: bool = False):
+    def states(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None, keep_all: bool = False
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """All states of the encoder, for inputs as in `forward`, and their mask.
 
         Without `keep_all`, and if the model has no weighted layer sum, only the last one.
@@ -262,7 +267,9 @@ class SpeechEncoder(nn.Module):
         states = self._run_layers([hidden], mask, 0, len(self.layers), keep_all)
         return self._normalized(states), mask
 
-    def frozen_features(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None):
+    def frozen_features(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the part whose output can be stored, for inputs as in `forward`.
 
         Returns:
@@ -277,7 +284,7 @@ class SpeechEncoder(nn.Module):
         states = self._run_layers([hidden], mask, 0, self.num_frozen_layers)
         return states[-1] if self.layer_weights is None else torch.stack(states, dim=2), mask
 
-    def states_above(self, features: torch.Tensor, mask: torch.Tensor, keep_all: bool = False):
+    def states_above(self, features: torch.Tensor, mask: torch.Tensor, keep_all: bool = False) -> list[torch.Tensor]:
         """The last ones of the `states`, computed from what `frozen_features` returned.
 
         Raises:
@@ -296,7 +303,7 @@ class SpeechEncoder(nn.Module):
         weights = self.layer_weights.softmax(0)
         return sum(weight * state for weight, state in zip(weights, states, strict=True))
 
-    def _check_frozen(self):
+    def _check_frozen(self) -> None:
         self._follow_gradient()
         if self._lowest >= self.num_frozen_layers:
             return
@@ -314,7 +321,7 @@ class SpeechEncoder(nn.Module):
             "call freeze_encoders()."
         )
 
-    def _embedded(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
+    def _embedded(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The input of the first layer and its mask (batch, frames), True at real frames."""
         hidden, lengths = self.embed(inputs.to(self.encoder.dtype), attention_mask)
         return hidden, mask_of(lengths, hidden.shape[1])
@@ -356,7 +363,7 @@ class HubertSpeechEncoder(SpeechEncoder):
     def final_norm(self) -> nn.Module | None:
         return self.encoder.encoder.layer_norm if self.encoder.config.do_stable_layer_norm else None
 
-    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
+    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs, dtype=torch.long)
         layers = self.encoder.feature_extractor.conv_layers
@@ -458,14 +465,14 @@ class WhisperSpeechEncoder(SpeechEncoder):
     """The encoder of Whisper, for utterances of any length up to its 30 s, without added silence."""
 
     @classmethod
-    def build(cls, speech_config) -> nn.Module:
+    def build(cls, speech_config: PreTrainedConfig) -> nn.Module:
         return WhisperEncoder(speech_config)
 
-    def set_requires_grad(self):
+    def set_requires_grad(self) -> None:
         super().set_requires_grad()
         self.encoder.embed_positions.requires_grad_(False)  # sinusoids
 
-    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
+    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs[:, 0], dtype=torch.long)
         if attention_mask.shape[1] > inputs.shape[2]:  # over samples, as the stock feature extractor gives it
@@ -525,7 +532,9 @@ class ThroughProjections(WavLMAttention):
     projection is never called, and neither takes effect nor trains.
     """
 
-    def torch_multi_head_self_attention(self, hidden_states, attention_mask, gated_position_bias):
+    def torch_multi_head_self_attention(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, gated_position_bias: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
         batch, frames, size = hidden_states.shape
         query, key, value = (
             projection(hidden_states).view(batch, frames, self.num_heads, self.head_dim).transpose(1, 2)
@@ -585,7 +594,7 @@ class CPCModel(PreTrainedModel):
     base_model_prefix = "cpc"
     main_input_name = "input_values"
 
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.layers = nn.ModuleList(
             CPCLayer(1 if index == 0 else config.num_channels, config.num_channels, *shape)
@@ -595,7 +604,7 @@ class CPCModel(PreTrainedModel):
         self.recurrent = recurrent(config.num_channels, config.hidden_size, config.num_hidden_layers, batch_first=True)
         self.post_init()
 
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         """Initialises the layers as torch does."""
         if isinstance(module, nn.Conv1d):
             bound = (module.in_channels * module.kernel_size[0]) ** -0.5
@@ -625,7 +634,9 @@ class CPCModel(PreTrainedModel):
         """
         return BaseModelOutput(last_hidden_state=self.encode(input_values, attention_mask)[0])
 
-    def encode(self, wave: torch.Tensor, attention_mask: torch.Tensor | None = None):
+    def encode(
+        self, wave: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `forward`; returns the features (batch, frames, hidden size) and the number of real frames of each row."""
         if attention_mask is None:
             attention_mask = torch.ones_like(wave, dtype=torch.long)
@@ -645,7 +656,7 @@ class CPCSpeechEncoder(SpeechEncoder):
     model_class = CPCModel
 
     @classmethod
-    def build(cls, speech_config) -> nn.Module:
+    def build(cls, speech_config: PreTrainedConfig) -> nn.Module:
         return CPCModel(speech_config)
 
     @property
@@ -657,7 +668,7 @@ class CPCSpeechEncoder(SpeechEncoder):
     def final_norm(self) -> None:
         return None
 
-    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
+    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         return self.encoder.encode(inputs, attention_mask)
 
     def run_by_forward(self) -> list[nn.Module]:
@@ -675,7 +686,7 @@ SPEECH_ENCODERS: dict[str, type[SpeechEncoder]] = {
 """The families, by the model type that the encoder's configuration names."""
 
 
-def build_speech_encoder(config) -> SpeechEncoder:
+def build_speech_encoder(config: PreTrainedConfig) -> SpeechEncoder:
     """The speech encoder, randomly initialised, that the configuration of a CMKD model names."""
     return SPEECH_ENCODERS[config.speech_config.model_type](config)
 
