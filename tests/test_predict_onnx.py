@@ -67,8 +67,8 @@ def test_a_graph_scores_as_torch_does_without_torch(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bfloat16"}, "--dtype bfloat16: is for models that torch runs, .* export it so"),
-        ({"device": "cpu"}, "--device cpu: is for models that torch runs"),
+        ({"dtype": "bfloat16"}, "--dtype bfloat16: applies to models that torch runs, .* export it so"),
+        ({"device": "cpu"}, "--device cpu: applies to models that torch runs"),
         ({"model": "nowhere.onnx"}, "there is no file 'nowhere.onnx'"),
     ],
 )

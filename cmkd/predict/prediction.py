@@ -190,7 +190,7 @@ def predict(
         )
         job = Job(store, plan, shape, embeddings)
         downloads = store.downloads()
-        stack.callback(shutil.rmtree, downloads, ignore_errors=True)
+        stack.callback(store.remove_downloads, downloads)
         reading = Reading(cut, channel, network.shortest, str(downloads))
         shown = _progress(store, plan, shows=progress and joined.is_main)
         stack.callback(shown.close)

@@ -261,6 +261,11 @@ class Store:
         path.mkdir(exist_ok=True)
         return path
 
+    def remove_downloads(self, downloads: Path) -> None:
+        """Removes the folder of this process, and those of processes that were killed since it began."""
+        shutil.rmtree(downloads, ignore_errors=True)
+        unfinished_path(self.journal / "downloads")
+
     def begin_anew(self) -> None:
         """Removes everything that a run has written."""
         for name in (*OURS, *EXPORTS):
