@@ -54,9 +54,9 @@ def test_the_scores_of_a_run_are_its_own(place, model, stage, more):
         of_run, here = expected["systems"][stage][split], found["splits"][split]
         assert here["n"] == of_run["n"]
         for metric in ("ccc", "pearson", "mae"):
-            assert here[metric] == pytest.approx(of_run[metric], abs=1e-5)
+            assert here[metric] == pytest.approx(of_run[metric], abs=1e-6)
         for name in EMOTION_DIMENSIONS:
-            assert here["interval"][name] == pytest.approx(of_run["interval"][name], abs=1e-5)
+            assert here["interval"][name] == pytest.approx(of_run["interval"][name], abs=1e-6)
         columns = ["id", *EMOTION_DIMENSIONS, *(f"predicted_{name}" for name in EMOTION_DIMENSIONS)]
         table, of_table = (
             pq.read_table(path).to_pandas()
@@ -66,7 +66,7 @@ def test_the_scores_of_a_run_are_its_own(place, model, stage, more):
             )
         )
         assert list(table["id"]) == list(of_table["id"])
-        np.testing.assert_allclose(table[columns[1:]], of_table[columns[1:]], atol=1e-5)
+        np.testing.assert_allclose(table[columns[1:]], of_table[columns[1:]], atol=1e-6)
         assert here["pearson"]["valence"] == pytest.approx(pearsonr(table["valence"], table["predicted_valence"])[0])
 
 
@@ -106,8 +106,8 @@ def test_another_corpus_on_another_scale(place, tmp_path):
     table = pq.read_table(output / "predictions/test.parquet").to_pandas().set_index("id")
     assert list(table.index) == [row[0] for row in rows]
     expected = of_run.loc[table.index]
-    np.testing.assert_allclose(table["predicted_valence"], expected["predicted_valence"], atol=1e-5)
-    np.testing.assert_allclose(table["valence"], expected["valence"], atol=1e-5)
+    np.testing.assert_allclose(table["predicted_valence"], expected["predicted_valence"], atol=1e-6)
+    np.testing.assert_allclose(table["valence"], expected["valence"], atol=1e-6)
     assert found["splits"]["test"]["ccc"]["dominance"] is None
     assert found["notes"] == [
         f"{name} is not scored on test: the column {name} of the corpus holds no rating."
@@ -178,6 +178,6 @@ def test_a_model_on_the_hub_is_scored_at_the_commit_that_it_is(place, tmp_path):
     found = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     assert (found["model"]["name"], found["model"]["commit"]) == ("user/student", commit)
     expected = json.loads((place / "run/results.json").read_text())["systems"]["cts"]["test"]
-    assert found["splits"]["test"]["ccc"] == pytest.approx(expected["ccc"], abs=1e-5)
+    assert found["splits"]["test"]["ccc"] == pytest.approx(expected["ccc"], abs=1e-6)
     assert missing.returncode == 1 and "Traceback" not in missing.stderr
     assert "'user/nobody' is neither a folder nor can it be had from the Hub" in missing.stderr
