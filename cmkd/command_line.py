@@ -8,14 +8,16 @@ that the release 1.10 is not 1.1.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import io
 import os
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import FunctionType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -39,19 +41,35 @@ def read_arguments(target: Any, arguments: Sequence[str], command: str) -> Any:
         SystemExit: with 0 after help was asked for, and with 2 after a message on standard error about an option that
             does not exist (it suggests the nearest), is missing, or has a value that it cannot have.
     """
-    if any(argument in ("-h", "--help") for argument in arguments):
-        if target.__doc__:
-            print(f"{paragraphs(target.__doc__)}\n")
-        arguments = ["--help"]  # tyro would leave out what has been given already
-    return tyro.cli(
+    read = functools.partial(
+        tyro.cli,
         _with_whole_descriptions(target),
         prog=command,
         description="",
-        args=list(arguments),
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
         registry=_REGISTRY,
     )
+    if any(argument in ("-h", "--help") for argument in arguments):
+        if target.__doc__:
+            print(f"{paragraphs(target.__doc__)}\n")
+        with _usage_within_the_terminal():
+            read(args=["--help"])  # without the others: tyro would leave out what has been given already
+    return read(args=list(arguments))
+
+
+@contextmanager
+def _usage_within_the_terminal() -> Iterator[None]:
+    """Breaks the line that begins with "usage:", which is the only line of help that tyro leaves as long as it is."""
+    text = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding)  # tyro draws boxes where the encoding has them,
+    text.isatty = sys.stdout.isatty  # type: ignore[method-assign]  # and takes colours for a terminal
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:
+        text.seek(0)
+        usage, end, rest = text.read().partition("\n")
+        print(_broken(usage, _width(), " " * len("usage: ")), end=f"{end}{rest}")
 
 
 def _with_whole_descriptions(target: Any) -> Any:
@@ -68,13 +86,36 @@ def _with_whole_descriptions(target: Any) -> Any:
 
 
 def paragraphs(docstring: str | None) -> str:
-    """What a docstring says before `Args:`, as wide as the terminal; indented lines, which are examples, stay."""
-    width = min(shutil.get_terminal_size().columns, 120)
+    """What a docstring says before `Args:`, as wide as the terminal; each indented line, an example, alone."""
+    width = _width()
     text = inspect.cleandoc(docstring or "").partition("\nArgs:")[0].strip()
     return "\n\n".join(
-        part if part.startswith(" ") else textwrap.fill(part, width, break_on_hyphens=False)
+        "\n".join(_broken(line, width, " " * 8, " \\") for line in part.splitlines())
+        if part.startswith(" ")
+        else _broken(part, width)
         for part in text.split("\n\n")
     )
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 120)
+
+
+def _broken(text: str, width: int, indent: str = "", end: str = "") -> str:
+    """The text in lines of a width, those after the first behind `indent`; `end` closes each line but the last.
+
+    An option stays in one line with its first value.
+
+    >>> print(_broken("cmkd predict calls --model runs/demo --timeline", 30, "    ", " &"))
+    cmkd predict calls &
+        --model runs/demo &
+        --timeline
+    """
+    together = re.sub(r"(?<![^ [])(-\S+) (?!-)", "\\1\xa0", text)
+    if len(text) > width:
+        width -= len(end)
+    lines = textwrap.wrap(together, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+    return f"{end}\n".join(lines).replace("\xa0", " ")
 
 
 def option(annotation: Any, description: str, default: str) -> Any:

@@ -18,7 +18,8 @@ class Called(NamedTuple):
 
 def call(*arguments: object, answer: str = "") -> Called:
     """Calls `cmkd` with these arguments; `answer` is what is typed in. An exception that is no exit is not caught."""
-    output, errors, code = io.StringIO(), io.StringIO(), 0
+    output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    code = 0
     with redirect_stdout(output), redirect_stderr(errors), mock.patch("sys.stdin", io.StringIO(answer)):
         try:
             main([str(argument) for argument in arguments])
@@ -26,4 +27,4 @@ def call(*arguments: object, answer: str = "") -> Called:
             code = end.code if isinstance(end.code, int) else 1
             if isinstance(end.code, str):
                 print(end.code, file=errors)
-    return Called(code, output.getvalue(), errors.getvalue())
+    return Called(code, *(stream.buffer.getvalue().decode() for stream in (output, errors)))

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from small_recognizers import make_ctc
 from cmkd.commands import COMMANDS, GROUPS
 from cmkd.corpora import CORPORA
 from cmkd.corpora.settings import REQUIRED, corpus_settings
+
+DEMO = Path(__file__).parents[1] / "recipes/demo.yaml"
 
 
 @pytest.fixture
@@ -145,18 +148,37 @@ def test_a_release_is_text(corpus):
     assert code == 1 and "release is '1.20', but must be" in error
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_fits_a_terminal_and_describes_everything(name, monkeypatch):
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((name,) for name in COMMANDS),
+        *(("prepare", name) for name in CORPORA),
+        ("train", str(DEMO)),
+        ("crossval", str(DEMO)),
+    ],
+    ids=lambda words: "-".join(Path(word).stem for word in words),
+)
+def test_help_fits_a_terminal_and_describes_everything(words, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    code, output, error = call(name, "--help")
+    code, output, error = call(*words, "--help")
     assert code == 0 and not error
-    examples = [line for line in output.splitlines() if line.startswith("    ")]
-    of_tyro = [line for line in output.splitlines() if line.startswith("usage:")]  # it breaks none of these
-    assert all(len(line) <= 80 for line in output.splitlines() if line not in (*examples, *of_tyro))
-    assert any(f"cmkd {name}" in line for line in examples)
-    assert "…" not in output and "[...]" not in output.replace("[...]]", "")
-    options = re.split(r"^│ (?=\S)", output, flags=re.MULTILINE)[1:]
+    assert [line for line in output.splitlines() if len(line) > 80] == []
+    assert re.search(f"^    .*cmkd {words[0]}", output, flags=re.MULTILINE)
+    assert "…" not in output and "[...]" not in output.replace("[...]]", "") and "(default: )" not in output
+    options = re.split(r"^│ (?=[-\[A-Z])", output, flags=re.MULTILINE)[1:]
+    assert any(option.startswith("-h, --help") for option in options)
     assert all(len(re.findall(r"[A-Za-z]{2,}", option)) > 3 for option in options), options
+
+
+def test_an_example_that_is_broken_is_still_one_command(monkeypatch):
+    """As a shell reads it, and no option is parted from its value."""
+    monkeypatch.setenv("COLUMNS", "60")
+    output = call("predict", "--help").stdout
+    lines = output.partition("usage:")[0].replace("\\\n", "").splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("    ")]
+    expected = "cmkd predict s3://bucket/calls --model user/cmkd-student --output scores --channel each --format csv"
+    assert expected.split() in commands
+    assert "        --channel each --format csv\n" in output
 
 
 def test_the_overview_has_every_command_whole(monkeypatch):
@@ -198,12 +220,11 @@ def test_the_settings_of_a_corpus_are_those_of_its_builder(name, monkeypatch):
 def test_help_is_quick_and_shows_examples(tmp_path):
     assert "    cmkd prepare iemocap path/to/IEMOCAP_full_release --corpus.fold 1\n" in call("prepare", "--help").stdout
     assert "    accelerate launch -m cmkd transcribe" in call("transcribe", "--help").stdout
-    recipe = Path(__file__).parents[1] / "recipes/demo.yaml"
     for arguments in (
         ["--help"],
         ["prepare", "iemocap", "--help"],
         ["evaluate", "--help"],
-        ["train", str(recipe), "--help"],
+        ["train", str(DEMO), "--help"],
     ):
         program = f"""
 import sys

@@ -11,6 +11,9 @@ import tyro
 Sources = Annotated[
     list[str], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...", help_behavior_hint="(one or more)")
 ]
+Tiers = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="STR ...", help_behavior_hint="(default: the only one of each file)")
+]
 
 
 def predict(
@@ -21,7 +24,7 @@ def predict(
     channel: str = "mean",
     window: float | None = None,
     hop: float | None = None,
-    tier: tuple[str, ...] = (),
+    tier: Tiers = (),
     timeline: bool = False,
     embeddings: bool = False,
     format: Literal["parquet", "csv", "jsonl"] = "parquet",
@@ -62,7 +65,7 @@ def predict(
         channel: What of several channels is scored: mean, each, or the number of one, of which the first is 0.
         window: Seconds of a window; null leaves sound of up to 30 s whole, and cuts longer sound into windows of 10 s.
         hop: Seconds from the start of a window to the next; null stands for the window.
-        tier: The tiers of TextGrid files to score; none stands for the only one that each has.
+        tier: The tiers of TextGrid files to score.
         timeline: Also write a row for each window, in OUTPUT/timeline.
         embeddings: Also write the embeddings.
         format: What to write: Parquet, and beside it one CSV or JSON lines file.
