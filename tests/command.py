@@ -9,7 +9,7 @@ from cmkd.commands import main
 
 
 class Called(NamedTuple):
-    """What a call came to."""
+    """The outcome of a call."""
 
     exit_code: int
     stdout: str
@@ -17,7 +17,7 @@ class Called(NamedTuple):
 
 
 def call(*arguments: object, answer: str = "") -> Called:
-    """Calls `cmkd` with these arguments; `answer` is what is typed in. An exception that is no exit is not caught."""
+    """Calls `cmkd` with these arguments; `answer` is what is typed in. Only `SystemExit` is caught."""
     output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     code = 0
     with redirect_stdout(output), redirect_stderr(errors), mock.patch("sys.stdin", io.StringIO(answer)):

@@ -1,5 +1,6 @@
-"""What every test shares."""
+"""Fixtures and settings that the tests share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory) -> Path:
-    """Of a run of three epochs on tones, which all tests share: `tones.write_recipe` makes one to change."""
+    """The recipe of a run of three epochs on tones, for all tests; `tones.write_recipe` writes others."""
     from tones import write_recipe
 
     return write_recipe(tmp_path_factory.mktemp("tones"), num_epochs=3)
@@ -39,8 +40,22 @@ def python(tmp_path_factory):
     """Runs a program in a process of its own, which starts at once; see warm.py."""
     from warm import Warm
 
-    with Warm(tmp_path_factory.mktemp("python")) as warm:
-        yield warm
+    base, is_worker = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    return Warm(
+        tmp_path_factory.mktemp("python"),
+        session=base.parent if is_worker else base,
+        owner=os.getppid() if is_worker else os.getpid(),
+    )
+
+
+@pytest.fixture(scope="module")
+def quick_figures():
+    """Reports of whole runs without the search for room between the parts of a figure: half of what drawing takes."""
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "set_layout_engine", lambda self, layout=None, **options: None)
+        yield
 
 
 LONGEST = (
@@ -57,11 +72,17 @@ LONGEST = (
 """The files of tests that take the longest, these first."""
 
 
+def pytest_collection_finish():
+    """What has been imported by now stays, and is not looked through again at every garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(trylast=True)  # after all has been put in a random order
 def pytest_collection_modifyitems(config, items):
     """Tests that are marked `cuda` are skipped where torch finds no such device.
 
-    Beside other processes the longest files begin first, so that none is left over at the end.
+    Where several processes run the tests, the longest files begin first, so that none of them is left for the end.
     """
     if hasattr(config, "workerinput"):
         places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}

@@ -24,7 +24,7 @@ FIRST = ["/cache/", "/cache/", "/checkpoint-", "/checkpoint-", *(f"/{stage}" for
 
 
 def run_and_kill(arguments: list[str], output: Path, moment: int, place: str) -> None:
-    """Runs the job; kills this process at the given event in a place, if it comes to that."""
+    """Runs the job; kills this process at the given event in a place, if the run gets there."""
     events = 0
     step = CMKDTrainer.training_step
 

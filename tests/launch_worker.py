@@ -1,4 +1,4 @@
-"""Run by test_launches.py under `accelerate launch`: `train_distill.py`, on the CPU, FSDP included. `main` takes
+"""Run by test_launches.py under `accelerate launch`: `train_distill.py`, on the CPU, FSDP included.
 
     run KILLED_AT ARGUMENT...      KILLED_AT: the step in which all processes kill themselves, or -1
     families OUTPUT.json
@@ -61,7 +61,7 @@ def loss(logits, embeddings, labels, teacher_embeddings, quality_weights) -> tor
 
 
 def batch_of(model, stored: bool) -> dict[str, torch.Tensor]:
-    """Of a whole step, as `model` takes it."""
+    """The utterances of a whole step, as `model` takes them."""
     from small_models import padded, utterances
 
     items = utterances(model, (0.5, 0.41, 0.3, 0.35, 0.22, 0.27))
@@ -76,7 +76,7 @@ def batch_of(model, stored: bool) -> dict[str, torch.Tensor]:
 
 
 def family(name: str, stored: bool) -> dict[str, float]:
-    """The gradient on shards against that of one process, and the gathered weights against the whole ones."""
+    """Compares the gradient on shards with that of one process, and the gathered weights with the whole ones."""
     from small_models import ALL_CONFIGS, student
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -139,3 +139,7 @@ def main() -> None:
         families(Path(sys.argv[2]))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

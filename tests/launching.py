@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +14,15 @@ LAUNCH = ROOT / "launch"
 ON_CPUS = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1"}
 
 
-def launcher(preset: str, processes: int) -> list[str]:
-    """`accelerate launch` with a preset, as a user with GPUs types it, but in fp32; the script comes behind."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
-    return [*command, "--num_processes", str(processes), "--mixed_precision", "no"]
-
-
-def launch(preset: str, processes: int, script: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Runs a script by it, on the CPU."""
-    command = [*launcher(preset, processes), str(script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ON_CPUS, timeout=600)
+def launch(
+    python: Warm, preset: str, processes: int, script: Path, *arguments: str, timeout: float = 600
+) -> subprocess.CompletedProcess:
+    """`accelerate launch` with a preset, as a user with GPUs types it, but in fp32 and on the CPU."""
+    command = [python.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no", str(script), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | ON_CPUS, timeout=timeout
+    )
 
 
 def start_processes(
@@ -35,7 +33,7 @@ def start_processes(
     environment: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
 ) -> list[Program]:
-    """The processes of a launch that nobody looks after, so that nobody ends one when another dies."""
+    """Starts the processes of a launch without a launcher, which would end the others when one dies."""
     of_launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "1"}
     of_launch |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), **(environment or {})}
     return [
@@ -45,7 +43,7 @@ def start_processes(
 
 
 def output_of(processes: Sequence[Program], timeout: float = 300) -> str:
-    """What all have printed, once they have ended well."""
+    """What all processes have printed, once they have ended with exit code 0."""
     for process in processes:
         assert process.wait(timeout) == 0, process.read("err")[-5000:]
     return "".join(process.read("out") for process in processes)
@@ -53,7 +51,7 @@ def output_of(processes: Sequence[Program], timeout: float = 300) -> str:
 
 @contextmanager
 def two_processes(python: Warm, code: str, *arguments: str) -> Iterator[list[Program]]:
-    """As two machines start them; both are ended at the end."""
+    """Two processes, started as two machines would start them; both are killed at the end."""
     started = start_processes(python, 2, code, *arguments)
     try:
         yield started

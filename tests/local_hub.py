@@ -4,8 +4,8 @@
         subprocess.run([sys.executable, "-c", code], env={**os.environ, **hub.environment(cache)}, check=True)
     hub.files("datasets", "user/name")  # {"README.md": b"...", ...}
 
-Repositories have branches, tags and a commit with a SHA for each change; large files go through LFS. Private ones are
-there only for requests with the token. The client reads `HF_ENDPOINT` when it is imported, so it belongs in a process
+Repositories have branches, tags and a commit with a SHA for each change; large files go through LFS. Private ones
+exist only for requests with the token. The client reads `HF_ENDPOINT` when it is imported, so it belongs in a process
 of its own.
 
 Faults are injected by method and path:
@@ -57,9 +57,9 @@ class Fault:
     """What goes wrong with a request.
 
     Attributes:
-        status: of an error that is answered in its place, with `headers`.
-        seconds: that the answer takes longer.
-        lost: carried out, but the connection is cut before the answer.
+        status: of the error that is the answer instead, with `headers`.
+        seconds: by which the answer is late.
+        lost: the request is carried out, but the connection is cut before the answer.
         half: the connection is cut in the middle of the answer's content.
     """
 
@@ -105,7 +105,7 @@ class LocalHub:
         }
 
     def make(self, kind: str, repo_id: str, tree: Tree, private: bool) -> None:
-        """A repository with these files, as somebody has pushed them before."""
+        """Makes a repository with these files, as if somebody had pushed them before."""
         repository = self.repositories[kind, repo_id] = Repository(private)
         repository.commit("main", dict(tree), "as it was")
 

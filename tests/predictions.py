@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +55,9 @@ def rows(output: Path, table: str = "scores") -> list[dict]:
     ]
 
 
-def start(*arguments, **settings) -> subprocess.Popen:
-    """`predict_worker.py` in a process of its own; settings are of modules, as `**{"pieces.PIECE_SECONDS": 20.0}`."""
-    command = [sys.executable, str(ROOT / "tests/predict_worker.py")]
+def start(python: str, *arguments, **settings) -> subprocess.Popen:
+    """`predict_worker.py` in a process of its own; settings are of modules, as in `**{"pieces.PIECE_SECONDS": 20.0}`."""
+    command = [python, str(ROOT / "tests/predict_worker.py")]
     command += [f"{name}={value}" for name, value in settings.items()]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.Popen(

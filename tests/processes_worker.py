@@ -1,4 +1,4 @@
-"""Run by test_processes.py, in two processes that no launcher looks after: what happens is told by the output.
+"""Run by test_processes.py, in two processes without a launcher: their output says what happens.
 
 Times are shortened, so that what takes minutes takes seconds.
 """
@@ -20,7 +20,7 @@ processes.PATIENCE = 4.0
 
 
 def strike(case: str) -> None:
-    """What becomes of a process."""
+    """Does to this process what the case says."""
     if case == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if case == "stopped":

@@ -1,8 +1,11 @@
-"""Teachers and students small enough for a test, of every encoder family, and what they are given."""
+"""Teachers and students small enough for a test, of every encoder family, and inputs for them."""
+
+from pathlib import Path
 
 import torch
 from transformers import (
     BertConfig,
+    BertTokenizer,
     Data2VecAudioConfig,
     HubertConfig,
     Wav2Vec2Config,
@@ -23,6 +26,15 @@ SMALL = {
     "num_conv_pos_embedding_groups": 4,
     "initializer_range": 0.2,  # large enough for the attention to matter
 }
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embedding_groups": 4,
+}
+"""Of the speech encoders of whole runs, and of runs that are only pushed."""
 LARGE_KIND = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 WAVEFORM_CONFIGS = {
     "hubert": HubertConfig(**SMALL),
@@ -52,6 +64,14 @@ WHISPER = WhisperConfig(
 TEXT = BertConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
 CPC = CPCConfig(num_channels=16, hidden_size=32, num_hidden_layers=2)
 ALL_CONFIGS = WAVEFORM_CONFIGS | {"whisper": WHISPER, "cpc": CPC}
+
+
+def tiny_text(folder: Path, *words: str) -> tuple[BertConfig, BertTokenizer]:
+    """A text encoder that knows these words, and its tokenizer; the folder then holds vocab.txt."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return BertConfig(vocab_size=len(vocabulary), **sizes), BertTokenizer(vocab=str(folder / "vocab.txt"))
 
 
 def student(speech_config, **config) -> CMKDStudentModel:

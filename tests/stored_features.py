@@ -1,4 +1,4 @@
-"""Five sounds, and stored features of them by a part of which the values are known."""
+"""Five sounds, and stored features of them by a stand-in for an encoder, whose values are known."""
 
 from pathlib import Path
 

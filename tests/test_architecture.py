@@ -4,7 +4,7 @@ An import counts wherever it stands: at the top, in a function, or under TYPE_CH
 the same that one module knows the other. `import_module("...")` and the table of lazy names in `cmkd/__init__.py` are
 not imports of this kind: that file is the door of the package, through which nothing inside it may go.
 
-Tests import no tests, programs in their strings included: else a file cannot be changed, or left out, for itself.
+Tests import no tests, programs in their strings included: otherwise no file could be changed, or left out, on its own.
 """
 
 import ast
@@ -106,7 +106,7 @@ def room_of(module: str) -> str:
 
 
 def circles(arrows: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
-    """One for each place from which a walk along the arrows comes back; it starts at its first name in the alphabet."""
+    """The circles among the arrows; each starts at the name that comes first in the alphabet."""
     found: list[list[str]] = []
     done: set[str] = set()
 

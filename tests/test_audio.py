@@ -340,7 +340,7 @@ container_parameters = pytest.mark.parametrize(
 
 @container_parameters
 def test_all_of_what_libsndfile_does_not_read_is_heard(container, codec, rate, longer, alike, options, tmp_path):
-    """As long as what was encoded, to the sample where the format tells; and nothing but that."""
+    """What is read is as long as what was encoded, to the sample where the format says so, and holds nothing else."""
     samples = chirp(4, rate)
     content = encoded(samples, rate, container, codec, **options)
     heard = read_audio(content, rate)

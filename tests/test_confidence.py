@@ -77,7 +77,7 @@ def test_p_is_the_share_of_all_swaps_that_are_as_far_from_0():
 
 
 def test_four_speakers_cannot_say_less_than_an_eighth():
-    """The bootstrap of before said .0002."""
+    """The earlier bootstrap gave .0002."""
     labels = np.random.default_rng(0).uniform(size=(400, 3))
     good, poor = (labels + noise * np.random.default_rng(1).normal(size=labels.shape) for noise in (0.01, 3.0))
     found = cmkd.paired_test(labels, good, poor, ["a", "b", "c", "d"] * 100)
@@ -222,7 +222,7 @@ def test_constants_score_0_and_perfect_answers_have_no_spread():
 
 
 def rates(name, speakers, has_equal_sizes, repeats, permutations):
-    """How often p <= .05 and intervals hold the truth, and the same of the bootstrap of before."""
+    """How often p <= .05 and intervals hold the truth, and the same for the earlier bootstrap."""
     generator, pair = np.random.default_rng([speakers, has_equal_sizes]), PAIRS[name]
     truth = [system.ccc for system in pair]
     found = {"p": [], "difference": [], "ccc": [], "before": []}
@@ -293,7 +293,7 @@ def test_utterances_without_speaker_are_their_own():
 
 
 def test_speakers_may_be_whole_numbers_and_nothing_else():
-    """A speaker 0 is a speaker like any other, not an unknown one."""
+    """A speaker named 0 is a speaker like any other, not an unknown one."""
     labels, (first, second), names = draw(11)
     numbers = np.unique(names, return_inverse=True)[1]
     assert 0 in numbers and (numbers == 0).sum() > 1

@@ -21,7 +21,7 @@ def cost(seconds: float, memory: float, device: str = "cpu", of_device: float | 
 
 
 def test_all_sessions_of_a_stage_are_summed_up(tmp_path):
-    """Interrupted twice, and killed once before it was begun to train."""
+    """Interrupted twice, and killed once before training began."""
     given = Recipe(corpus={"name": "toys"}, output_dir=str(tmp_path))
     for session in (cost(10.0, 1.5), cost(2.5, 3.0, "cuda", 5.5), None):
         begin_stage(tmp_path, "audio", given, "1.0")

@@ -21,7 +21,7 @@ from cmkd.scoring.evaluation import read_predictions, write_predictions
 from cmkd.scoring.scores import score_systems
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes/iemocap"
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def patched(tmp_path_factory):
-    """Folds in this process; a file of stored features for each utterance, since a fold has fewer than a file."""
+    """Runs folds in this process, with one file of stored features per utterance: a fold has too few to fill a file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("folds_cache"))
         patch.setattr(crossval, "run_fold", lambda arguments, log: train_distill.main(arguments))
@@ -59,7 +59,7 @@ def run(place: Path, name: str, *more: str):
 
 @pytest.fixture(scope="module")
 def results(place, patched):
-    """Of the student, after the teacher."""
+    """The results of the student, whose teacher is trained first."""
     for name in (TEACHER, STUDENT):
         found = run(place, name)
     return found
@@ -160,7 +160,7 @@ def test_two_processes_share_the_folds(python, place, results):
 
 
 def make_fold(folder: Path, fold: int, dominance: list[float]) -> None:
-    """A fold's run, as far as it is gathered, in which dominance is rated like this."""
+    """Writes the files of a fold's run that are gathered, with these ratings of dominance."""
     labels = np.array([[0.1, 0.2, 0.0], [0.4, 0.9, 0.0], [0.8, 0.3, 0.0]])
     labels[:, 2] = dominance
     names = [f"{fold}_{row}" for row in range(3)]

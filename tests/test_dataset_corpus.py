@@ -279,7 +279,7 @@ print(json.dumps(answers))
 
 
 @pytest.mark.slow
-def test_a_data_set_of_the_hub(tmp_path):
+def test_a_data_set_of_the_hub(python, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "0"}
     with LocalHub() as hub:
         environment |= hub.environment(tmp_path / "hub")
@@ -306,7 +306,7 @@ def test_a_data_set_of_the_hub(tmp_path):
         )
         for code in (push, FROM_HUB):
             done = subprocess.run(
-                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+                [python.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
             )
             assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])

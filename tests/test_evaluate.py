@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,8 @@ from tones import write_recipe
 import train_distill
 from cmkd.commands import main
 from configuration_cmkd import EMOTION_DIMENSIONS
+
+pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_a_run_of_several_seeds_is_asked_for_one(place, tmp_path):
         main(["evaluate", str(tmp_path / "seeds"), *corpus])
 
 
-def test_a_model_on_the_hub_is_scored_at_the_commit_that_it_is(place, tmp_path):
+def test_a_model_on_the_hub_is_scored_at_the_commit_that_it_is(python, place, tmp_path):
     """In a process that takes a server on this machine for the Hub, and runs no code of the repository."""
     files = {path.name: path.read_bytes() for path in (place / "run/student").iterdir() if path.is_file()}
     files |= {name: b"raise SystemExit('this was run')" for name in files if name.endswith(".py")}
@@ -169,7 +170,7 @@ def test_a_model_on_the_hub_is_scored_at_the_commit_that_it_is(place, tmp_path):
         hub.make("models", "user/student", files, private=False)
         environment = os.environ | hub.environment(tmp_path) | {"PYTHONPATH": str(Path(__file__).parents[1])}
         environment["HF_DATASETS_CACHE"] = str(tmp_path / "datasets")
-        command = [sys.executable, "-m", "cmkd", *words, "--revision", "main", "--output", "evaluation"]
+        command = [python.executable, "-m", "cmkd", *words, "--revision", "main", "--output", "evaluation"]
         options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
         done = subprocess.run(command, timeout=300, **options)
         assert done.returncode == 0, done.stderr

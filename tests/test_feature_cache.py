@@ -1,9 +1,8 @@
-"""`cmkd cache`: what folders of stored features are, what counts, and that nothing goes that a job uses."""
+"""`cmkd cache`: what it lists, what it removes, and that it keeps what a job uses."""
 
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -156,12 +155,12 @@ stored_features.check(stored)
 """
 
 
-def test_nothing_goes_while_a_job_uses_it(tmp_path):
+def test_nothing_goes_while_a_job_uses_it(python, tmp_path):
     """A job that has read none of the files yet."""
     make_rows(tmp_path).save_to_disk(str(tmp_path / "rows"))
     root = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{root.parent}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", HOLDER, str(tmp_path), str(tmp_path / "rows")]
+    command = [python.executable, "-c", HOLDER, str(tmp_path), str(tmp_path / "rows")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     with subprocess.Popen(command, **pipes) as job:
         assert job.stdout.readline() == "ready\n"

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -202,10 +201,10 @@ stored_features.check(stored_features.load(Path(sys.argv[1]), stored_features.Pa
 
 
 @pytest.mark.slow
-def test_several_jobs_may_fill_one_folder_at_once(tmp_path):
+def test_several_jobs_may_fill_one_folder_at_once(python, tmp_path):
     make_rows(tmp_path).save_to_disk(str(tmp_path / "rows"))
     arguments = [str(tmp_path), str(Path(__file__).parent), str(tmp_path / "rows")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    jobs = [subprocess.Popen([sys.executable, "-c", TWO_JOBS, *arguments], env=environment) for _ in range(3)]
-    assert [job.wait(timeout=900) for job in jobs] == [0, 0, 0]  # three imports of torch, on a busy machine
+    jobs = [subprocess.Popen([python.executable, "-c", TWO_JOBS, *arguments], env=environment) for _ in range(3)]
+    assert [job.wait(timeout=900) for job in jobs] == [0, 0, 0]
     assert len(files(tmp_path)) == 5

@@ -627,7 +627,7 @@ def test_nothing_that_is_saved_names_a_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_push_to_hub_of_the_model_alone_names_no_folder(tmp_path):
+def test_push_to_hub_of_the_model_alone_names_no_folder(python, tmp_path):
     place = tmp_path / "my-private-folder"
     AutoModel.from_config(WAVEFORM_CONFIGS["hubert"]).save_pretrained(place / "user/speech")
     CMKDStudentModel.from_pretrained_encoder(str(place / "user/speech")).save_pretrained(place / "student")
@@ -645,7 +645,7 @@ for auto, more in (
     with LocalHub() as hub:
         environment |= hub.environment(tmp_path / "cache")
         result = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240
+            [python.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240
         )
         assert result.returncode == 0, result.stderr
         files = hub.files("models", f"{USER}/further")

@@ -1,10 +1,9 @@
-"""What a run is known by: encoders at a commit, the precision of the launch; and old runs, which did not say."""
+"""What identifies a run: encoders at a commit, the precision of the launch; and old runs, which record neither."""
 
 import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +22,7 @@ from cmkd.runs import preflight
 from cmkd.runs.folder import begin_stage, check_teacher_run, complete_stage, stage_is_complete, write_json
 from cmkd.runs.recipe import Recipe, load_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 CPU = torch.device("cpu")
 
@@ -33,7 +32,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def scaled(folder: Path, factor: float) -> dict[str, bytes]:
-    """The same encoder after more training, so to speak."""
+    """The same encoder, as if it had been trained further."""
     weights = {name: factor * value for name, value in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return tree(folder)
@@ -174,9 +173,17 @@ def test_a_stage_in_fp32_does_not_go_on_in_bf16(tmp_path, monkeypatch, complete)
         stage_is_complete(tmp_path, "audio", settings(tmp_path), "1.0")
 
 
-def test_a_launch_in_bf16_computes_in_bf16_and_says_so(recipe, tmp_path):
+def test_a_launch_in_bf16_computes_in_bf16_and_says_so(python, recipe, tmp_path):
     arguments = ["--output_dir", str(tmp_path), "--stages", "audio", "--num_epochs", "1"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "bf16", "--num_processes", "1"]
+    command = [
+        python.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--mixed_precision",
+        "bf16",
+        "--num_processes",
+        "1",
+    ]
     command += ["--num_machines", "1", "--dynamo_backend", "no", train_distill.__file__, str(recipe), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)

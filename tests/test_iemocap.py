@@ -1,4 +1,4 @@
-"""IEMOCAP from copies in the real layout, with generated sound and one quirk a test."""
+"""IEMOCAP from copies in the real layout, with generated sound and one quirk per test."""
 
 import datasets
 import numpy as np
@@ -65,7 +65,7 @@ class Copy:
         return self.root / f"Session{turn[4]}/sentences/wav/{turn.rpartition('_')[0]}/{turn}.wav"
 
     def sound(self, turn, path=None):
-        """Writes a sound of its own: 0.1 s."""
+        """Writes a sound of 0.1 s that no other file has."""
         path = path or self.sound_path(turn)
         path.parent.mkdir(parents=True, exist_ok=True)
         samples = np.random.default_rng(self.number_of_sounds).uniform(-0.5, 0.5, 1600)

@@ -1,23 +1,21 @@
 """Launches of several processes: interrupted ones end as others do, and FSDP trains what one process trains."""
 
-import functools
 import json
 import re
 import shutil
-from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from launching import ON_CPUS, launcher, two_processes
+from launching import launch, two_processes
 from safetensors.torch import load_file
 from tones import SIZES
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
 from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
-from warm import Warm
 
 import train_distill
 from cmkd.training.trainer import check_sharding
@@ -25,28 +23,19 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 pytestmark = pytest.mark.slow
 
-WORKER = "import launch_worker; launch_worker.main()"
+WORKER = Path(__file__).with_name("launch_worker.py")
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    """By preset and number of processes a launch, whose processes run one program after the other."""
-    with ExitStack() as stack:
+def run(python):
+    """Runs train_distill.py by a preset, on a number of processes, which kill themselves in a step."""
 
-        @functools.cache
-        def launched(preset: str, processes: int) -> Warm:
-            folder, command = tmp_path_factory.mktemp("launch"), launcher(preset, processes)
-            imports = ("train_distill", "launch_worker")
-            return stack.enter_context(
-                Warm(folder, imports, launcher=command, processes=processes, environment=ON_CPUS)
-            )
+    def run(preset: str, processes: int, *arguments: str, killed_at: int = -1) -> str:
+        done = launch(python, preset, processes, WORKER, "run", str(killed_at), *arguments)
+        assert (done.returncode == 0) == (killed_at < 0), done.stderr[-5000:]
+        return done.stdout + done.stderr
 
-        yield launched
-
-
-def run(launch: Warm, *arguments: str) -> None:
-    result = launch.run(WORKER, "run", "-1", *arguments)
-    assert result.returncode == 0, result.stderr[-5000:]
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +54,18 @@ def dropping(recipe) -> str:
     [("several_gpus.yaml", 2, 1), ("several_gpus.yaml", 2, 2), ("one_gpu.yaml", 1, 2), ("fsdp.yaml", 2, 1)],
 )
 def test_a_killed_launch_ends_as_if_nothing_had_happened(
-    launched, recipe, dropping, tmp_path, preset, processes, accumulation
+    run, recipe, dropping, tmp_path, preset, processes, accumulation
 ):
     """Killed in the second of three epochs, in a step; with accumulation between its batches."""
     arguments = [str(recipe), "--stages", "finetune", "--student_speech_encoder", dropping]
     arguments += ["--gradient_accumulation_steps", str(accumulation)]
     arguments += ["--batch_size", str(8 // processes // accumulation), "--cache_dir", str(tmp_path / "cache")]
-    launch = launched(preset, processes)
-    run(launch, *arguments, "--output_dir", str(tmp_path / "whole"))
+    run(preset, processes, *arguments, "--output_dir", str(tmp_path / "whole"))
     interrupted = [*arguments, "--output_dir", str(tmp_path / "killed")]
-    assert launch.run(WORKER, "run", "6", *interrupted).returncode != 0
+    run(preset, processes, *interrupted, killed_at=6)
     checkpoints = [path.name for path in (tmp_path / "killed/finetune").glob("checkpoint-*")]
     assert checkpoints == ["checkpoint-4"]  # of the first epoch
-    result = launch.run(WORKER, "run", "-1", *interrupted)
-    assert result.returncode == 0, result.stderr[-5000:]
-    assert "is not used" not in result.stdout + result.stderr
+    assert "is not used" not in run(preset, processes, *interrupted)
 
     found, expected = (load_file(tmp_path / name / "finetune/model.safetensors") for name in ("killed", "whole"))
     assert found.keys() == expected.keys()
@@ -95,11 +81,11 @@ def test_a_killed_launch_ends_as_if_nothing_had_happened(
     assert found == expected and len(found) == 3
 
 
-def test_fsdp_learns_what_one_process_does(launched, recipe, tmp_path):
+def test_fsdp_learns_what_one_process_does(run, recipe, tmp_path):
     """Teacher and student; what is saved is whole, and loads as any checkpoint does."""
     arguments = [str(recipe), "--stages", "teacher", "cts", "--output_dir"]
     train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
-    run(launched("fsdp.yaml", 2), *arguments, str(tmp_path / "two"), "--batch_size", "4")
+    run("fsdp.yaml", 2, *arguments, str(tmp_path / "two"), "--batch_size", "4")
     for stage in ("teacher", "cts"):
         one, two = (json.loads((tmp_path / name / stage / "training_log.json").read_text()) for name in ("one", "two"))
         for of_one, of_two in zip(one, two, strict=True):
@@ -124,9 +110,9 @@ def test_fsdp_learns_what_one_process_does(launched, recipe, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def families(launched, tmp_path_factory) -> dict:
+def families(python, tmp_path_factory) -> dict:
     output = tmp_path_factory.mktemp("families") / "families.json"
-    result = launched("fsdp.yaml", 2).run(WORKER, "families", str(output))
+    result = launch(python, "fsdp.yaml", 2, WORKER, "families", str(output))
     assert result.returncode == 0, result.stderr[-5000:]
     return json.loads(output.read_text())
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -346,7 +345,7 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def pushed(tmp_path_factory):
+def pushed(python, tmp_path_factory):
     """The answers of a process that pushes to a Hub of its own, the Hub, and the folder of the corpus."""
     folder = tmp_path_factory.mktemp("toys_of_a_user")
     for number in range(9):
@@ -356,7 +355,7 @@ def pushed(tmp_path_factory):
     with LocalHub() as hub:
         environment = {**os.environ, **hub.environment(tmp_path_factory.mktemp("home"))}
         process = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+            [python.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
         )
         assert process.returncode == 0, process.stderr
         yield json.loads(process.stdout.splitlines()[-1]), hub, folder

@@ -64,13 +64,13 @@ def assert_same(output, whole):
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_it_goes_on(seed, model, sounds, whole, tmp_path):
+def test_killed_at_any_moment_it_goes_on(seed, python, model, sounds, whole, tmp_path):
     """Killed by SIGKILL, with its readers, wherever it is, until it comes to the end by itself."""
     generator = random.Random(seed)
     output = tmp_path / "out"
     kills, scored = 0, set()
     while True:
-        process = start(*command(sounds, model, output), "--readers", 1, **SMALL)
+        process = start(python.executable, *command(sounds, model, output), "--readers", 1, **SMALL)
         begun = time.monotonic()
         moment = None
         while process.poll() is None:
@@ -98,11 +98,13 @@ def _shard_of(piece: str) -> str:
     return f"{int(piece.split('-')[0]) // SMALL['plan.SHARD_CHUNKS']:05d}.parquet"
 
 
-def test_processes_share_the_work_and_the_last_long_file(model, sounds, whole, tmp_path):
+def test_processes_share_the_work_and_the_last_long_file(python, model, sounds, whole, tmp_path):
     """Two that are started by hand: both score, also of the one file that lasts longer than all others."""
     output = tmp_path / "out"
     settings = {**SMALL, "plan.CHUNK_SOURCES": 100}
-    processes = [start(*command(sounds, model, output), "--readers", 0, **settings) for _ in range(2)]
+    processes = [
+        start(python.executable, *command(sounds, model, output), "--readers", 0, **settings) for _ in range(2)
+    ]
     printed = [ended(process, 3) for process in processes]
     assert_same(output, whole)
     words = [json.loads(path.read_text()) for path in (output / "journal/progress").iterdir()]
@@ -113,14 +115,14 @@ def test_processes_share_the_work_and_the_last_long_file(model, sounds, whole, t
 
 
 @pytest.mark.slow
-def test_another_process_takes_over_what_a_stopped_one_was_at(model, sounds, whole, tmp_path):
+def test_another_process_takes_over_what_a_stopped_one_was_at(python, model, sounds, whole, tmp_path):
     output = tmp_path / "out"
-    first = start(*command(sounds, model, output), "--readers", 0, **SMALL)
+    first = start(sys.executable, *command(sounds, model, output), "--readers", 0, **SMALL)
     while not list((output / "journal/pieces").glob("*/*.parquet")):
         assert first.poll() is None
         time.sleep(0.02)
     first.send_signal(signal.SIGSTOP)  # it holds what it has claimed, and does nothing
-    second = start(*command(sounds, model, output), "--readers", 0, **SMALL)
+    second = start(python.executable, *command(sounds, model, output), "--readers", 0, **SMALL)
     time.sleep(5)
     assert second.poll() is None
     first.kill()
@@ -130,8 +132,8 @@ def test_another_process_takes_over_what_a_stopped_one_was_at(model, sounds, who
 
 
 @pytest.mark.slow
-def test_a_launch_shares_the_work(model, sounds, whole, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def test_a_launch_shares_the_work(python, model, sounds, whole, tmp_path):
+    launch = [python.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     worker = [ROOT / "tests/predict_worker.py", *(f"{name}={value}" for name, value in SMALL.items()), "--"]
     arguments = [*launch, *worker, *command(sounds, model, tmp_path / "out"), "--readers", 0]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -183,7 +185,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_readers_too(model, sounds, tmp_path):
-    process = start(*command(sounds, model, tmp_path / "out"), "--readers", 1, **SMALL)
+    process = start(sys.executable, *command(sounds, model, tmp_path / "out"), "--readers", 1, **SMALL)
     while not list((tmp_path / "out/journal/pieces").glob("*/*.parquet")):
         assert process.poll() is None
         time.sleep(0.02)

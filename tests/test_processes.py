@@ -1,4 +1,4 @@
-"""A process that dies or stands still is named within the limit, and one that works for long is waited for."""
+"""A process that dies or stands still is named within the limit, and one that works for a long time is waited for."""
 
 import re
 import time

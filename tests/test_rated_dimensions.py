@@ -22,7 +22,7 @@ from cmkd.scoring.evaluation import evaluate_predictions
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 
 def nothing_but_numbers(constant):

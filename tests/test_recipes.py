@@ -15,7 +15,7 @@ from benchmarks.stand_ins import ENCODERS, write_encoder, write_iemocap, write_m
 from cmkd.runs.recipe import load_recipe
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FOLDERS = ("msp_podcast", "iemocap", "spoken_emobank")

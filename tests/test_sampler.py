@@ -61,7 +61,7 @@ def test_steps_are_not_ordered_by_length():
 
 @pytest.mark.parametrize("correlation", [0.0, 0.2])
 def test_a_step_has_the_labels_of_the_corpus(correlation):
-    """Within steps lies all but the share of the variance that chance (1 / 32) and length (r^2) explain."""
+    """The variance within steps is all but the share that chance (1 / 32) and length (r^2) explain."""
     durations = podcast_durations(6400)
     noise = np.random.default_rng(2).normal(size=6400)
     standardised = (durations - durations.mean()) / durations.std()

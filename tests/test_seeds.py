@@ -21,7 +21,7 @@ from cmkd.scoring.confidence import ccc_interval, paired_test
 from cmkd.scoring.evaluation import read_predictions
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 SEEDS = (3, 5)
 

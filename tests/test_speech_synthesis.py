@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -60,13 +59,13 @@ def test_same_samples_whatever_was_spoken_before(voice):
         assert digest(speak(SENTENCE, voice)) == before
 
 
-def test_same_samples_in_another_process():
+def test_same_samples_in_another_process(python):
     program = (
         "import hashlib; from cmkd.corpora.speech_synthesis import VOICES, speak;"
         f"print(*(hashlib.sha256(speak({SENTENCE!r}, voice).tobytes()).hexdigest() for voice in VOICES[8:12]))"
     )
     other_process = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
+        [python.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
     )
     assert other_process.stdout.split() == [digest(speak(SENTENCE, voice)) for voice in VOICES[8:12]]
 

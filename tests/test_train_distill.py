@@ -30,7 +30,7 @@ import train_distill
 from cmkd.hub.staging import stage_run
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 
 @pytest.fixture(scope="module")
@@ -412,12 +412,13 @@ def test_the_recipe_may_name_the_student(run, recipe, tmp_path):
         assert kept.read_bytes() == named.read_bytes()
 
 
-def test_two_processes_learn_what_one_does(recipe, tmp_path):
+def test_two_processes_learn_what_one_does(python, recipe, tmp_path):
     """The same loss and predictions to rounding, whatever the launch; every utterance is predicted once, in order."""
     arguments = [str(recipe), "--stages", "teacher", "cts", "--output_dir"]
     train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
     share = ["--batch_size", "2", "--gradient_accumulation_steps", "2"]
-    done = launch("several_gpus.yaml", 2, Path(train_distill.__file__), *arguments, str(tmp_path / "two"), *share)
+    share = [*arguments, str(tmp_path / "two"), *share]
+    done = launch(python, "several_gpus.yaml", 2, Path(train_distill.__file__), *share)
     assert done.returncode == 0, done.stderr
     costs = [json.loads((tmp_path / run / "results.json").read_text())["cost"] for run in ("one", "two")]
     assert [cost["processes"] for cost in costs] == [1, 2]

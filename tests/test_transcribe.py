@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -295,7 +294,7 @@ def test_a_model_that_cannot_recognise_speech_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_of_the_hub_is_known_by_its_commit(models, tmp_path):
+def test_a_model_of_the_hub_is_known_by_its_commit(python, models, tmp_path):
     commit, cache = "0123456789abcdef0123456789abcdef01234567", tmp_path / "models--tiny--layer"
     shutil.copytree(models / "tiny/layer", cache / "snapshots" / commit)
     (cache / "refs").mkdir()
@@ -303,7 +302,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(models, tmp_path):
     program = "from cmkd.transcription.recognizers import load_recognizer as load; print(load('tiny/layer').revision)"
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [python.executable, "-c", program],
         capture_output=True,
         text=True,
         env=environment,

@@ -8,7 +8,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from launching import output_of, start_processes
-from warm import Warm
 from whole_step_worker import NUMBER, Dropping, columns
 
 from cmkd.losses import ccc_loss
@@ -19,18 +18,12 @@ pytestmark = pytest.mark.slow
 CASES = ["float64-1-step", "float64-2-step", "float64-4-step", "float32-2-step", "float64-2-batch", "sharded"]
 
 
-@pytest.fixture(scope="module")
-def trainers(tmp_path_factory):
-    with Warm(tmp_path_factory.mktemp("trainers"), ["whole_step_worker"]) as warm:
-        yield warm
-
-
 @pytest.fixture(scope="module", params=[1, 2, 4])
-def runs(request, trainers, tmp_path_factory):
+def runs(request, python, tmp_path_factory):
     """The folder of what all cases gave on 1, 2 and 4 processes, and the number of processes."""
     folder = tmp_path_factory.mktemp(f"on_{request.param}")
     code = "import sys, whole_step_worker; whole_step_worker.run(*sys.argv[1:])"
-    output_of(start_processes(trainers, request.param, code, str(folder), *CASES))
+    output_of(start_processes(python, request.param, code, str(folder), *CASES))
     return folder, request.param
 
 

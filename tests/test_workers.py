@@ -1,4 +1,4 @@
-"""What processes that read ahead are given reaches them however they are started.
+"""Processes that read ahead get all that they need, however they are started.
 
 Linux forked them until Python 3.13, so that they had everything; since 3.14 a server starts them, as a Mac and Windows
 start each anew, and they have what can be pickled.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertTokenizer, HubertConfig, Wav2Vec2FeatureExtractor
+from small_models import TINY, tiny_text
+from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 
 from cmkd.scoring.evaluation import Predictions
 from cmkd.scoring.scores import score_systems
@@ -21,7 +22,7 @@ SECRET = "anna_said_so"  # stands in everything that must not be pushed
 
 
 def make_scores(systems=("teacher", "finetune", "ts", "cts"), speakers=9) -> dict:
-    """Of drawn predictions, that get better from system to system."""
+    """Scores of drawn predictions, which get better from system to system."""
     generator = np.random.default_rng(0)
     answers: dict[str, dict[str, Predictions]] = {}
     for split in ("train", "validation", "test"):
@@ -85,20 +86,11 @@ def make_results(folder: Path, terms: str = TERMS, **arguments) -> dict:
 
 def make_networks(run: Path) -> None:
     torch.manual_seed(0)
-    speech = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embedding_groups=4,
-    )
+    speech = HubertConfig(**TINY)
     speech.name_or_path = "tones/speech"
-    text = BertConfig(vocab_size=7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    text, tokenizer = tiny_text(run, "what", "said")
     text.name_or_path = "tones/text"
     scale = {"label_scale": (1, 7), "gru_hidden_size": 8, "embedding_size": 8}
-    (run / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "said"]))
-    tokenizer = BertTokenizer(vocab=str(run / "vocab.txt"))
     models_by_folder = {
         "student": CMKDStudentModel(CMKDStudentConfig(speech_config=speech, num_trainable_layers=1, **scale)),
         "teacher": CMKDTeacherModel(CMKDTeacherConfig(speech_config=speech, text_config=text, **scale)),

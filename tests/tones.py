@@ -7,7 +7,8 @@ import numpy as np
 import soundfile
 import torch
 import yaml
-from transformers import BertConfig, BertModel, BertTokenizer, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from small_models import TINY, tiny_text
+from transformers import BertModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 SIZES = {"train": 25, "validation": 9, "test": 8}
 STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")
@@ -17,12 +18,7 @@ STAGES = ("audio", "text", "teacher", "finetune", "ts", "cts")
 def make_encoders(folder: Path) -> None:
     torch.manual_seed(0)
     speech = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embedding_groups=4,
+        **TINY,
         initializer_range=0.3,
         hidden_dropout=0.0,  # so that runs on one and several processes can be compared
         attention_dropout=0.0,
@@ -30,10 +26,8 @@ def make_encoders(folder: Path) -> None:
     )
     HubertModel(speech).save_pretrained(folder / "tones/speech")
     Wav2Vec2FeatureExtractor().save_pretrained(folder / "tones/speech")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "low", "high", "short", "long"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder / "text")
-    text = BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    text, tokenizer = tiny_text(folder, "low", "high", "short", "long")
+    tokenizer.save_pretrained(folder / "text")
     BertModel(text).save_pretrained(folder / "text")
 
 

@@ -1,45 +1,26 @@
-"""Processes that start at once, since they are forks of one that has imported much.
+"""A Python that starts at once: each of its processes is a fork of one that has imported the libraries.
 
-A process that imports torch, transformers and datasets has worked for five seconds before it does anything; a run of
-the tests' size takes one. So a test that needs a process of its own takes one from here: it is a fork, with its own
-environment, arguments, folder, output and exit code. Where what is tested is how a process starts and how it ends,
-`python train_distill.py` itself say, a test uses `subprocess`.
+A process that imports torch, transformers and datasets has worked for seven seconds before it does anything; a run of
+the tests' size takes one. `Warm.executable` is a program that takes what `python` takes: a script, `-m MODULE` or
+`-c CODE`. It asks a server (warm_worker.py) for a fork with its own arguments, environment, folder, input and output,
+passes signals on to it, and ends as the fork does; if it is killed, so is the fork. What the fork starts with
+`sys.executable` is such a program too: the processes of `accelerate launch`, or the folds of a cross-validation.
+
+Where what is tested is how an interpreter starts, or what it imports, a test uses `subprocess` and `sys.executable`.
 """
 
-import json
+import fcntl
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).with_name("warm_worker.py")
-LIBRARIES = (
-    "av",
-    "jinja2",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "numpy",
-    "pandas",
-    "pyarrow.dataset",
-    "pyarrow.parquet",
-    "pydantic",
-    "scipy.optimize",
-    "scipy.signal",
-    "soundfile",
-    "soxr",
-    "sympy",
-    "torch",
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor",
-    "torch.utils.data",
-    "tyro",
-)
-"""What reads no variables of the Hub when it is imported: these forks may have those of any Hub."""
 
 
 def module(name: str) -> str:
@@ -54,60 +35,63 @@ def free_port() -> int:
 
 
 class Program:
-    """One that runs, on each process of a launch."""
+    """A program that runs, and what it has said so far."""
 
-    def __init__(self, outputs: Sequence[Path], over: Path):
-        self.outputs, self.over = outputs, over
+    def __init__(self, process: subprocess.Popen, output: Path):
+        self.process, self.output = process, output
 
     def wait(self, timeout: float) -> int:
-        """Until it has ended: its exit code; of several processes the one that stands for the most trouble.
+        """Until it has ended: its exit code.
 
         Raises:
             subprocess.TimeoutExpired: it has not; it is killed.
         """
-        end = time.monotonic() + timeout
-        while not all(output.with_name(f"{output.name}.code").exists() for output in self.outputs):
-            if time.monotonic() > end:
-                self.kill()
-                raise subprocess.TimeoutExpired(self.read("out"), timeout, self.read("err"))
-            time.sleep(0.02)
-        codes = [int(output.with_name(f"{output.name}.code").read_text()) for output in self.outputs]
-        return max(codes, key=abs)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise subprocess.TimeoutExpired(self.read("out"), timeout, self.read("err")) from None
 
     def kill(self) -> None:
-        self.over.touch()
+        self.process.kill()
 
     def read(self, stream: str) -> str:
         """What it has said on "out" or "err" so far."""
-        files = [output.with_name(f"{output.name}.{stream}") for output in self.outputs]
-        return "".join(file.read_text() for file in files if file.exists())
+        return self.output.with_name(f"{self.output.name}.{stream}").read_text()
 
 
 class Warm:
-    """Starts programs in forks of a process, or of the processes of a launch.
+    """Starts programs in forks of a server, which all processes of a test session share.
 
     Args:
-        folder: an empty one, for programs and their output.
-        imports: the modules that the process imports first.
-        launcher: the command in front of the script and its arguments.
-        processes: that the launcher starts.
-        environment: variables that come on top.
+        folder: an empty one, for what programs say.
+        session: a folder of the whole session; the first that comes starts the server.
+        owner: the process that the server ends with.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        imports: Sequence[str] = LIBRARIES,
-        *,
-        launcher: Sequence[str] = (sys.executable,),
-        processes: int = 1,
-        environment: Mapping[str, str] | None = None,
-    ):
-        self.folder, self.processes, self.number = folder, processes, 0
-        variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | dict(environment or {})
-        command = [*launcher, str(WORKER), str(folder), str(os.getpid()), *imports]
-        self.said = (folder / "said").open("w")
-        self.process = subprocess.Popen(command, env=variables, stdout=self.said, stderr=self.said)
+    def __init__(self, folder: Path, session: Path, owner: int):
+        self.folder, self.number = folder, 0
+        with (session / "warm").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            place = file.read() or self._serve(owner)
+            file.truncate(0)
+            file.write(place)
+        self.executable = f"{place}/python"
+
+    @staticmethod
+    def _serve(owner: int) -> str:
+        """Starts the server, in a folder whose name is short, as those of sockets have to be; it removes the folder."""
+        place = tempfile.mkdtemp(prefix="warm_")
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with Path(place, "said").open("w") as said:
+            command = [sys.executable, str(WORKER), place, str(owner)]
+            subprocess.Popen(
+                command, env=variables, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            )
+        while not Path(place, "python").exists():
+            time.sleep(0.02)
+        return place
 
     def start(
         self, code: str, *arguments: str, environment: Mapping[str, str | None] | None = None, cwd: Path = ROOT
@@ -120,37 +104,18 @@ class Warm:
             environment: variables that come on top; those that are None are not there.
             cwd: the current folder.
         """
-        assert self.process.poll() is None, (self.folder / "said").read_text()
-        number, self.number = self.number, self.number + 1
-        program = {"code": code, "arguments": arguments, "environment": dict(environment or {}), "cwd": str(cwd)}
-        self._hand_over(number, program | {"port": free_port()})
-        outputs = [self.folder / f"{number}.{rank}" for rank in range(self.processes)]
-        return Program(outputs, self.folder / f"{number}.over")
+        output, self.number = self.folder / str(self.number), self.number + 1
+        changed = os.environ | dict(environment or {})
+        variables = {name: value for name, value in changed.items() if value is not None}
+        with Path(f"{output}.out").open("w") as out, Path(f"{output}.err").open("w") as err:
+            command = [self.executable, "-c", code, *arguments]
+            process = subprocess.Popen(
+                command, env=variables, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
+        return Program(process, output)
 
     def run(self, code: str, *arguments: str, timeout: float = 300, **options) -> subprocess.CompletedProcess:
         """As `subprocess.run(…, capture_output=True, text=True)`; see `start`."""
         program = self.start(code, *arguments, **options)
         returncode = program.wait(timeout)
         return subprocess.CompletedProcess(arguments, returncode, program.read("out"), program.read("err"))
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            for number in range(self.number):
-                (self.folder / f"{number}.over").touch()
-            self._hand_over(self.number, None)
-            try:
-                self.process.wait(timeout=60)
-            finally:
-                self.process.kill()
-        self.said.close()
-
-    def __enter__(self) -> "Warm":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def _hand_over(self, number: int, program: dict | None) -> None:
-        part = self.folder / f"{number}.part"
-        part.write_text(json.dumps(program))
-        part.rename(self.folder / f"{number}.json")

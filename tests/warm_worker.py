@@ -1,55 +1,131 @@
-"""Run by warm.py, alone or by a launcher: runs programs, each in a fork of this process, which has imported much.
+"""Run by warm.py: a server that forks, and `client`, which is all that the program `FOLDER/python` does.
 
-    warm_worker.py FOLDER PID MODULE...
+    warm_worker.py FOLDER PID
 
-A program is FOLDER/NUMBER.json: {"code": ..., "arguments": [...], "environment": {...}, "cwd": ..., "port": ...}. What
-becomes of it is in FOLDER/NUMBER.RANK.out, .err and, at its end, .code. It is killed once FOLDER/NUMBER.over exists. A
-program of `null` ends this process, and so does the end of the process PID.
+There are two servers, since libraries of the Hub read its variables when they are imported. One has imported only what
+reads none of them, and so serves programs with the variables of any Hub. The other, which begins as a fork of it, has
+imported all, with the variables that this process was started with, and serves the programs that have the same. Both
+end with the process PID, and kill what they have started.
 """
 
-import atexit
-import gc
+import contextlib
 import importlib
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
-import threading
-import time
-import traceback
 from pathlib import Path
-from typing import NoReturn
 
-RANK = os.environ.get("RANK", "0")
-LAUNCHED = "RANK" in os.environ
+LIBRARIES = (
+    "av",
+    "jinja2",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "multiprocess.spawn",
+    "multiprocessing.spawn",
+    "numpy",
+    "pandas",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "pydantic",
+    "scipy.optimize",
+    "scipy.signal",
+    "soundfile",
+    "soxr",
+    "sympy",
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.utils.data",
+    "tyro",
+)
+"""What reads no variables of the Hub when it is imported."""
+ALL = ("train_distill", "accelerate.commands.launch", "cmkd.predict.prediction", "cmkd.runs.crossval")
+CLIENT = """#!/bin/sh
+exec {python} -S -E -c 'import sys; sys.path.append(sys.argv.pop(1)); import warm_worker; warm_worker.client()' \\
+  {tests} {folder} "$@"
+"""
 
 
-def become(program: dict, output: Path) -> NoReturn:
-    """Runs a program as `python -c` does, in this process.
+def of_hub(variables: dict[str, str]) -> dict[str, str]:
+    """Of the variables those that libraries read when they are imported."""
+    return {
+        name: value for name, value in variables.items() if name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))
+    }
+
+
+def client() -> None:
+    """Has a server fork, and ends as the fork ends. `sys.argv`: -c, FOLDER, and what `python` takes."""
+    folder, arguments = Path(sys.argv[1]), sys.argv[2:]
+    variables = dict(os.environ)
+    name = "all" if of_hub(variables) == json.loads((folder / "hub.json").read_text()) else "some"
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(folder / name))
+    request = json.dumps({"arguments": arguments, "environment": variables, "cwd": str(Path.cwd())}).encode()
+    socket.send_fds(connection, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    connection.sendall(request)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
+    status = connection.recv(100)
+    code = int(status) if status else 1
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def run(arguments: list[str]) -> None:
+    """What `python ARGUMENT...` does."""
+    import runpy
+
+    while arguments[0] == "-u":
+        arguments.pop(0)
+        sys.stdout.reconfigure(write_through=True)
+    if arguments[0] == "-c":
+        code, sys.argv, sys.path[0] = arguments[1], ["-c", *arguments[2:]], ""
+        main = type(sys)("__main__")
+        sys.modules["__main__"] = main
+        exec(compile(code, "<string>", "exec"), main.__dict__)
+    elif arguments[0] == "-m":
+        sys.argv, sys.path[0] = arguments[1:], str(Path.cwd())
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = list(arguments), str(Path(arguments[0]).resolve().parent)
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def become(request: dict, streams: list[int], executable: str) -> None:
+    """Runs a program in this process, and ends it.
 
     At the end it waits for threads and calls what is to be called at exit, as Python does. What follows there, taking
     every module apart, would copy all of the memory that this fork shares, and is left out.
     """
-    for descriptor, ending in ((1, "out"), (2, "err")):
-        file = os.open(f"{output}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, descriptor)
-        os.close(file)
-    for name, value in program["environment"].items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    if LAUNCHED:  # the launcher's store is for one program; each makes its own
-        os.environ |= {"MASTER_PORT": str(program["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    os.chdir(program["cwd"])
-    sys.argv = ["-c", *program["arguments"]]
+    import atexit
+    import threading
+    import traceback
+
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.executable = executable
     code = 0
     try:
-        exec(compile(program["code"], "<program>", "exec"), {"__name__": "__main__"})
+        run(request["arguments"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code and not isinstance(end.code, int):
             print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 130
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -57,44 +133,82 @@ def become(program: dict, output: Path) -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code % 256)
 
 
-def main(folder: Path, starter: int) -> None:
-    children: dict[int, Path] = {}  # the outputs of programs that run, by process
-    number, more = 0, True
-    while more or children:
-        file = folder / f"{number}.json"
-        if more and file.exists():
-            program = json.loads(file.read_text())
-            more = program is not None
-            if more:
-                output = folder / f"{number}.{RANK}"
-                number += 1
+def serve(listener: socket.socket, owner: int, executable: str, more: int | None = None) -> None:
+    """Forks until the process `owner` has ended; `more` is another process to end then."""
+    import gc
+    import select
+
+    gc.collect()
+    gc.freeze()  # nothing of it is ever collected, so that the forks share it
+    children: dict[socket.socket, int] = {}
+    while True:
+        for ready in select.select([listener, *children], [], [], 0.02)[0]:
+            if ready is listener:
+                connection, _ = listener.accept()
+                size, streams, _, _ = socket.recv_fds(connection, 8, 3)
+                with connection.makefile("rb") as file:
+                    request = json.loads(file.read(int.from_bytes(size, "big")))
                 child = os.fork()
                 if child == 0:
-                    become(program, output)
-                children[child] = output
-        for child, output in list(children.items()):
-            if Path(str(output).removesuffix(f".{RANK}") + ".over").exists():
-                os.kill(child, signal.SIGKILL)
+                    for other in (listener, connection, *children):
+                        other.close()
+                    become(request, streams, executable)
+                for stream in streams:
+                    os.close(stream)
+                children[connection] = child
+            elif ready in children:
+                try:
+                    numbers = ready.recv(10)
+                except ConnectionResetError:
+                    numbers = b""
+                for number in numbers or [signal.SIGKILL]:  # none: who asked has ended
+                    os.kill(children[ready], number)
+                if not numbers:
+                    os.waitpid(children.pop(ready), 0)
+                    ready.close()
+        for connection, child in list(children.items()):
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
-                del children[child]
-                part = Path(f"{output}.part")
-                part.write_text(str(os.waitstatus_to_exitcode(status)))
-                part.rename(f"{output}.code")
+                del children[connection]
+                with contextlib.suppress(BrokenPipeError):  # who asked was killed in this moment
+                    connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+                connection.close()
         try:
-            os.kill(starter, 0)
+            os.kill(owner, 0)
         except ProcessLookupError:
-            for child in children:
+            for child in children.values():
                 os.kill(child, signal.SIGKILL)
             return
-        time.sleep(0.02)
+
+
+def main(folder: Path, owner: int) -> None:
+    sys.path.insert(1, str(Path(__file__).parent))  # the first is each program's own
+    (folder / "hub.json").write_text(json.dumps(of_hub(dict(os.environ))))
+    listeners = {}
+    for name in ("some", "all"):  # whoever connects from now on waits for the imports
+        listeners[name] = socket.socket(socket.AF_UNIX)
+        listeners[name].bind(str(folder / name))
+        listeners[name].listen(100)
+    executable = folder / "python"
+    part = folder / "python.part"
+    part.write_text(CLIENT.format(python=sys.executable, tests=Path(__file__).parent, folder=folder))
+    part.chmod(0o755)
+    part.rename(executable)
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    if os.fork() == 0:
+        listeners.pop("some").close()
+        for name in ALL:
+            importlib.import_module(name)
+        serve(listeners["all"], owner, str(executable))
+    else:
+        listeners.pop("all").close()
+        serve(listeners["some"], owner, str(executable))
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    for name in sys.argv[3:]:
-        importlib.import_module(name)
-    gc.freeze()  # nothing of it is ever collected, so that the forks share it
     main(Path(sys.argv[1]), int(sys.argv[2]))

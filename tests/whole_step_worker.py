@@ -1,6 +1,6 @@
 """Run by test_whole_step.py in 1, 2 and 4 processes: the first step of several trainers; each saves what it saw.
 
-A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, and the name of its folder. The case "sharded" is a step of one batch a
+A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, and the name of its folder. The case "sharded" is a step of one batch per
 device in fp64 with FSDP in the place of DistributedDataParallel, which accelerate does not offer on a CPU.
 """
 
