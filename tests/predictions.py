@@ -56,7 +56,7 @@ def rows(output: Path, table: str = "scores") -> list[dict]:
 
 
 def start(python: str, *arguments, **settings) -> subprocess.Popen:
-    """`predict_worker.py` in a process of its own; settings are of modules, as in `**{"pieces.PIECE_SECONDS": 20.0}`."""
+    """`predict_worker.py` in its own process; settings are of modules, as in `**{"pieces.PIECE_SECONDS": 20.0}`."""
     command = [python, str(ROOT / "tests/predict_worker.py")]
     command += [f"{name}={value}" for name, value in settings.items()]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
