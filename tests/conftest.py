@@ -59,15 +59,19 @@ def quick_figures():
 
 
 LONGEST = (
+    "recipes",
+    "publish",
     "launches",
     "train_distill",
+    "signals",
     "pipeline",
     "crossval",
-    "signals",
-    "recipes",
     "seeds",
-    "predict_processes",
     "finetuning",
+    "interruption",
+    "predict_processes",
+    "predict_ray",
+    "audio",
 )
 """The files of tests that take the longest, these first."""
 

@@ -72,19 +72,19 @@ def test_killed_at_any_moment_it_goes_on(seed, python, model, sounds, whole, tmp
     while True:
         process = start(python.executable, *command(sounds, model, output), "--readers", 1, **SMALL)
         begun = time.monotonic()
-        moment = None
+        pieces, delay, written = generator.randrange(5), generator.uniform(0, 0.05), set()
         while process.poll() is None:
-            if moment is None and (output / "journal/plan.sqlite").exists():
-                moment = time.monotonic() + generator.uniform(0, 2.5)  # not while it imports
-            if kills < 4 and moment is not None and time.monotonic() > moment:
+            planned = (output / "journal/plan.sqlite").exists()
+            written |= names(output, "journal/pieces/*") - scored
+            if kills < 4 and planned and len(written) >= pieces:  # not while it imports
+                time.sleep(delay)
                 process.kill()
                 kills += 1
                 break
             assert time.monotonic() - begun < 300
             time.sleep(0.01)
         text, _ = process.communicate(timeout=60)
-        now = {path.name for path in (output / "journal/pieces").glob("*/*.parquet")}
-        complete = {path.name for path in (output / "scores").glob("*.parquet")}
+        now, complete = names(output, "journal/pieces/*"), names(output, "scores")
         assert scored <= now | {name for name in scored if _shard_of(name) in complete}  # what was there stays
         scored |= now
         if process.returncode != -signal.SIGKILL:
@@ -92,6 +92,10 @@ def test_killed_at_any_moment_it_goes_on(seed, python, model, sounds, whole, tmp
     assert process.returncode == 3, text
     assert kills == 4
     assert_same(output, whole)
+
+
+def names(output: Path, folder: str) -> set[str]:
+    return {path.name for path in output.glob(f"{folder}/*.parquet")}
 
 
 def _shard_of(piece: str) -> str:
