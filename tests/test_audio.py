@@ -200,6 +200,7 @@ def test_joined_mp3_sounds_like_its_parts_and_starts_none_late():
     assert heard[: 2 * 16000 - 600] == pytest.approx(read_audio(mp3(first))[:-600], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 32000, 44100, 48000])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_both_decoders_agree_on_mp3_to_the_sample(rate, channels):
@@ -491,6 +492,7 @@ def test_a_playlist_opens_no_other_file(tmp_path):
 # Stretches and channels.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

@@ -249,7 +249,8 @@ def test_python_runs_the_package():
     assert done.returncode == 2 and "cmkd prepare --help" in done.stderr
 
 
-def test_train_is_train_distill(tmp_path):
+@pytest.mark.slow
+def test_train_is_train_distill(python, tmp_path):
     """What it does is tested in test_train_distill.py; here that it is that file, and how it ends."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("corpus: {name: manifest, label_scale: [1, 7], data_dir: nowhere}\nnum_epochs: 1\n")
@@ -257,7 +258,7 @@ def test_train_is_train_distill(tmp_path):
     arguments = [word for model in models for word in (model, "./nothing")]
     said = {}
     for command in (["-m", "cmkd", "train"], [str(Path(__file__).parents[1] / "train_distill.py")]):
-        words = [sys.executable, *command, str(recipe), *arguments]
+        words = [python.executable, *command, str(recipe), *arguments]
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=300)
         assert done.returncode == 1 and not done.stdout
         prefix, _, said[len(command)] = done.stderr.partition(": ")

@@ -238,6 +238,7 @@ def rates(name, speakers, has_equal_sizes, repeats, permutations):
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speakers", [4, 6, 10, 20, 60])
 @pytest.mark.parametrize("has_equal_sizes", [True, False])
 def test_level_and_coverage_hold_by_simulation(monkeypatch, speakers, has_equal_sizes):

@@ -194,6 +194,7 @@ def test_it_trains_wholly_or_not_at_all(kind, layers):
     assert model.speech_summarizer.gru.weight_ih_l0.grad.any()
 
 
+@pytest.mark.slow
 def test_an_encoder_loads_elsewhere_without_this_package(folder, tmp_path):
     wave = noise(3000)
     np.save(tmp_path / "wave.npy", wave)

@@ -35,6 +35,7 @@ def evaluate(place: Path, model: str, *more) -> dict:
     return json.loads((place / "evaluation/evaluation.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "stage", "more"),
     [
@@ -161,6 +162,7 @@ def test_a_run_of_several_seeds_is_asked_for_one(place, tmp_path):
         main(["evaluate", str(tmp_path / "seeds"), *corpus])
 
 
+@pytest.mark.slow
 def test_a_model_on_the_hub_is_scored_at_the_commit_that_it_is(python, place, tmp_path):
     """In a process that takes a server on this machine for the Hub, and runs no code of the repository."""
     files = {path.name: path.read_bytes() for path in (place / "run/student").iterdir() if path.is_file()}

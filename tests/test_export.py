@@ -84,6 +84,7 @@ def padded(waves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return batch, lengths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL_CONFIGS)
 def test_ten_lengths_alone_and_in_padded_batches_score_as_in_torch(name, exported):
     model, folder = exported(name)
@@ -335,6 +336,7 @@ def test_a_weight_beyond_fp16_is_refused(exported):
         with_half_weights(model)
 
 
+@pytest.mark.slow
 def test_a_weighted_layer_sum_and_a_teacher_that_hears_are_exported(tmp_path):
     summed = student(ALL_CONFIGS["hubert-stable"], use_weighted_layer_sum=True)
     teacher = CMKDTeacherModel(CMKDTeacherConfig(speech_config=ALL_CONFIGS["wav2vec2"])).eval()
@@ -367,6 +369,7 @@ def test_what_is_no_student_is_not_exported(tmp_path, capsys):
     assert not (tmp_path / "onnx").exists() or not list((tmp_path / "onnx").iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote(tmp_path, capsys):
     save(student(ALL_CONFIGS["hubert"]), "hubert", tmp_path / "student")
     main(["export", str(tmp_path / "student"), str(tmp_path / "onnx"), "--fp16"])

@@ -9,6 +9,7 @@ end with the process PID, and kill what they have started.
 """
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -57,15 +58,26 @@ def of_hub(variables: dict[str, str]) -> dict[str, str]:
     }
 
 
+def inherited() -> list[int]:
+    """The descriptors that this process was started with: input, output, and what its parent has passed on."""
+    found = []
+    for number in sorted(int(path.name) for path in Path("/dev/fd").iterdir()):
+        with contextlib.suppress(OSError):  # one of them was that of the folder itself
+            if os.get_inheritable(number):
+                found.append(number)
+    return found
+
+
 def client() -> None:
     """Has a server fork, and ends as the fork ends. `sys.argv`: -c, FOLDER, and what `python` takes."""
     folder, arguments = Path(sys.argv[1]), sys.argv[2:]
-    variables = dict(os.environ)
+    variables, files = dict(os.environ), inherited()
     name = "all" if of_hub(variables) == json.loads((folder / "hub.json").read_text()) else "some"
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(folder / name))
-    request = json.dumps({"arguments": arguments, "environment": variables, "cwd": str(Path.cwd())}).encode()
-    socket.send_fds(connection, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    request = json.dumps({"arguments": arguments, "environment": variables, "cwd": str(Path.cwd()), "files": files})
+    request = request.encode()
+    socket.send_fds(connection, [len(request).to_bytes(8, "big")], files)
     connection.sendall(request)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
@@ -97,7 +109,7 @@ def run(arguments: list[str]) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
-def become(request: dict, streams: list[int], executable: str) -> None:
+def become(request: dict, files: list[int], executable: str) -> None:
     """Runs a program in this process, and ends it.
 
     At the end it waits for threads and calls what is to be called at exit, as Python does. What follows there, taking
@@ -107,9 +119,13 @@ def become(request: dict, streams: list[int], executable: str) -> None:
     import threading
     import traceback
 
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    above = max(request["files"]) + 1
+    moved = [fcntl.fcntl(file, fcntl.F_DUPFD, above) for file in files]
+    for file in files:
+        os.close(file)
+    for file, number in zip(moved, request["files"], strict=True):
+        os.dup2(file, number)
+        os.close(file)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -148,16 +164,16 @@ def serve(listener: socket.socket, owner: int, executable: str, more: int | None
         for ready in select.select([listener, *children], [], [], 0.02)[0]:
             if ready is listener:
                 connection, _ = listener.accept()
-                size, streams, _, _ = socket.recv_fds(connection, 8, 3)
+                size, files, _, _ = socket.recv_fds(connection, 8, 64)
                 with connection.makefile("rb") as file:
                     request = json.loads(file.read(int.from_bytes(size, "big")))
                 child = os.fork()
                 if child == 0:
                     for other in (listener, connection, *children):
                         other.close()
-                    become(request, streams, executable)
-                for stream in streams:
-                    os.close(stream)
+                    become(request, files, executable)
+                for file in files:
+                    os.close(file)
                 children[connection] = child
             elif ready in children:
                 try:
