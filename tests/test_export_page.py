@@ -22,6 +22,8 @@ from cmkd.export.folder import export_folder  # noqa: E402
 from cmkd.export.page import PACKAGE  # noqa: E402
 from modeling_cmkd import CMKDStudentModel  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 RATE = 16000
 ENCODER = Path(__file__).parents[1] / "demo_models/speech"
 SCORED = re.compile(r"scored in [0-9.]+ s")

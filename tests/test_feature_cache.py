@@ -155,6 +155,7 @@ stored_features.check(stored)
 """
 
 
+@pytest.mark.slow
 def test_nothing_goes_while_a_job_uses_it(python, tmp_path):
     """A job that has read none of the files yet."""
     make_rows(tmp_path).save_to_disk(str(tmp_path / "rows"))

@@ -201,6 +201,7 @@ def test_gradient_reaches_the_waveform():
     assert wave.grad.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [None, "FEATURE_EXTRACTION"])
 @pytest.mark.parametrize("name", ["hubert", "hubert-stable", "wav2vec2", "wavlm", "data2vec", "whisper"])
 def test_lora_trains_in_every_layer_is_saved_loaded_and_merged(name, task, tmp_path):
@@ -654,6 +655,7 @@ for auto, more in (
         assert b"my-private-folder" not in content and str(tmp_path).encode() not in content, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hubert", "hubert-stable", "wavlm", "data2vec", "whisper", "cpc"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")

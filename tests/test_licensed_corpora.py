@@ -361,6 +361,7 @@ def pushed(python, tmp_path_factory):
         yield json.loads(process.stdout.splitlines()[-1]), hub, folder
 
 
+@pytest.mark.slow
 def test_what_is_loaded_from_the_hub_is_what_was_pushed(pushed):
     answers, _, _ = pushed
     assert answers["private"] is answers["again"] is None
@@ -370,6 +371,7 @@ def test_what_is_loaded_from_the_hub_is_what_was_pushed(pushed):
     assert answers["paths"] == ["7.wav", "8.wav"]
 
 
+@pytest.mark.slow
 def test_a_push_is_private_and_says_nothing_of_local_folders(pushed):
     _, hub, folder = pushed
     assert hub.repositories["datasets", "user/toys"].private
@@ -382,6 +384,7 @@ def test_a_push_is_private_and_says_nothing_of_local_folders(pushed):
         assert str(folder).encode() not in content and folder.name.encode() not in content
 
 
+@pytest.mark.slow
 def test_the_card_comes_first_with_the_terms(pushed):
     _, hub, _ = pushed
     repository = hub.repositories["datasets", "user/toys"]
@@ -393,6 +396,7 @@ def test_the_card_comes_first_with_the_terms(pushed):
     assert "train                 5     0.00        1   2.10 ± 0.71" in final
 
 
+@pytest.mark.slow
 def test_a_public_push_of_a_licensed_corpus_is_refused(pushed):
     answers, hub, _ = pushed
     assert answers["public"].startswith(f"PermissionError: private is False, but 'toys' is licensed: {TERMS}")
@@ -401,6 +405,7 @@ def test_a_public_push_of_a_licensed_corpus_is_refused(pushed):
     assert answers["already public"].startswith("PermissionError: repo_id is 'user/allowed', which exists and is")
 
 
+@pytest.mark.slow
 def test_a_sentence_allows_it_and_stands_on_the_card(pushed):
     answers, hub, _ = pushed
     assert answers["allowed"] is None

@@ -36,6 +36,7 @@ def models(tmp_path_factory):
     return model, folder / "exported" / "model.onnx"
 
 
+@pytest.mark.slow
 def test_a_graph_scores_as_torch_does_without_torch(models, tmp_path):
     model, graph = models
     for number in range(5):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from predictions import ROOT, ended, rows, run, save_student, start, write
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"pieces.PIECE_SECONDS": 2.0, "plan.CHUNK_SOURCES": 4, "plan.SHARD_CHUNKS": 2}
 
 
@@ -63,7 +65,7 @@ def assert_same(output, whole):
     assert not list(output.glob("**/.*.tmp"))
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_any_moment_it_goes_on(seed, python, model, sounds, whole, tmp_path):
     """Killed by SIGKILL, with its readers, wherever it is, until it comes to the end by itself."""
     generator = random.Random(seed)
@@ -118,7 +120,6 @@ def test_processes_share_the_work_and_the_last_long_file(python, model, sounds, 
     assert all("2 sources could not be scored" in text for text in printed)
 
 
-@pytest.mark.slow
 def test_another_process_takes_over_what_a_stopped_one_was_at(python, model, sounds, whole, tmp_path):
     output = tmp_path / "out"
     first = start(sys.executable, *command(sounds, model, output), "--readers", 0, **SMALL)
@@ -135,7 +136,6 @@ def test_another_process_takes_over_what_a_stopped_one_was_at(python, model, sou
     assert_same(output, whole)
 
 
-@pytest.mark.slow
 def test_a_launch_shares_the_work(python, model, sounds, whole, tmp_path):
     launch = [python.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     worker = [ROOT / "tests/predict_worker.py", *(f"{name}={value}" for name, value in SMALL.items()), "--"]
@@ -187,7 +187,6 @@ if __name__ == "__main__":
         assert long < short + 20_000, found  # the samples alone are 460 MB
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_the_readers_too(model, sounds, tmp_path):
     process = start(sys.executable, *command(sounds, model, tmp_path / "out"), "--readers", 1, **SMALL)
     while not list((tmp_path / "out/journal/pieces").glob("*/*.parquet")):

@@ -59,6 +59,7 @@ def test_same_samples_whatever_was_spoken_before(voice):
         assert digest(speak(SENTENCE, voice)) == before
 
 
+@pytest.mark.slow
 def test_same_samples_in_another_process(python):
     program = (
         "import hashlib; from cmkd.corpora.speech_synthesis import VOICES, speak;"

@@ -178,6 +178,7 @@ print(format_systems({"systems": {}}))
 """
 
 
+@pytest.mark.slow
 def test_a_seventh_stage_is_one_entry():
     """Recipe, comparisons and report know a stage that only `STAGES`, and what is derived from it, know."""
     command = [sys.executable, "-c", SEVENTH]
