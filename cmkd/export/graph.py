@@ -15,9 +15,9 @@ from torch import nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from transformers import FeatureExtractionMixin
 
-from configuration_cmkd import EMOTION_DIMENSIONS, CPCConfig
+from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDPreTrainedModel
-from speech_encoder_cmkd import CPC_CONVOLUTIONS, mask_of
+from speech_encoder_cmkd import mask_of
 from windows_cmkd import SHORTEST_AUDIO
 
 OPSET = 17
@@ -117,15 +117,8 @@ class StudentGraph(nn.Module):
     @property
     def shortest(self) -> int:
         """The samples, or frames of a spectrogram, that one frame of the encoder hears."""
-        config = self.model.config.speech_config
-        if self.speech.log_mel is not None:
-            return 1
-        if config.model_type == CPCConfig.model_type:
-            shapes = list(CPC_CONVOLUTIONS)
-        else:
-            shapes = [(*shape, 0) for shape in zip(config.conv_kernel, config.conv_stride, strict=True)]
         length = 1
-        for kernel, stride, padding in reversed(shapes):
+        for kernel, stride, padding in reversed(self.model.speech_encoder.convolutions):
             length = (length - 1) * stride + kernel - 2 * padding
         return length
 
