@@ -553,8 +553,8 @@ class MoonshineSpeechEncoder(WaveformSpeechEncoder):
     def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         """The mask, and the cosines and sines of the positions.
 
-        They are computed from frequencies in fp32 whatever the model's precision is: the stock encoder's are a buffer,
-        which `model.half()` would round, and a minute later the angles would be anything.
+        The frequencies are in fp32 whatever the model's precision is. The stock encoder's are a buffer, which
+        `model.to(torch.bfloat16)` rounds: after half a minute the angles would be off by more than a radian.
         """
         rotary = self.encoder.rotary_emb
         frequencies, _ = rotary.compute_default_rope_parameters(self.encoder.config, hidden.device)

@@ -36,7 +36,6 @@ from transformers import (
     MoonshineConfig,
     MoonshineForConditionalGeneration,
     T5Config,
-    T5EncoderModel,
     UniSpeechSatConfig,
     Wav2Vec2FeatureExtractor,
     WhisperConfig,
@@ -201,8 +200,8 @@ def test_padding_moves_the_stock_moonshine_as_it_does_not_move_ours():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_moonshines_positions_stay_exact_in_half_precision(dtype):
     """A buffer of frequencies that `.to(dtype)` rounds would turn the last frames of a minute by another angle."""
-    model = student(MOONSHINE)
-    hidden, mask = torch.zeros(1, 2500, 32), torch.ones(1, 2500, dtype=torch.bool)
+    model = student(MoonshineConfig(encoder_num_hidden_layers=1))
+    hidden, mask = torch.zeros(1, 2500, 288), torch.ones(1, 2500, dtype=torch.bool)
     rotary = model.speech_encoder.encoder.rotary_emb
     expected = rotary(hidden.double(), torch.arange(2500)[None])
     for values in (torch.float32, dtype):
@@ -240,14 +239,19 @@ def test_moonshine_loads_with_its_decoder_and_without_it(tmp_path, caplog):
         CMKDStudentModel.from_pretrained_encoder(str(tmp_path / "encoder"))
 
 
-def test_a_text_encoder_need_not_have_the_decoder_of_its_kind(tmp_path):
-    config = T5Config(vocab_size=40, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
-    stock = T5EncoderModel(config)
-    stock.save_pretrained(tmp_path)
-    found = CMKDTeacherModel.from_pretrained_encoders(None, str(tmp_path)).text_encoder
-    expected = stock.encoder.state_dict()
-    assert found.state_dict().keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+def test_a_whisper_needs_no_decoder_either(tmp_path):
+    torch.manual_seed(3)
+    expected = AutoModel.from_config(WHISPER).get_encoder().state_dict()
+    WHISPER.save_pretrained(tmp_path)
+    weights = {f"encoder.{name}": value for name, value in expected.items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = CMKDStudentModel.from_pretrained_encoder(str(tmp_path)).speech_encoder.encoder.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    weights.pop("encoder.layers.1.fc1.bias")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks encoder\.layers\.1\.fc1\.bias: they would be random"):
+        CMKDStudentModel.from_pretrained_encoder(str(tmp_path))
 
 
 @pytest.mark.slow
