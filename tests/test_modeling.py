@@ -95,7 +95,7 @@ def test_batch_invariance_of_real_whisper_weights(shared_dir):
 
 def stock_encoder(model) -> nn.Module:
     """What transformers makes of the model's configuration, with the model's weights."""
-    stock = AutoModel.from_config(model.config.speech_config).eval()
+    stock = AutoModel.from_config(model.config.speech_config, dtype=torch.float32).eval()
     stock = stock.get_encoder() if stock.config.is_encoder_decoder else stock
     lacking = stock.load_state_dict(model.speech_encoder.encoder.state_dict(), strict=False)
     assert set(lacking.missing_keys) <= {"masked_spec_embed"} and not lacking.unexpected_keys
@@ -597,6 +597,22 @@ def test_half_precision_loads_and_answers_in_fp32(name, dtype, tmp_path):
         logits = half(**item).logits
         assert half.dtype == dtype and logits.dtype == torch.float32
         torch.testing.assert_close(logits, model(**item).logits, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["hubert", "whisper", "moonshine", "cpc"])
+def test_weights_that_were_stored_in_half_precision_answer_in_fp32(name, tmp_path):
+    """Half the file, and the arithmetic of before: only the weights are rounded."""
+    model = student(ALL_CONFIGS[name])
+    model.save_pretrained(tmp_path, state_dict={key: value.half() for key, value in model.state_dict().items()})
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    again = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    item = utterances(model)[0]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+        assert again.dtype == torch.float32
+        torch.testing.assert_close(again(**item).logits, model(**item).logits, atol=1e-6, rtol=0)
 
 
 def test_initial_weights_survive_a_save_and_depend_on_the_seed_only():
