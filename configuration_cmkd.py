@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 EMOTION_DIMENSIONS = ("activation", "valence", "dominance")
 """The three outputs, in the order that is used everywhere."""
 
-WAVEFORM_ENCODERS = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "cmkd_cpc")
+WAVEFORM_ENCODERS = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "moonshine", "cmkd_cpc")
 """Model types of the speech encoders that take `input_values`, a waveform."""
 
 SPECTROGRAM_ENCODERS = ("whisper",)
@@ -183,7 +183,11 @@ class _CMKDConfig(PreTrainedConfig):
                 raise ValueError(f"speech_config.{name}=True is not supported: choose an encoder without it.")
         if self.speech_config.model_type == CPCConfig.model_type:
             self._check_cpc_fields()
-        layers = self.speech_config.num_hidden_layers
+        if self.speech_config.model_type == "moonshine":
+            self._check_moonshine_fields()
+            layers = self.speech_config.encoder_num_hidden_layers  # the other name is of the decoder's
+        else:
+            layers = self.speech_config.num_hidden_layers
         if not isinstance(self.num_trainable_layers, int) or not -1 <= self.num_trainable_layers <= layers:
             raise ValueError(
                 f"num_trainable_layers={self.num_trainable_layers!r}: must be between 0 (frozen) and {layers}, "
@@ -200,6 +204,14 @@ class _CMKDConfig(PreTrainedConfig):
             raise ValueError(
                 "use_weighted_layer_sum=True: leave it out with a CPC encoder, whose recurrent layers are one module "
                 "that gives the last layer's output only."
+            )
+
+    def _check_moonshine_fields(self) -> None:
+        kind = self.speech_config.rope_parameters["rope_type"]
+        if kind != "default":
+            raise ValueError(
+                f"speech_config.rope_parameters['rope_type']={kind!r} is not supported: must be 'default', as in the "
+                "published Moonshine models."
             )
 
     @property
@@ -243,8 +255,8 @@ class CMKDTeacherConfig(_CMKDConfig):
 
     Args:
         speech_config (`PreTrainedConfig` or `dict`, *optional*):
-            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper or CPC. With None the teacher only
-            reads.
+            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper, Moonshine or CPC. With None the
+            teacher only reads.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             The text encoder, any that `AutoModel` loads. With None the teacher only hears.
         gru_hidden_size (`int`, *optional*, defaults to 128):
@@ -299,7 +311,7 @@ class CMKDStudentConfig(_CMKDConfig):
 
     Args:
         speech_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `HubertConfig()`):
-            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper or CPC.
+            The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper, Moonshine or CPC.
         kwargs:
             The other fields, with the meaning and defaults of those of [`CMKDTeacherConfig`], except `text_config`.
 

@@ -7,7 +7,7 @@ To add a family, write a subclass of [`SpeechEncoder`], add an entry to `SPEECH_
 those of `configuration_cmkd`, which knows the kind of input without torch.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder, MoonshinePreTrainedModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -26,6 +27,9 @@ except ImportError:
 
 CPC_CONVOLUTIONS = ((10, 5, 3), (8, 4, 2), (4, 2, 1), (4, 2, 1), (4, 2, 1))
 """Kernel size, stride and padding on each side of CPC's convolutions, which give a frame every 160 samples."""
+
+MOONSHINE_CONVOLUTIONS = ((127, 64, 0), (7, 3, 0), (3, 2, 0))
+"""As `CPC_CONVOLUTIONS`, in all Moonshine models: a frame every 384 samples."""
 
 WHISPER_HOP = 160
 """Samples from one log-mel frame to the next, in all Whisper models."""
@@ -94,11 +98,13 @@ def load_stock(
         kind: the class whose `from_pretrained` loads it.
 
     Raises:
-        ValueError: weights that an output depends on are missing.
+        ValueError: weights that an output depends on are missing. Those of a decoder need not be there.
     """
     model, info = kind.from_pretrained(name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True)
     unused = ("masked_spec_embed", "pooler.dense.weight", "pooler.dense.bias")
-    missing = sorted(key for key in info["missing_keys"] if not key.endswith(unused))
+    used = set(encoder_of(model).state_dict(keep_vars=True).values())
+    weights = model.state_dict(keep_vars=True)
+    missing = sorted(key for key in info["missing_keys"] if weights[key] in used and not key.endswith(unused))
     if missing:
         raise ValueError(
             f"The encoder {name_or_path!r} lacks {shorten(missing)}: they would be random. Choose another."
@@ -119,17 +125,17 @@ def encoder_of(model: nn.Module) -> nn.Module:
 class SpeechEncoder(nn.Module):
     """A speech encoder, run part by part so that padding never reaches a real frame.
 
-    The stock `forward` lets padding leak into real frames, through the group norm of HuBERT Base and similar models and
-    through the stacked positional convolutions of data2vec-audio, and Whisper's insists on 30 s. Here each part sees
-    only the real frames, or zeros where the unpadded utterance would see zeros.
+    The stock `forward` lets padding leak into real frames, through the group norm of HuBERT Base, Moonshine and similar
+    models and through the stacked positional convolutions of data2vec-audio, and Whisper's insists on 30 s. Here each
+    part sees only the real frames, or zeros where the unpadded utterance would see zeros.
 
     What trains is decided by `requires_grad` alone. The part below the lowest layer with such a parameter is kept in
     eval mode, so that its output depends on nothing but the utterance; the rest follows `train()` and `eval()`. The
     output of the part below the top `config.num_trainable_layers` can be stored.
 
-    This class is what all families share. A family defines its encoder's parts and how they run: `embed` always, and
-    `model_class`, `build`, `prepared`, `layers`, `final_norm`, `layer_options`, `set_requires_grad` and
-    `run_by_forward` where it differs from most.
+    This class is what all families share. A family defines its encoder's parts and how they run: `embed` always,
+    `convolutions` if it hears a waveform, and `model_class`, `build`, `prepared`, `layers`, `final_norm`,
+    `layer_options`, `set_requires_grad` and `run_by_forward` where it differs from most.
 
     Args:
         config: the configuration of the CMKD model, whose encoder is of this family.
@@ -167,6 +173,11 @@ class SpeechEncoder(nn.Module):
         """The norm that the last layer's output goes through; None if there is none."""
         return self.encoder.layer_norm
 
+    @property
+    def convolutions(self) -> Sequence[tuple[int, int, int]]:
+        """Kernel size, stride and padding on each side of the convolutions over the waveform; none of a spectrogram."""
+        return ()
+
     def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the part below the layers, for inputs as in `forward`.
 
@@ -179,7 +190,7 @@ class SpeechEncoder(nn.Module):
         """
         raise NotImplementedError
 
-    def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         """Further arguments of each layer, from its input (batch, frames, hidden size) and the mask of real frames."""
         return {"attention_mask": create_bidirectional_mask(self.encoder.config, hidden, mask)}
 
@@ -341,7 +352,81 @@ class SpeechEncoder(nn.Module):
         return states
 
 
-class HubertSpeechEncoder(SpeechEncoder):
+class WaveformSpeechEncoder(SpeechEncoder):
+    """What families share whose convolutions over the waveform have no padding.
+
+    A family defines `first_convolution`, which may have a group norm over time, and `other_convolutions`.
+    """
+
+    def first_convolution(self, wave: torch.Tensor, lengths: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The first convolution with its norm and activation, as a function of any stretch (batch, 1, samples).
+
+        Args:
+            wave: The whole waveforms (batch, samples), which a group norm takes its statistics from.
+            lengths: How many of the samples are real (batch,).
+        """
+        raise NotImplementedError
+
+    def other_convolutions(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The output of the others (batch, channels, fewer frames) for that of the first (batch, channels, frames)."""
+        raise NotImplementedError
+
+    def convolved(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """All convolutions: (batch, frames, channels), and the number of real frames of each row (batch,).
+
+        The time that they run for at once is limited: the output of the first would be by far the largest tensor of the
+        model otherwise.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(inputs, dtype=torch.long)
+        lengths = real_lengths(attention_mask, "attention_mask")
+        reach = hop = 1  # the samples that a frame depends on, and those from one frame to the next
+        for kernel, stride, _ in self.convolutions:
+            reach += (kernel - 1) * hop
+            hop *= stride
+        frames = torch.div(lengths - reach, hop, rounding_mode="floor") + 1
+        check_not_empty(frames)
+        first = self.first_convolution(inputs, lengths)
+        pieces = [inputs] if is_traced() else _pieces(inputs, reach, hop)
+        parts = [self.other_convolutions(first(piece[:, None])).transpose(1, 2) for piece in pieces]
+        return torch.cat(parts, dim=1), frames
+
+    def group_normalized(
+        self,
+        conv: nn.Module,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+        norm: nn.Module,
+        wave: torch.Tensor,
+        lengths: torch.Tensor,
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The first convolution, an activation and a group norm, as a function of any stretch (batch, 1, samples).
+
+        The statistics are those of the real frames of the whole wave (batch, samples), of which `lengths` (batch,)
+        samples are real.
+        """
+        if not isinstance(norm, nn.GroupNorm):
+            raise ValueError(
+                f"The group norm of the encoder's first convolution was replaced by a {type(norm).__name__}: this "
+                "model takes it apart, to leave out the padding. Leave it out of modules_to_save."
+            )
+        kernel, stride, _ = self.convolutions[0]
+        real = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+        if is_traced() or type(conv) is not nn.Conv1d:
+            variance, mean = _moments(activation(conv(wave[:, None])).float(), real)
+        else:
+            variance, mean = _moments_in_parts(conv, activation, wave, real.tolist())
+        if norm.num_groups < norm.num_channels:
+            variance, mean = _moments_of_groups(variance, mean, norm.num_groups)
+        scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias[:, None] - mean * scale
+
+        def apply(part: torch.Tensor) -> torch.Tensor:
+            return torch.addcmul(shift, activation(conv(part)).float(), scale).to(part.dtype)
+
+        return apply
+
+
+class HubertSpeechEncoder(WaveformSpeechEncoder):
     """HuBERT and wav2vec 2.0: convolutions over the waveform, a positional convolution, and transformer layers.
 
     Their one norm outside the layers comes before the first layer, as in the Base models, or, with
@@ -363,28 +448,14 @@ class HubertSpeechEncoder(SpeechEncoder):
     def final_norm(self) -> nn.Module | None:
         return self.encoder.encoder.layer_norm if self.encoder.config.do_stable_layer_norm else None
 
+    @property
+    def convolutions(self) -> Sequence[tuple[int, int, int]]:
+        config = self.encoder.config
+        return [(kernel, stride, 0) for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True)]
+
     def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        if attention_mask is None:
-            attention_mask = torch.ones_like(inputs, dtype=torch.long)
-        layers = self.encoder.feature_extractor.conv_layers
-        lengths = real_lengths(attention_mask, "attention_mask")
-        reach = hop = 1  # the samples that a frame depends on, and those from one frame to the next
-        for kernel, stride in zip(self.encoder.config.conv_kernel, self.encoder.config.conv_stride, strict=True):
-            reach += (kernel - 1) * hop
-            hop *= stride
-        frames = torch.div(lengths - reach, hop, rounding_mode="floor") + 1
-        check_not_empty(frames)
-
-        # Run all at once, the output of the first convolution would be by far the largest tensor of the model.
-        first = self.first_convolution(inputs, lengths)
-        parts = []
-        for piece in [inputs] if is_traced() else _pieces(inputs, reach, hop):
-            part = first(piece[:, None])
-            for layer in layers[1:]:
-                part = layer(part)
-            parts.append(part.transpose(1, 2))
-        hidden = _first(self.encoder.feature_projection(torch.cat(parts, dim=1)))
-
+        hidden, frames = self.convolved(inputs, attention_mask)
+        hidden = _first(self.encoder.feature_projection(hidden))
         inner = self.encoder.encoder
         keep = mask_of(frames, hidden.shape[1])[..., None]
         hidden = hidden.masked_fill(~keep, 0.0)
@@ -396,34 +467,16 @@ class HubertSpeechEncoder(SpeechEncoder):
         return self.encoder.encoder.pos_conv_embed(hidden)
 
     def first_convolution(self, wave: torch.Tensor, lengths: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The first convolutional layer, as a function of any stretch (batch, 1, samples) of the wave.
-
-        If it has a group norm, with one channel per group, the statistics are those of the real frames of the whole
-        wave (batch, samples), of which `lengths` (batch,) samples are real.
-        """
         layer = self.encoder.feature_extractor.conv_layers[0]
         if self.encoder.config.feat_extract_norm != "group":
             return layer
-        norm = layer.layer_norm
-        if not isinstance(norm, nn.GroupNorm):
-            raise ValueError(
-                f"The group norm of the encoder's first convolution was replaced by a {type(norm).__name__}: this "
-                "model takes it apart, to leave out the padding. Leave it out of modules_to_save."
-            )
-        conv = layer.conv
-        kernel, stride = self.encoder.config.conv_kernel[0], self.encoder.config.conv_stride[0]
-        real = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
-        if is_traced() or type(conv) is not nn.Conv1d:
-            variance, mean = _moments(conv(wave[:, None]).float(), real)
-        else:
-            variance, mean = _moments_in_parts(conv, wave, real.tolist())
-        scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)
-        shift = norm.bias[:, None] - mean * scale
+        normalized = self.group_normalized(layer.conv, nn.Identity(), layer.layer_norm, wave, lengths)
+        return lambda part: layer.activation(normalized(part))
 
-        def apply(part: torch.Tensor) -> torch.Tensor:
-            return layer.activation(torch.addcmul(shift, conv(part).float(), scale).to(part.dtype))
-
-        return apply
+    def other_convolutions(self, hidden: torch.Tensor) -> torch.Tensor:
+        for layer in self.encoder.feature_extractor.conv_layers[1:]:
+            hidden = layer(hidden)
+        return hidden
 
 
 class WavLMSpeechEncoder(HubertSpeechEncoder):
@@ -436,7 +489,7 @@ class WavLMSpeechEncoder(HubertSpeechEncoder):
                 module.__class__ = ThroughProjections
         return super().prepared(encoder)
 
-    def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         """The relative position bias of layer 0, which the other layers share."""
         bias = self.layers[0].attention.compute_bias(mask.shape[1], mask.shape[1])
         return {"attention_mask": mask.long(), "position_bias": bias.repeat(mask.shape[0], 1, 1)}
@@ -459,6 +512,56 @@ class Data2VecAudioSpeechEncoder(HubertSpeechEncoder):
 
     def first_convolution(self, wave: torch.Tensor, lengths: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         return self.encoder.feature_extractor.conv_layers[0]
+
+
+class MoonshineEncoderModel(MoonshinePreTrainedModel):
+    """The encoder of a Moonshine checkpoint, which may have a decoder too, whose weights are left out."""
+
+    _keys_to_ignore_on_load_unexpected = ["decoder", "proj_out"]
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.encoder = MoonshineEncoder(config)
+        self.post_init()
+
+
+class MoonshineSpeechEncoder(WaveformSpeechEncoder):
+    """The encoder of Moonshine: three convolutions over the waveform as it is, and layers with rotary positions.
+
+    Its group norm is over all channels and frames, and an utterance may have any length.
+    """
+
+    model_class = MoonshineEncoderModel
+
+    @classmethod
+    def build(cls, speech_config: PreTrainedConfig) -> nn.Module:
+        return MoonshineEncoder(speech_config)
+
+    @property
+    def convolutions(self) -> Sequence[tuple[int, int, int]]:
+        return MOONSHINE_CONVOLUTIONS
+
+    def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.convolved(inputs, attention_mask)
+
+    def first_convolution(self, wave: torch.Tensor, lengths: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self.group_normalized(self.encoder.conv1, torch.tanh, self.encoder.groupnorm, wave, lengths)
+
+    def other_convolutions(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gelu(self.encoder.conv3(nn.functional.gelu(self.encoder.conv2(hidden))))
+
+    def layer_options(self, hidden: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        """The mask, and the cosines and sines of the positions.
+
+        The frequencies are in fp32 whatever the model's precision is. The stock encoder's are a buffer, which
+        `model.to(torch.bfloat16)` rounds: after half a minute the angles would be off by more than a radian.
+        """
+        rotary = self.encoder.rotary_emb
+        frequencies, _ = rotary.compute_default_rope_parameters(self.encoder.config, hidden.device)
+        angles = torch.arange(hidden.shape[1], device=hidden.device)[:, None] * frequencies
+        angles = torch.cat([angles, angles], dim=-1)[None]
+        places = angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
+        return super().layer_options(hidden, mask) | {"position_embeddings": places}
 
 
 class WhisperSpeechEncoder(SpeechEncoder):
@@ -509,13 +612,15 @@ def _moments(rows: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torc
     return (rows - mean).square().masked_fill(~keep, 0.0).sum(-1, keepdim=True) / count, mean
 
 
-def _moments_in_parts(conv: nn.Conv1d, wave: torch.Tensor, real: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `_moments`, for the output of a convolution over a wave (batch, samples), a few channels at a time."""
+def _moments_in_parts(
+    conv: nn.Conv1d, activation: Callable[[torch.Tensor], torch.Tensor], wave: torch.Tensor, real: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_moments`, for a convolution over a wave (batch, samples) and an activation, a few channels at a time."""
     moments = []
     for start in range(0, conv.out_channels, CHANNELS_AT_A_TIME):
         some = slice(start, start + CHANNELS_AT_A_TIME)
         bias = None if conv.bias is None else conv.bias[some]
-        rows = nn.functional.conv1d(wave[:, None], conv.weight[some], bias, conv.stride).float()
+        rows = activation(nn.functional.conv1d(wave[:, None], conv.weight[some], bias, conv.stride)).float()
         pairs = [
             torch.var_mean(row[:, :count], dim=-1, correction=0, keepdim=True)
             for row, count in zip(rows, real, strict=True)
@@ -523,6 +628,15 @@ def _moments_in_parts(conv: nn.Conv1d, wave: torch.Tensor, real: list[int]) -> t
         moments.append([torch.stack(values) for values in zip(*pairs, strict=True)])
     variance, mean = (torch.cat(values, dim=1) for values in zip(*moments, strict=True))
     return variance, mean
+
+
+def _moments_of_groups(variance: torch.Tensor, mean: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each channel (batch, channels, 1) the variance and mean of its group, from those of all channels."""
+    means = mean.unflatten(1, (groups, -1))
+    whole = means.mean(2, keepdim=True)
+    spread = variance.unflatten(1, (groups, -1)) + (means - whole).square()
+    moments = spread.mean(2, keepdim=True), whole
+    return tuple(values.expand_as(means).flatten(1, 2) for values in moments)
 
 
 class ThroughProjections(WavLMAttention):
@@ -671,6 +785,10 @@ class CPCSpeechEncoder(SpeechEncoder):
     def embed(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         return self.encoder.encode(inputs, attention_mask)
 
+    @property
+    def convolutions(self) -> Sequence[tuple[int, int, int]]:
+        return CPC_CONVOLUTIONS
+
     def run_by_forward(self) -> list[nn.Module]:
         return [*self.encoder.layers, self.encoder.recurrent]
 
@@ -681,6 +799,7 @@ SPEECH_ENCODERS: dict[str, type[SpeechEncoder]] = {
     "wavlm": WavLMSpeechEncoder,
     "data2vec-audio": Data2VecAudioSpeechEncoder,
     "whisper": WhisperSpeechEncoder,
+    "moonshine": MoonshineSpeechEncoder,
     CPCConfig.model_type: CPCSpeechEncoder,
 }
 """The families, by the model type that the encoder's configuration names."""

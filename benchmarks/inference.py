@@ -22,7 +22,14 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
+from transformers import (
+    AutoFeatureExtractor,
+    HubertConfig,
+    MoonshineConfig,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
 
 from cmkd.json_files import write_json
 from configuration_cmkd import CMKDStudentConfig
@@ -34,15 +41,23 @@ WINDOW = 10  # seconds
 
 
 def save_student(name: str, folder: Path) -> None:
-    """A student with random heads on the demo's encoder, or a HuBERT Base that is random throughout."""
+    """A student with random heads on the demo's encoder, or one that is random throughout, of a published size."""
     torch.manual_seed(0)
     if name == "demo":
         encoder = ROOT / "demo_models/speech"
         CMKDStudentModel.from_pretrained_encoder(str(encoder)).save_pretrained(folder)
         AutoFeatureExtractor.from_pretrained(encoder).save_pretrained(folder)
     else:
-        CMKDStudentModel(CMKDStudentConfig()).save_pretrained(folder)
-        Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+        config, extractor = {
+            "hubert_base": (HubertConfig(), Wav2Vec2FeatureExtractor(return_attention_mask=True)),
+            "moonshine_tiny": (
+                MoonshineConfig(),
+                Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True),
+            ),
+            "whisper_tiny": (WhisperConfig(), WhisperFeatureExtractor(return_attention_mask=True)),
+        }[name]
+        CMKDStudentModel(CMKDStudentConfig(speech_config=config)).save_pretrained(folder)
+        extractor.save_pretrained(folder)
 
 
 def write_noise(path: Path, minutes: int) -> None:
@@ -137,13 +152,20 @@ def main() -> None:
     parser.add_argument(
         "--hubert_minutes", type=int, default=60, help="minutes of audio for HuBERT Base; 0 leaves it out"
     )
+    parser.add_argument("--moonshine_minutes", type=int, default=0, help="minutes for Moonshine Tiny, or 0")
+    parser.add_argument("--whisper_minutes", type=int, default=0, help="minutes for Whisper Tiny, or 0")
     parser.add_argument(
         "--stock_minutes", type=int, default=60, help="the most minutes for the stock pipeline; 0 leaves it out"
     )
     parser.add_argument("--batch_size", type=int, default=1, help="windows that are scored together")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that scores")
     arguments = parser.parse_args()
-    minutes = {"demo": arguments.demo_minutes, "hubert_base": arguments.hubert_minutes}
+    minutes = {
+        "demo": arguments.demo_minutes,
+        "hubert_base": arguments.hubert_minutes,
+        "moonshine_tiny": arguments.moonshine_minutes,
+        "whisper_tiny": arguments.whisper_minutes,
+    }
     report = {
         name: compare(arguments.python, name, count, arguments.stock_minutes, arguments.batch_size)
         for name, count in minutes.items()

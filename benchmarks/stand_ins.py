@@ -21,6 +21,7 @@ from transformers import (
     BertConfig,
     BertTokenizer,
     HubertConfig,
+    MoonshineConfig,
     PreTrainedConfig,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
@@ -52,6 +53,7 @@ ENCODERS: Mapping[str, PreTrainedConfig] = {
     "facebook/wav2vec2-large-lv60": Wav2Vec2Config(**_LARGE, conv_bias=True),
     "facebook/wav2vec2-large-robust": Wav2Vec2Config(**_LARGE, conv_bias=True),
     "microsoft/wavlm-large": WavLMConfig(**_LARGE),
+    "UsefulSensors/moonshine-tiny": MoonshineConfig(),
     "openai/whisper-tiny.en": WhisperConfig(
         vocab_size=51864,
         d_model=384,
@@ -110,7 +112,7 @@ def write_encoder(name: str, models: Path, small: bool = False) -> None:
     elif config.model_type == "whisper":
         WhisperFeatureExtractor().save_pretrained(folder)
     else:
-        normalize = not isinstance(config, CPCConfig)
+        normalize = not isinstance(config, CPCConfig | MoonshineConfig)
         Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=True).save_pretrained(folder)
 
 

@@ -8,6 +8,7 @@ from transformers import (
     BertTokenizer,
     Data2VecAudioConfig,
     HubertConfig,
+    MoonshineConfig,
     Wav2Vec2Config,
     WavLMConfig,
     WhisperConfig,
@@ -36,6 +37,16 @@ TINY = {
 }
 """Of the speech encoders of whole runs, and of runs that are only pushed."""
 LARGE_KIND = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+MOONSHINE = MoonshineConfig(
+    hidden_size=32,
+    intermediate_size=48,
+    encoder_num_hidden_layers=3,
+    encoder_num_attention_heads=4,
+    decoder_num_hidden_layers=1,
+    decoder_num_attention_heads=4,
+    vocab_size=20,
+    initializer_range=0.2,
+)
 WAVEFORM_CONFIGS = {
     "hubert": HubertConfig(**SMALL),
     "hubert-stable": HubertConfig(**SMALL, **LARGE_KIND),
@@ -44,6 +55,7 @@ WAVEFORM_CONFIGS = {
     "wavlm": WavLMConfig(**SMALL),
     "wavlm-stable": WavLMConfig(**SMALL, **LARGE_KIND),
     "data2vec": Data2VecAudioConfig(**SMALL),
+    "moonshine": MOONSHINE,
 }
 WHISPER = WhisperConfig(
     d_model=32,

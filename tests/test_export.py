@@ -35,10 +35,10 @@ SECONDS = (0.1, 0.1337, 0.25, 0.4, 0.61, 0.99, 1.3, 2.02, 3.7, 5.5)
 
 
 def extractor(name: str):
-    """As published beside each encoder: CPC takes the waveform as it is."""
+    """As published beside each encoder: CPC and Moonshine take the waveform as it is."""
     if name == "whisper":
         return whisper_extractor()
-    return Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=name != "cpc")
+    return Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=name not in ("cpc", "moonshine"))
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

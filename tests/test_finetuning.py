@@ -83,7 +83,8 @@ def test_all_of_an_encoder_trains_once_it_requires_gradient(name, mode):
 def test_one_parameter_in_the_middle_trains_alone(name):
     model = student(ALL_CONFIGS[name])
     model.requires_grad_(False)
-    chosen = model.speech_encoder.layers[1].final_layer_norm.weight
+    layer = model.speech_encoder.layers[1]
+    chosen = (layer.post_attention_layernorm if name == "moonshine" else layer.final_layer_norm).weight
     chosen.requires_grad_(True)
     before = copy.deepcopy(model.state_dict())
     assert not assert_gradient_where_it_is_required(model, **whole_batch(model))
@@ -203,7 +204,7 @@ def test_gradient_reaches_the_waveform():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [None, "FEATURE_EXTRACTION"])
-@pytest.mark.parametrize("name", ["hubert", "hubert-stable", "wav2vec2", "wavlm", "data2vec", "whisper"])
+@pytest.mark.parametrize("name", ["hubert", "hubert-stable", "wav2vec2", "wavlm", "data2vec", "whisper", "moonshine"])
 def test_lora_trains_in_every_layer_is_saved_loaded_and_merged(name, task, tmp_path):
     base = student(ALL_CONFIGS[name])
     pristine = copy.deepcopy(base)
@@ -212,7 +213,7 @@ def test_lora_trains_in_every_layer_is_saved_loaded_and_merged(name, task, tmp_p
         task_type=task,
         r=2,
         init_lora_weights=False,  # so that both matrices get a gradient at once
-        target_modules=["q_proj", "v_proj", "out_proj"],
+        target_modules=["q_proj", "v_proj", "o_proj" if name == "moonshine" else "out_proj"],
         modules_to_save=["embedding_head", "prediction_head", "speech_summarizer"],
     )
     model = get_peft_model(base, config)
@@ -480,7 +481,8 @@ def test_the_states_of_the_layers_are_those_of_the_stock_encoder(name):
             output = model(**item, output_hidden_states=True)
             assert output.hidden_states_mask.all() and len(output.hidden_states) == (1 if name == "cpc" else 4)
             if name not in ("cpc", "whisper"):
-                stock = AutoModel.from_config(model.config.speech_config).eval()
+                stock = AutoModel.from_config(model.config.speech_config, dtype=torch.float32).eval()
+                stock = stock.get_encoder() if name == "moonshine" else stock
                 stock.load_state_dict(model.speech_encoder.encoder.state_dict(), strict=False)
                 expected = stock(item["input_values"], output_hidden_states=True)
                 states = [*expected.hidden_states[:-1], expected.last_hidden_state]
@@ -566,7 +568,7 @@ def test_the_three_dimensions_may_be_said():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hubert", "wav2vec2-stable", "wavlm", "data2vec", "whisper", "cpc"])
+@pytest.mark.parametrize("name", ["hubert", "wav2vec2-stable", "wavlm", "data2vec", "whisper", "moonshine", "cpc"])
 def test_a_model_exports_with_any_number_of_utterances(name):
     """Fixed length, because torch unrolls the GRU: shorter utterances are padded, which changes nothing."""
     model = student(ALL_CONFIGS[name], gru_hidden_size=8, gru_num_layers=1)
@@ -587,7 +589,7 @@ def test_a_model_exports_with_any_number_of_utterances(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hubert", "wavlm", "data2vec", "whisper"])
+@pytest.mark.parametrize("name", ["hubert", "wavlm", "data2vec", "whisper", "moonshine"])
 def test_an_encoder_exports_with_any_length(name):
     encoder = student(ALL_CONFIGS[name]).speech_encoder
     generator = torch.Generator().manual_seed(0)
@@ -656,7 +658,7 @@ for auto, more in (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hubert", "hubert-stable", "wavlm", "data2vec", "whisper", "cpc"])
+@pytest.mark.parametrize("name", ["hubert", "hubert-stable", "wavlm", "data2vec", "whisper", "moonshine", "cpc"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 def test_a_trace_serves_any_number_and_length(name):

@@ -120,7 +120,18 @@ def families(python, tmp_path_factory) -> dict:
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize(
     "name",
-    ["hubert", "hubert-stable", "wav2vec2", "wav2vec2-stable", "wavlm", "wavlm-stable", "data2vec", "whisper", "cpc"],
+    [
+        "hubert",
+        "hubert-stable",
+        "wav2vec2",
+        "wav2vec2-stable",
+        "wavlm",
+        "wavlm-stable",
+        "data2vec",
+        "whisper",
+        "moonshine",
+        "cpc",
+    ],
 )
 def test_the_gradient_on_shards_is_that_of_one_process(families, name, stored):
     """For every encoder family, from the waveform with all layers trained, and from stored features."""

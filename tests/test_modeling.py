@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import soxr
 import torch
 import transformers
 from packaging.version import Version
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from small_models import (
     ALL_CONFIGS,
     CPC,
+    MOONSHINE,
     SMALL,
     TEXT,
     WAVEFORM_CONFIGS,
@@ -31,17 +34,20 @@ from transformers import (
     AutoModelForAudioClassification,
     HubertConfig,
     MoonshineConfig,
+    MoonshineForConditionalGeneration,
     T5Config,
+    UniSpeechSatConfig,
     Wav2Vec2FeatureExtractor,
     WhisperConfig,
     pipeline,
 )
+from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder
 
 import configuration_cmkd
 import speech_encoder_cmkd
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig, CPCConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel, GRUSummarizer
-from speech_encoder_cmkd import SPEECH_ENCODERS, SpeechEncoder, check_not_empty, mask_of, real_lengths
+from speech_encoder_cmkd import SPEECH_ENCODERS, HubertSpeechEncoder, load_speech_encoder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning"),  # the stock WavLM's
@@ -73,9 +79,9 @@ def test_a_weighted_layer_sum_does_not_see_padding(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [HubertConfig, WhisperConfig, CPCConfig])
+@pytest.mark.parametrize("kind", [HubertConfig, WhisperConfig, MoonshineConfig, CPCConfig])
 def test_batch_invariance_at_real_size(kind):
-    config = kind()  # of HuBERT Base, Whisper Tiny, and CPC as it was published
+    config = kind()  # of HuBERT Base, Whisper Tiny, Moonshine Tiny, and CPC as it was published
     config.update({"initializer_range": 0.05, "init_std": 0.05})
     assert_batch_invariant(student(config))
 
@@ -89,7 +95,7 @@ def test_batch_invariance_of_real_whisper_weights(shared_dir):
 
 def stock_encoder(model) -> nn.Module:
     """What transformers makes of the model's configuration, with the model's weights."""
-    stock = AutoModel.from_config(model.config.speech_config).eval()
+    stock = AutoModel.from_config(model.config.speech_config, dtype=torch.float32).eval()
     stock = stock.get_encoder() if stock.config.is_encoder_decoder else stock
     lacking = stock.load_state_dict(model.speech_encoder.encoder.state_dict(), strict=False)
     assert set(lacking.missing_keys) <= {"masked_spec_embed"} and not lacking.unexpected_keys
@@ -124,49 +130,16 @@ def test_every_model_type_that_a_configuration_admits_has_a_family():
     assert {*configuration_cmkd.WAVEFORM_ENCODERS, *configuration_cmkd.SPECTROGRAM_ENCODERS} == SPEECH_ENCODERS.keys()
 
 
-class MoonshineSpeechEncoder(SpeechEncoder):
-    """A further family, whose norm over all channels and frames must not hear the padding, and which turns by place."""
-
-    def embed(self, inputs, attention_mask):
-        if attention_mask is None:
-            attention_mask = torch.ones_like(inputs, dtype=torch.long)
-        encoder = self.encoder
-        lengths = [real_lengths(attention_mask, "attention_mask")]
-        for conv in (encoder.conv1, encoder.conv2, encoder.conv3):
-            lengths.append((lengths[-1] - conv.kernel_size[0]) // conv.stride[0] + 1)
-        check_not_empty(lengths[-1])
-        hidden = encoder.conv1(inputs[:, None]).tanh()
-        keep = mask_of(lengths[1], hidden.shape[2])[:, None]
-        count = hidden.shape[1] * lengths[1][:, None, None]
-        mean = hidden.masked_fill(~keep, 0.0).sum((1, 2), keepdim=True) / count
-        variance = (hidden - mean).square().masked_fill(~keep, 0.0).sum((1, 2), keepdim=True) / count
-        norm = encoder.groupnorm
-        hidden = (hidden - mean) / (variance + norm.eps).sqrt() * norm.weight[:, None] + norm.bias[:, None]
-        hidden = nn.functional.gelu(encoder.conv3(nn.functional.gelu(encoder.conv2(hidden))))
-        return hidden.transpose(1, 2), lengths[-1]
-
-    def layer_options(self, hidden, mask):
-        places = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        turned = {"position_ids": places, "position_embeddings": self.encoder.rotary_emb(hidden, position_ids=places)}
-        return super().layer_options(hidden, mask) | turned
+class UniSpeechSatSpeechEncoder(HubertSpeechEncoder):
+    """A further family, whose parts are those of HuBERT."""
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_further_family_is_a_class_and_an_entry(monkeypatch, tmp_path):
-    config = MoonshineConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        encoder_num_hidden_layers=3,
-        decoder_num_hidden_layers=3,
-        encoder_num_attention_heads=4,
-        decoder_num_attention_heads=4,
-        vocab_size=20,
-        initializer_range=0.2,
-    )
-    known = (*configuration_cmkd.WAVEFORM_ENCODERS, "moonshine")
+    known = (*configuration_cmkd.WAVEFORM_ENCODERS, "unispeech-sat")
     monkeypatch.setattr(configuration_cmkd, "WAVEFORM_ENCODERS", known)
-    monkeypatch.setitem(SPEECH_ENCODERS, "moonshine", MoonshineSpeechEncoder)
-    AutoModel.from_config(config).save_pretrained(tmp_path / "speech")
+    monkeypatch.setitem(SPEECH_ENCODERS, "unispeech-sat", UniSpeechSatSpeechEncoder)
+    AutoModel.from_config(UniSpeechSatConfig(**SMALL)).save_pretrained(tmp_path / "speech")
     for options in ({}, {"num_trainable_layers": 1, "use_weighted_layer_sum": True}, {"num_trainable_layers": -1}):
         torch.manual_seed(0)
         model = CMKDStudentModel.from_pretrained_encoder(str(tmp_path / "speech"), **options)
@@ -189,6 +162,131 @@ def test_a_further_family_is_a_class_and_an_entry(monkeypatch, tmp_path):
         again = CMKDStudentModel.from_pretrained(tmp_path / "student")
         with torch.no_grad():
             torch.testing.assert_close(again(**batch).logits, model(**batch).logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3, -1])
+def test_moonshine_counts_the_layers_of_its_encoder_and_comes_back_from_a_folder(layers, tmp_path):
+    """Its `num_hidden_layers` is the decoder's, here 1."""
+    model = student(MOONSHINE, num_trainable_layers=layers)
+    encoder = model.speech_encoder.encoder
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    numbers = {name.split(".")[1] for name in trained if name.startswith("layers.")}
+    assert numbers == set("012"[3 - layers :] if layers >= 0 else "012")
+    assert ("conv1.weight" in trained, "layer_norm.weight" in trained) == (layers == -1, layers != 0)
+    batch = padded(utterances(model), 40000)
+    model.train()(**batch).logits.sum().backward()
+    assert {name for name, parameter in encoder.named_parameters() if parameter.grad is not None} == trained
+    model.eval().save_pretrained(tmp_path)
+    again = CMKDStudentModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, model(**batch).logits, atol=0, rtol=0)
+
+
+def test_padding_moves_the_stock_moonshine_as_it_does_not_move_ours():
+    """What the class is for, and a check that these inputs would show it."""
+    model = student(MOONSHINE)
+    batch, item = padded(utterances(model), 40000), utterances(model)[1]["input_values"]
+    with torch.no_grad():
+        expected = stock_encoder(model)(item).last_hidden_state[0]
+        hidden, mask = model.speech_encoder(
+            **{"inputs": batch["input_values"], "attention_mask": batch["attention_mask"]}
+        )
+        stock = stock_encoder(model)(**batch).last_hidden_state[1, : len(expected)]
+    assert mask[1].sum() == len(expected)
+    torch.testing.assert_close(hidden[1][mask[1]], expected, atol=1e-5, rtol=0)
+    assert (stock - expected).square().mean().sqrt() > 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moonshines_positions_stay_exact_in_half_precision(dtype):
+    """A buffer of frequencies that `.to(dtype)` rounds would turn the last frames of a minute by another angle."""
+    model = student(MoonshineConfig(encoder_num_hidden_layers=1))
+    hidden, mask = torch.zeros(1, 2500, 288), torch.ones(1, 2500, dtype=torch.bool)
+    rotary = model.speech_encoder.encoder.rotary_emb
+    expected = rotary(hidden.double(), torch.arange(2500)[None])
+    for values in (torch.float32, dtype):
+        found = model.to(values).speech_encoder.layer_options(hidden.to(values), mask)["position_embeddings"]
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == values
+            torch.testing.assert_close(one.double(), other, atol=4 * torch.finfo(values).eps + 1e-3, rtol=0)
+    assert (rotary(hidden.to(dtype), torch.arange(2500)[None])[0].double() - expected[0]).abs().max() > 0.1
+
+
+def test_moonshine_loads_with_its_decoder_and_without_it(tmp_path, caplog):
+    torch.manual_seed(3)
+    whole = MoonshineForConditionalGeneration(MOONSHINE)
+    expected = whole.model.encoder.state_dict()
+    whole.save_pretrained(tmp_path / "recogniser")
+    whole.model.save_pretrained(tmp_path / "without-head")
+    (tmp_path / "encoder").mkdir()
+    MOONSHINE.save_pretrained(tmp_path / "encoder")
+    weights = {f"encoder.{name}": value.half() for name, value in expected.items()}
+    save_file(weights, tmp_path / "encoder/model.safetensors", metadata={"format": "pt"})
+    for folder, loaded in (("recogniser", expected), ("without-head", expected), ("encoder", weights)):
+        caplog.clear()
+        found = load_speech_encoder(str(tmp_path / folder))
+        assert type(found) is MoonshineEncoder and found.dtype == torch.float32
+        assert found.state_dict().keys() == expected.keys()
+        for name, value in found.state_dict().items():
+            assert torch.equal(value, loaded.get(name, loaded.get(f"encoder.{name}")).float()), (folder, name)
+        assert "decoder" not in caplog.text
+        with torch.no_grad():
+            wave = torch.randn(1, 16000)
+            torch.testing.assert_close(found.eval()(wave)[0], whole.model.encoder.eval()(wave)[0], atol=2e-2, rtol=2e-2)
+    weights.pop("encoder.layers.1.mlp.fc1.bias")
+    save_file(weights, tmp_path / "encoder/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks encoder\.layers\.1\.mlp\.fc1\.bias: they would be random"):
+        CMKDStudentModel.from_pretrained_encoder(str(tmp_path / "encoder"))
+
+
+def test_a_whisper_needs_no_decoder_either(tmp_path):
+    torch.manual_seed(3)
+    expected = AutoModel.from_config(WHISPER).get_encoder().state_dict()
+    WHISPER.save_pretrained(tmp_path)
+    weights = {f"encoder.{name}": value for name, value in expected.items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = CMKDStudentModel.from_pretrained_encoder(str(tmp_path)).speech_encoder.encoder.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    weights.pop("encoder.layers.1.fc1.bias")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks encoder\.layers\.1\.fc1\.bias: they would be random"):
+        CMKDStudentModel.from_pretrained_encoder(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_real_moonshine_weights_hear_real_speech_as_the_stock_encoder_does(shared_dir):
+    """Alone, and in a batch with padding twice as long as the longest, to 1e-5 of the stock encoder alone."""
+    folder = shared_dir / "models/UsefulSensors/moonshine-tiny-encoder"
+    stock = MoonshineEncoder(MoonshineConfig.from_pretrained(folder)).eval()
+    weights = load_file(folder / "model.safetensors")
+    stock.load_state_dict({name.removeprefix("encoder."): value.float() for name, value in weights.items()})
+    torch.manual_seed(0)
+    model = CMKDStudentModel.from_pretrained_encoder(str(folder), num_trainable_layers=2)
+    assert 7e6 < sum(parameter.numel() for parameter in model.speech_encoder.parameters()) < 8e6
+    assert_batch_invariant(model)
+    items = []
+    for path in sorted((shared_dir / "data/crema-d").rglob("*.opus"))[:40:10]:
+        samples, rate = soundfile.read(path, dtype="float32")
+        items.append({"input_values": torch.from_numpy(soxr.resample(samples, rate, 16000))[None]})
+    assert len(items) == 4
+    batch = padded(items, 2 * max(item["input_values"].shape[1] for item in items))
+    batch["input_values"] /= 30  # the padding is noise, three times as loud as anything real
+    for row, item in enumerate(items):
+        batch["input_values"][row, : item["input_values"].shape[1]] = item["input_values"][0]
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    with torch.no_grad():
+        together, mask = model.speech_encoder(batch["input_values"], batch["attention_mask"])
+        features, _ = model.extract_speech_features(batch["input_values"], batch["attention_mask"])
+        above = model.speech_encoder.states_above(features, mask)[-1]
+        for row, item in enumerate(items):
+            wave = item["input_values"]
+            given = extractor(wave[0].numpy(), sampling_rate=16000, return_tensors="pt")["input_values"]
+            assert torch.equal(given, wave)  # as it is, not scaled to unit variance
+            expected = stock(wave).last_hidden_state
+            torch.testing.assert_close(model.speech_encoder(wave)[0], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(together[row][mask[row]], expected[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(above[row][mask[row]], expected[0], atol=1e-5, rtol=1e-5)
 
 
 def test_thirty_seconds_are_encoded_as_the_stock_whisper_does():
@@ -331,10 +429,11 @@ def test_a_teacher_may_read_only_and_any_encoder_serves():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["student", "cpc-student", "teacher"])
+@pytest.mark.parametrize("kind", ["student", "cpc-student", "moonshine-student", "teacher"])
 def test_a_folder_loads_elsewhere_without_this_package(kind, tmp_path):
     model = {
         "student": lambda: student(WAVEFORM_CONFIGS["wavlm"], num_trainable_layers=1, label_scale=(1, 7)),
+        "moonshine-student": lambda: student(MOONSHINE, num_trainable_layers=2, label_scale=(1, 7)),
         "cpc-student": lambda: student(CPC, num_trainable_layers=-1, label_scale=(1, 7)),
         "teacher": teacher,
     }[kind]()
@@ -456,13 +555,13 @@ def test_weights_that_are_not_safetensors_are_refused_and_the_reason_is_told(tmp
         CMKDStudentModel.from_pretrained(tmp_path, use_safetensors=False)
 
 
-@pytest.mark.parametrize("name", ["hubert", "whisper", "cpc"])
+@pytest.mark.parametrize("name", ["hubert", "whisper", "moonshine", "cpc"])
 def test_encoders_load_from_a_folder(name, tmp_path):
     torch.manual_seed(3)
     stock = AutoModel.from_config(ALL_CONFIGS[name])
     stock.half().save_pretrained(tmp_path / "speech")
     AutoModel.from_config(TEXT).save_pretrained(tmp_path / "text")
-    encoder = stock.float().get_encoder() if name == "whisper" else stock.float()
+    encoder = stock.float().get_encoder() if name in ("whisper", "moonshine") else stock.float()
     model = CMKDTeacherModel.from_pretrained_encoders(
         str(tmp_path / "speech"), str(tmp_path / "text"), label_scale=(1, 5), label_mean=(0.4, 0.5, 0.6)
     )
@@ -488,7 +587,7 @@ def test_an_incomplete_encoder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["hubert", "cpc"])
+@pytest.mark.parametrize("name", ["hubert", "moonshine", "cpc"])
 def test_half_precision_loads_and_answers_in_fp32(name, dtype, tmp_path):
     model = student(ALL_CONFIGS[name])
     model.save_pretrained(tmp_path)
@@ -498,6 +597,22 @@ def test_half_precision_loads_and_answers_in_fp32(name, dtype, tmp_path):
         logits = half(**item).logits
         assert half.dtype == dtype and logits.dtype == torch.float32
         torch.testing.assert_close(logits, model(**item).logits, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["hubert", "whisper", "moonshine", "cpc"])
+def test_weights_that_were_stored_in_half_precision_answer_in_fp32(name, tmp_path):
+    """Half the file, and the arithmetic of before: only the weights are rounded."""
+    model = student(ALL_CONFIGS[name])
+    model.save_pretrained(tmp_path, state_dict={key: value.half() for key, value in model.state_dict().items()})
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    again = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    item = utterances(model)[0]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+        assert again.dtype == torch.float32
+        torch.testing.assert_close(again(**item).logits, model(**item).logits, atol=1e-6, rtol=0)
 
 
 def test_initial_weights_survive_a_save_and_depend_on_the_seed_only():
@@ -527,6 +642,7 @@ def test_initial_weights_survive_a_save_and_depend_on_the_seed_only():
         ({"speech_config": TEXT}, "speech_config.model_type='bert': must be one of hubert"),
         ({"speech_config": {"model_type": "hubertt"}}, r"speech_config\['model_type'\]='hubertt'"),
         ({"speech_config": "facebook/hubert-base-ls960"}, "must be a configuration or a dict"),
+        ({"speech_config": MOONSHINE, "num_trainable_layers": 4}, "num_trainable_layers=4: must be between 0 .* and 3"),
         ({"speech_config": CPC, "num_trainable_layers": 1}, "num_trainable_layers=1: must be 0 .* or -1 .* CPC"),
         ({"speech_config": CPC, "num_trainable_layers": -2}, "num_trainable_layers=-2: must be 0 .* or -1"),
         ({"speech_config": CPC, "use_weighted_layer_sum": True}, "use_weighted_layer_sum=True: leave it out .* CPC"),

@@ -88,7 +88,8 @@ def test_every_recipe_runs_and_trains_what_it_says(place, path):
             configs.append((recipe.text_encoder, model.config.text_config))
         for name, config in configs:
             assert config.model_type == ENCODERS[name].model_type
-            assert config.num_hidden_layers == ENCODERS[name].num_hidden_layers
+            count = "encoder_num_hidden_layers" if config.model_type == "moonshine" else "num_hidden_layers"
+            assert getattr(config, count) == getattr(ENCODERS[name], count)
         trained = 0 if stage in ("audio", "text", "teacher") else recipe.num_trainable_layers
         assert model.config.num_trainable_layers == trained
         assert len(set(results["systems"][stage]["test"]["ccc"])) == 3
@@ -131,6 +132,7 @@ def test_a_row_has_the_settings_of_the_paper(path):
         ("facebook/hubert-base-ls960", 94_371_712),
         ("facebook/hubert-large-ll60k", 315_438_720),
         ("bert-base-uncased", 109_482_240),
+        ("UsefulSensors/moonshine-tiny", 27_092_736),
     ],
 )
 def test_the_stand_ins_have_the_sizes_of_the_published_encoders(name, published):

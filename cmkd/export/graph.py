@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,12 @@ import onnx
 import torch
 from torch import nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
+from torch.onnx import symbolic_helper
 from transformers import FeatureExtractionMixin
 
-from configuration_cmkd import EMOTION_DIMENSIONS, CPCConfig
+from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDPreTrainedModel
-from speech_encoder_cmkd import CPC_CONVOLUTIONS, mask_of
+from speech_encoder_cmkd import mask_of
 from windows_cmkd import SHORTEST_AUDIO
 
 OPSET = 17
@@ -117,15 +119,8 @@ class StudentGraph(nn.Module):
     @property
     def shortest(self) -> int:
         """The samples, or frames of a spectrogram, that one frame of the encoder hears."""
-        config = self.model.config.speech_config
-        if self.speech.log_mel is not None:
-            return 1
-        if config.model_type == CPCConfig.model_type:
-            shapes = list(CPC_CONVOLUTIONS)
-        else:
-            shapes = [(*shape, 0) for shape in zip(config.conv_kernel, config.conv_stride, strict=True)]
         length = 1
-        for kernel, stride, padding in reversed(shapes):
+        for kernel, stride, padding in reversed(self.model.speech_encoder.convolutions):
             length = (length - 1) * stride + kernel - 2 * padding
         return length
 
@@ -161,6 +156,29 @@ def _normalized(waves: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) 
     return centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + 1e-7)
 
 
+@symbolic_helper.parse_args("v", "i", "i", "none")  # type: ignore[attr-defined]
+def _repeat_interleave(graph: Any, tensor: Any, repeats: int, dim: int, output_size: None) -> Any:
+    """`repeat_interleave` along the last axis, by which Moonshine turns pairs of numbers.
+
+    torch's own translation joins the wrong axes where `dim` is -1.
+    """
+    rank = tensor.type().dim()
+    if dim % rank != rank - 1:
+        raise ValueError(f"repeat_interleave with dim={dim} of {rank} axes: only that along the last is translated.")
+    wide = graph.op("Unsqueeze", tensor, graph.op("Constant", value_t=torch.tensor([rank])))
+    tiled = graph.op("Tile", wide, graph.op("Constant", value_t=torch.tensor([1] * rank + [repeats])))
+    return graph.op("Reshape", tiled, graph.op("Constant", value_t=torch.tensor([0] * (rank - 1) + [-1])))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    torch.onnx.register_custom_op_symbolic("aten::repeat_interleave", _repeat_interleave, OPSET)
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic("aten::repeat_interleave", OPSET)
+
+
 def trace(graph: nn.Module, example: tuple[torch.Tensor, torch.Tensor], name: str) -> tuple[onnx.ModelProto, list[str]]:
     """The graph in ONNX, and what the tracer doubted.
 
@@ -178,6 +196,7 @@ def trace(graph: nn.Module, example: tuple[torch.Tensor, torch.Tensor], name: st
         TemporaryDirectory(prefix="cmkd-export-") as folder,
         warnings.catch_warnings(record=True) as caught,
         torch.no_grad(),
+        _translated(),
     ):
         warnings.simplefilter("always")
         path = Path(folder, "model.onnx")

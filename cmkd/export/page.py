@@ -36,7 +36,7 @@ def check_page(takes_log_mel: bool, name: str) -> None:
     if takes_log_mel:
         raise ValueError(
             f"{name} has a Whisper encoder, which takes a log-mel spectrogram; the page computes none. Export a page "
-            "of a student that takes the waveform: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or CPC."
+            "of a student that takes the waveform: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Moonshine or CPC."
         )
 
 
