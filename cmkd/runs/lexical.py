@@ -17,6 +17,8 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Subset
 from transformers import set_seed
 
 from cmkd.atomic import written_whole
@@ -35,10 +37,11 @@ from cmkd.scoring.lexical import retrieval_scores, ridge_scores
 from cmkd.stages import STAGES
 from cmkd.training.collator import collate_utterances
 from cmkd.training.lexical import METRIC, LexicalTrainer, ProjectedStudent
+from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDTeacherModel
 
 Sentences = dict[str, np.ndarray]
-"""The columns `sentences` (n, size), `sentence_groups` (n,) and `has_words` (n,) of a split."""
+"""The columns `sentences` (n, size), `sentence_groups` (n,) and `has_words` (n,) of some utterances."""
 
 _START = "start.safetensors"
 _LEARNED = "learned.json"
@@ -50,29 +53,30 @@ def train_lexical(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, co
     print_once(f"\n{stage}")
     folder = run / stage
     set_seed(recipe.seed)
+    rows = {"learned": corpus["train"], "validation": corpus["validation"], "test": corpus["test"]}
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
     scale = corpus["train"]["label_scale"][0]
     student, feature_extractor, tokenizer = build_model(STAGES[stage], recipe, labels["train"], scale)
     wait_for_all("load the encoders")
     device = PartialState().device
     student.to(device)
-    sentences = read_sentences(recipe, corpus, tokenizer, device)
-    datasets = {}
-    for split in SPLITS:
-        columns = input_columns(student, corpus[split], feature_extractor, None, recipe)
-        columns |= {"labels": np.full_like(labels[split], np.nan), "id": list(corpus[split]["id"])}
-        datasets[split] = UtteranceDataset(columns | sentences[split])
+    sentences = read_sentences(recipe, rows, tokenizer, device)
+    datasets: dict[str, TorchDataset] = {}
+    for name, of_name in rows.items():
+        columns = input_columns(student, of_name, feature_extractor, None, recipe)
+        columns["labels"] = np.full((len(of_name), len(EMOTION_DIMENSIONS)), np.nan, dtype=np.float32)
+        datasets[name] = UtteranceDataset(columns | {"id": list(of_name["id"])} | sentences[name])
     trainer = LexicalTrainer(
-        model=ProjectedStudent(student, sentences["train"]["sentences"].shape[1]),
+        model=ProjectedStudent(student, sentences["learned"]["sentences"].shape[1]),
         args=training_arguments(
             recipe.model_copy(update={"num_epochs": recipe.lexical_epochs or recipe.num_epochs}),
             folder,
             metric_for_best_model=METRIC,
         ),
-        train_dataset=datasets["train"],
+        train_dataset=datasets["learned"],
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
-        train_durations=corpus["train"]["duration"] if recipe.group_by_length else None,
+        train_durations=rows["learned"]["duration"] if recipe.group_by_length else None,
         temperature=recipe.lexical_temperature,
         eval_sentences=sentences["validation"],
     )
@@ -82,9 +86,12 @@ def train_lexical(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, co
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
     trainer.compute_metrics = None  # which is about the validation split
+    number = len(corpus["train"])  # which come first, and are all that is rated
+    datasets["train"] = Subset(datasets["learned"], range(number))
+    sentences["train"] = {name: values[:number] for name, values in sentences["learned"].items()}
     found, embeddings = {}, {}
-    for split, dataset in datasets.items():
-        (_, found[split], embeddings[split]), _, _ = trainer.predict(dataset)
+    for split in SPLITS:
+        (_, found[split], embeddings[split]), _, _ = trainer.predict(datasets[split])
     weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP from the shards of all processes
     if trainer.is_world_process_zero():
         write_json(folder / _LEARNED, what_was_learned(found, embeddings, sentences, labels))
@@ -95,18 +102,18 @@ def train_lexical(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, co
 
 
 def read_sentences(
-    recipe: Recipe, corpus: Mapping[str, Dataset], tokenizer: Any, device: torch.device
+    recipe: Recipe, rows: Mapping[str, Dataset], tokenizer: Any, device: torch.device
 ) -> dict[str, Sentences]:
-    """Where the text encoder puts the sentence of each utterance, by split.
+    """Where the text encoder puts the sentence of each utterance.
 
     This is the mean over the tokens of its last layer, the features that the teacher's GRU reads and that are stored
-    for it, less the mean over the utterances of train that have words, divided by their standard deviation, coordinate
+    for it, less the mean over the utterances that are learned and have words, divided by their standard deviation, coordinate
     by coordinate. So the mean squared error weighs all coordinates alike, and 1 is what answering 0 gets. Directions of
     small variance are not made larger, as whitening would do: in a few thousand sentences most of them are noise.
 
     Args:
         recipe: the recipe of the run.
-        corpus: the rows by split.
+        rows: the utterances by any names, "learned" among them.
         tokenizer: of the text encoder.
         device: that the text encoder runs on.
     """
@@ -115,21 +122,21 @@ def read_sentences(
     reader.config.text_config.name_or_path = recipe.text_encoder
     reader.to(device)
     found: dict[str, Sentences] = {}
-    for split in SPLITS:
-        tokens = TextInputs(corpus[split], tokenizer)
+    for name, of_name in rows.items():
+        tokens = TextInputs(of_name, tokenizer)
         part = FrozenPart(reader.text_encoder, reader.extract_text_features, None, "text")
         storage = Storage(cache_folder(recipe), recipe.cache_dtype)
-        features = frozen_features(corpus[split], tokens, tokens.ids, part, storage)
+        features = frozen_features(of_name, tokens, tokens.ids, part, storage)
         assert features is not None  # without a limit
-        found[split] = {
+        found[name] = {
             "sentences": np.stack([features[index].mean(0).numpy() for index in range(len(features))]),
             "sentence_groups": _numbered(tokens.ids),
-            "has_words": np.array([bool(words.strip()) for words in corpus[split]["transcript"]], dtype=np.float32),
+            "has_words": np.array([bool(words.strip()) for words in of_name["transcript"]], dtype=np.float32),
         }
-    known = found["train"]["sentences"][found["train"]["has_words"] > 0].astype(np.float64)
+    known = found["learned"]["sentences"][found["learned"]["has_words"] > 0].astype(np.float64)
     mean, std = known.mean(0), known.std(0)
-    for of_split in found.values():
-        of_split["sentences"] = ((of_split["sentences"] - mean) / np.where(std > 0, std, 1.0)).astype(np.float32)
+    for columns in found.values():
+        columns["sentences"] = ((columns["sentences"] - mean) / np.where(std > 0, std, 1.0)).astype(np.float32)
     return found
 
 
@@ -144,7 +151,7 @@ def what_was_learned(
     Args:
         found: by split, where the student puts each utterance, (n, size of the sentences).
         embeddings: by split, its embeddings, (n, embedding size).
-        sentences: by split, where the text encoder puts each sentence.
+        sentences: by split, train, validation and test among them, where the text encoder puts each sentence.
         labels: by split, (n, 3) on the unit interval, NaN where not rated.
 
     Returns:
@@ -152,8 +159,8 @@ def what_was_learned(
         what [`cmkd.scoring.lexical.ridge_scores`] returns: `ridge`, from the student's embeddings, and
         `ridge_from_words`, from where the text encoder puts the sentences, which is as far as the student can come.
     """
-    has_words = {split: of_split["has_words"] > 0 for split, of_split in sentences.items()}
-    words = {split: of_split["sentences"] for split, of_split in sentences.items()}
+    has_words = {split: sentences[split]["has_words"] > 0 for split in SPLITS}
+    words = {split: sentences[split]["sentences"] for split in SPLITS}
     retrieval = {
         split: retrieval_scores(
             found[split][has_words[split]],

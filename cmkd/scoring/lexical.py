@@ -14,7 +14,7 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 RECALLS = (1, 5)
 """The numbers of sentences among which the right one counts as found."""
 
-RIDGE_STRENGTHS = tuple(10.0**power for power in range(-2, 6))
+RIDGE_STRENGTHS = tuple(10.0**power for power in range(-5, 5))
 """The penalties of [`ridge_scores`] that are tried, for inputs of variance 1 and a mean squared error."""
 
 _ROWS = 1024  # whose similarities are held at a time
