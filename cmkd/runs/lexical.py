@@ -6,6 +6,7 @@
 ```
 
 There is no checkpoint that `AutoModel` loads, because nothing was learned about ratings: it would answer at random.
+The map from the student's embedding to the sentences is used while the stage trains, and is not kept.
 """
 
 from collections.abc import Mapping
@@ -46,6 +47,7 @@ Sentences = dict[str, np.ndarray]
 _START = "start.safetensors"
 _LEARNED = "learned.json"
 _HEAD = "prediction_head."
+_ROUNDING = 1e-6  # of a number in fp32: a coordinate that varies by less does not
 
 
 def train_lexical(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost: SessionCost) -> None:
@@ -107,9 +109,10 @@ def read_sentences(
     """Where the text encoder puts the sentence of each utterance.
 
     This is the mean over the tokens of its last layer, the features that the teacher's GRU reads and that are stored
-    for it, less the mean over the utterances that are learned and have words, divided by their standard deviation, coordinate
-    by coordinate. So the mean squared error weighs all coordinates alike, and 1 is what answering 0 gets. Directions of
-    small variance are not made larger, as whitening would do: in a few thousand sentences most of them are noise.
+    for it, less the mean over the utterances that are learned and have words, divided by their standard deviation,
+    coordinate by coordinate. So the mean squared error weighs all coordinates alike, and 1 is what answering 0 gets.
+    Directions of small variance are not made larger, as whitening would do: in a few thousand sentences most of them
+    are noise. A coordinate that does not vary becomes 0.
 
     Args:
         recipe: the recipe of the run.
@@ -135,8 +138,9 @@ def read_sentences(
         }
     known = found["learned"]["sentences"][found["learned"]["has_words"] > 0].astype(np.float64)
     mean, std = known.mean(0), known.std(0)
+    scale = np.where(std > _ROUNDING * np.abs(known).max(0), std, np.inf)
     for columns in found.values():
-        columns["sentences"] = ((columns["sentences"] - mean) / np.where(std > 0, std, 1.0)).astype(np.float32)
+        columns["sentences"] = ((columns["sentences"] - mean) / scale).astype(np.float32)
     return found
 
 
