@@ -22,6 +22,9 @@ WAVEFORM_ENCODERS = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "moonshine
 SPECTROGRAM_ENCODERS = ("whisper",)
 """Model types of the speech encoders that take `input_features`, a log-mel spectrogram."""
 
+SUMMARIZERS = ("last_state", "attention")
+"""How the outputs of a GRU become one summary of the utterance."""
+
 
 _THREE_OUTPUTS = (
     f"a CMKD model has the three outputs {', '.join(EMOTION_DIMENSIONS)}, in this order. Leave the argument out; to "
@@ -82,6 +85,7 @@ class _CMKDConfig(PreTrainedConfig):
         speech_config: PreTrainedConfig | dict[str, Any] | None = None,
         gru_hidden_size: int = 128,
         gru_num_layers: int = 2,
+        summarizer: str = "last_state",
         embedding_size: int = 128,
         num_trainable_layers: int = 0,
         use_weighted_layer_sum: bool = False,
@@ -94,6 +98,7 @@ class _CMKDConfig(PreTrainedConfig):
         self.speech_config = _sub_config("speech_config", speech_config)
         self.gru_hidden_size = gru_hidden_size
         self.gru_num_layers = gru_num_layers
+        self.summarizer = summarizer
         self.embedding_size = embedding_size
         self.num_trainable_layers = num_trainable_layers
         self.use_weighted_layer_sum = use_weighted_layer_sum
@@ -156,6 +161,8 @@ class _CMKDConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: must be a whole number of at least 1.")
+        if self.summarizer not in SUMMARIZERS:
+            raise ValueError(f"summarizer={self.summarizer!r}: must be one of {', '.join(SUMMARIZERS)}.")
         if len(self.label_scale) != 2 or not self.label_scale[0] < self.label_scale[1]:
             raise ValueError(f"label_scale={self.label_scale}: must be [minimum, maximum], for example [1, 7].")
         for name in ("label_mean", "label_std"):
@@ -263,6 +270,10 @@ class CMKDTeacherConfig(_CMKDConfig):
             Hidden units of the GRU that sums up each modality.
         gru_num_layers (`int`, *optional*, defaults to 2):
             Layers of that GRU.
+        summarizer (`str`, *optional*, defaults to `"last_state"`):
+            How the GRU's outputs become one summary: `"last_state"` takes the output at the last frame, as in the
+            paper; `"attention"` takes a weighted mean over all frames, in which each unit of the GRU has its own
+            learned weights.
         embedding_size (`int`, *optional*, defaults to 128):
             Size of the utterance embedding e (Eq. 1 and 2), which must be the same for teacher and student.
         num_trainable_layers (`int`, *optional*, defaults to 0):

@@ -191,6 +191,31 @@ class GRUSummarizer(nn.Module):
         return outputs[torch.arange(outputs.shape[0], device=outputs.device), last]
 
 
+class AttentionSummarizer(nn.Module):
+    """A GRU whose outputs at all real frames, each unit weighted in its own way, represent the utterance.
+
+    With outputs h_t of the GRU, unit k of the summary is `sum_t a_tk h_tk`, where `a_tk` is the softmax over the real
+    frames t of `(W h_t + b)_k`, as in the attentive pooling of arXiv 2005.07143, less its variances. So each unit is
+    read where it has something to say, and not at the end only, where much of a sentence may have been forgotten.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int):
+        super().__init__()
+        self.gru = nn.GRU(input_size, hidden_size, num_layers, batch_first=True)
+        self.attention = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, input size) and mask (batch, frames), at least one frame real -> (batch, hidden size)."""
+        outputs, _ = self.gru(features)
+        is_padding = ~mask.bool()[..., None]
+        weights = self.attention(outputs).masked_fill(is_padding, -torch.inf).softmax(1)
+        return (weights * outputs.masked_fill(is_padding, 0.0)).sum(1)
+
+
+SUMMARIZER_CLASSES: dict[str, type[nn.Module]] = {"last_state": GRUSummarizer, "attention": AttentionSummarizer}
+"""By the value of `config.summarizer`."""
+
+
 class CMKDPreTrainedModel(PreTrainedModel):
     """The network of teacher and student, and how they are loaded and saved."""
 
@@ -235,9 +260,9 @@ class CMKDPreTrainedModel(PreTrainedModel):
     def _text_config(self) -> PreTrainedConfig | None:
         return None
 
-    def _build_summarizer(self, encoder: nn.Module) -> GRUSummarizer:
+    def _build_summarizer(self, encoder: nn.Module) -> nn.Module:
         size = encoder.encoder.config.hidden_size
-        return GRUSummarizer(size, self.config.gru_hidden_size, self.config.gru_num_layers)
+        return SUMMARIZER_CLASSES[self.config.summarizer](size, self.config.gru_hidden_size, self.config.gru_num_layers)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises GRU and linear layers as torch does; the encoders have initialisations of their own."""

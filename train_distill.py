@@ -7,9 +7,10 @@
 `python train_distill.py` is `cmkd train`. `cmkd train RECIPE --help` lists all settings with the values of that recipe.
 
 Stages, in order: `audio` (frozen speech encoder), `text`, `teacher` (both, frozen), `finetune` (audio-only, top layers
-trained), `ts` (the same, pulled towards the teacher's embeddings) and `cts` (the same, but only where the teacher is
-judged good). A stage that is complete in the output folder is not repeated. With `seeds` all of it is done for each,
-and summed up. The settings are in cmkd/runs/recipe.py, what each stage is in cmkd/stages.py.
+trained), `lexical` (only if it is asked for: the same, taught what the words are), `ts` (as `finetune`, pulled towards
+the teacher's embeddings) and `cts` (the same, but only where the teacher is judged good). A stage that is complete in
+the output folder is not repeated. With `seeds` all of it is done for each, and summed up. The settings are in
+cmkd/runs/recipe.py, what each stage is in cmkd/stages.py.
 """
 
 import sys
@@ -46,7 +47,15 @@ from cmkd.runs.folder import (
     write_embeddings,
     write_results,
 )
-from cmkd.runs.preflight import check_devices, check_encoders, check_labels, check_teachers, warn_of_length
+from cmkd.runs.lexical import begin_with_start, train_lexical
+from cmkd.runs.preflight import (
+    check_devices,
+    check_encoders,
+    check_labels,
+    check_teachers,
+    check_words,
+    warn_of_length,
+)
 from cmkd.runs.recipe import Recipe, load_recipe, split_recipe
 from cmkd.runs.seeds import gather_seeds
 from cmkd.runs.stage import build_model, input_columns, training_arguments, training_columns, training_log
@@ -70,6 +79,7 @@ def main(arguments: Sequence[str], command: str = "cmkd train") -> None:
         corpus = load_corpus(**recipe.corpus)
     print_once(corpus.report)
     check_labels(corpus)
+    check_words(recipe, corpus)
     if recipe.group_by_length:
         warn_of_length(corpus["train"])
     version = corpus.report.version
@@ -130,7 +140,8 @@ def run_stage(stage: str, recipe: Recipe, corpus: DatasetDict, complete: set[str
         begin_stage(run, stage, recipe, corpus.report.version, commits)
     wait_for_all(f"begin the stage {stage}")
     with cost.until_interrupted(state.is_main_process):
-        train_stage(stage, recipe.pinned(commits), corpus, run, cost)
+        train = train_lexical if STAGES[stage].learns_words else train_stage
+        train(stage, recipe.pinned(commits), corpus, run, cost)
 
 
 def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost: SessionCost) -> None:
@@ -147,6 +158,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost
     for split in SPLITS:
         columns = input_columns(model, corpus[split], feature_extractor, tokenizer, recipe)
         datasets[split] = UtteranceDataset(columns | {"labels": labels[split]})
+    begin_with_start(model, stage, recipe)  # after all is stored: its frozen layers are the same
 
     trainer = CMKDTrainer(
         model=model,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cmkd.losses import ccc_loss as ccc_loss
     from cmkd.losses import concordance_cc as concordance_cc
     from cmkd.losses import embedding_distance as embedding_distance
+    from cmkd.losses import info_nce as info_nce
     from cmkd.losses import weighted_mean as weighted_mean
     from cmkd.quality import fit_residuals as fit_residuals
     from cmkd.quality import quality_weights as quality_weights
@@ -43,6 +44,7 @@ _MODULES = {
     "ccc_loss": "cmkd.losses",
     "concordance_cc": "cmkd.losses",
     "embedding_distance": "cmkd.losses",
+    "info_nce": "cmkd.losses",
     "weighted_mean": "cmkd.losses",
     "fit_residuals": "cmkd.quality",
     "quality_weights": "cmkd.quality",

@@ -115,6 +115,61 @@ def embedding_distance(student: torch.Tensor, teacher: torch.Tensor, distance: D
     raise ValueError(f"distance={distance!r}: must be one of {', '.join(get_args(Distance))}.")
 
 
+def info_nce(
+    student: torch.Tensor,
+    target: torch.Tensor,
+    temperature: float,
+    weights: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """How hard it is to tell each utterance's target from those of the others: InfoNCE (arXiv 1807.03748), symmetric.
+
+    With rows brought to length 1 and `similarity[i, j] = student[i] @ target[j] / temperature`, an utterance's loss is
+    the mean of two cross-entropies: of finding its target among all targets, along row i, and of finding its student
+    among all students, along column i. The result is the weighted mean over the utterances,
+    `sum(weights * losses) / sum(weights)`, as in [`weighted_mean`].
+
+    Args:
+        student: (n, size).
+        target: (n, size); no gradient flows into it.
+        temperature: what the cosines are divided by, above 0; a small one looks at the nearest of the others only.
+        weights: (n,) in [0, 1]; None counts every utterance once. One of weight 0 takes no part: it is nobody's
+            negative either.
+        groups: (n,) whole numbers; None puts each utterance into a group of its own. Utterances of the same group,
+            such as those with the same words, are not negatives of each other.
+
+    Returns:
+        A scalar of at least 0, in fp32 or better; 0 where no utterance has a negative, or all weights are 0.
+
+    Raises:
+        ValueError: the shapes do not fit, or the temperature is not above 0.
+
+    >>> two = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> round(info_nce(two, two, temperature=1.0).item(), 4)  # -log(e / (e + 1))
+    0.3133
+    """
+    if student.shape != target.shape or student.ndim != 2:
+        raise ValueError(f"student {tuple(student.shape)} and target {tuple(target.shape)} must both be (n, size).")
+    for name, values in (("weights", weights), ("groups", groups)):
+        if values is not None and values.shape != student.shape[:1]:
+            raise ValueError(f"{name} {tuple(values.shape)} must hold one value per utterance, ({len(student)},).")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r}: must be above 0, for example 0.1.")
+    dtype = torch.promote_types(torch.promote_types(student.dtype, target.dtype), torch.float32)
+    student = torch.nn.functional.normalize(student.to(dtype), dim=-1)
+    target = torch.nn.functional.normalize(target.detach().to(dtype), dim=-1)
+    if weights is None:
+        weights = student.new_ones(len(student))
+    is_left_out = (weights == 0)[:, None] | (weights == 0)
+    if groups is not None:
+        is_left_out = is_left_out | (groups[:, None] == groups)
+    similarity = student @ target.T / temperature
+    is_own = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    similarity = similarity.masked_fill(is_left_out & ~is_own, -torch.inf)
+    found = (similarity.logsumexp(1) + similarity.logsumexp(0)) / 2 - similarity.diagonal()
+    return weighted_mean(found, weights)
+
+
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The mean of `values` over the utterances that are kept: sum(weights * values) / sum(weights).
 

@@ -16,6 +16,9 @@ TEACHER = "teacher"
 BASELINE = "finetune"
 """The stage that a student has to beat: the same network, trained without a teacher."""
 
+LEXICAL = "lexical"
+"""The stage in which a student learns what the words say, before its teacher says what they mean."""
+
 _COMMON_SETTINGS = (
     "corpus",
     "seed",
@@ -26,6 +29,7 @@ _COMMON_SETTINGS = (
     "plateau_patience",
     "loss_over",
     "group_by_length",
+    "summarizer",
 )
 """The settings that change what any stage learns."""
 
@@ -41,11 +45,15 @@ class Stage:
         label: what reports and figures call it.
         short_name: what sentences call it.
         speech_encoder: the setting that names the speech encoder that it loads; None: it does not hear the speech.
-        text_encoder: the setting that names the text encoder that it loads; None: it does not read the words. A stage
-            that reads words has a `CMKDTeacherModel`, any other a `CMKDStudentModel`.
+        text_encoder: the setting that names the text encoder that it loads; None: it does not read the words.
         own_settings: those that change what it learns, besides the encoders and what is common to all stages.
         needs_teacher: whether it is pulled towards the embeddings of the stage `TEACHER`. Such stages come last.
         is_conditional: whether it is pulled only where the teacher was judged good (Eq. 8), and not everywhere.
+        learns_words: whether it learns where the text encoder puts the sentence, and no ratings. Its network does not
+            read, and it is not scored against ratings, but on what it learned: see `cmkd.scoring.lexical`.
+        starts_from: the stage whose weights it begins with, if that stage is in the recipe or complete in the run;
+            None: it always begins anew.
+        is_of_paper: whether it is in the paper. A recipe that names no stages has these.
         compared_with: the stages that it is tested against.
         builds_on: the stage that it adds one thing to.
         colour: the colour of its line and dots in figures.
@@ -62,6 +70,9 @@ class Stage:
     line_style: str
     needs_teacher: bool = False
     is_conditional: bool = False
+    learns_words: bool = False
+    starts_from: str | None = None
+    is_of_paper: bool = True
     compared_with: tuple[str, ...] = ()
     builds_on: str | None = None
 
@@ -74,6 +85,11 @@ class Stage:
     def all_encoders(self) -> tuple[str, ...]:
         """The settings that name the encoders that it loads, and those of its teacher."""
         return (*self.encoders, *(STAGES[TEACHER].encoders if self.needs_teacher else ()))
+
+    @property
+    def only_hears(self) -> bool:
+        """Whether its network is a `CMKDStudentModel`; else it is a `CMKDTeacherModel`."""
+        return self.text_encoder is None or self.learns_words
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -134,6 +150,18 @@ STAGES: Mapping[str, Stage] = {
             line_style="-",
         ),
         Stage(
+            name=LEXICAL,
+            label="lexical: the words, no ratings",
+            short_name="lexical",
+            speech_encoder="student_speech_encoder",
+            text_encoder="text_encoder",
+            own_settings=(*_TUNING, "lexical_epochs", "lexical_temperature"),
+            learns_words=True,
+            is_of_paper=False,
+            colour="#56B4E9",
+            line_style="-.",
+        ),
+        Stage(
             name="ts",
             label="T/S student",
             short_name="T/S",
@@ -141,6 +169,7 @@ STAGES: Mapping[str, Stage] = {
             text_encoder=None,
             own_settings=(*_TUNING, *_DISTILLATION),
             needs_teacher=True,
+            starts_from=LEXICAL,
             compared_with=(BASELINE,),
             builds_on=BASELINE,
             colour="#009E73",
@@ -155,6 +184,7 @@ STAGES: Mapping[str, Stage] = {
             own_settings=(*_TUNING, *_DISTILLATION, "residual_threshold"),
             needs_teacher=True,
             is_conditional=True,
+            starts_from=LEXICAL,
             compared_with=(BASELINE, "ts"),
             builds_on="ts",
             colour="#CC79A7",
@@ -167,11 +197,27 @@ STAGES: Mapping[str, Stage] = {
 STUDENTS = tuple(name for name, stage in STAGES.items() if stage.needs_teacher)
 """The names of the stages that learn from the teacher."""
 
-SYSTEM_NAMES = {name: stage.label for name, stage in STAGES.items()}
-"""What reports and figures call each stage, in order."""
+PAPER_STAGES = tuple(name for name, stage in STAGES.items() if stage.is_of_paper)
+"""The names of the stages of the paper, which a recipe has if it does not say."""
+
+SYSTEM_NAMES = {name: stage.label for name, stage in STAGES.items() if not stage.learns_words}
+"""What reports and figures call each stage that rates, in order."""
 
 ENCODERS = tuple(dict.fromkeys(encoder for stage in STAGES.values() for encoder in stage.encoders))
 """The settings that name an encoder; each has a revision, such as `text_encoder_revision`."""
 
 COMPARISONS = tuple((name, baseline) for name, stage in STAGES.items() for baseline in stage.compared_with)
 """What is tested: each system with the one to beat."""
+
+
+def followers(name: str) -> tuple[str, ...]:
+    """The stages that start anew when this one does, because they learn from it or begin with its weights.
+
+    >>> followers("teacher"), followers("lexical"), followers("finetune")
+    (('ts', 'cts'), ('ts', 'cts'), ())
+    """
+    return tuple(
+        other
+        for other, stage in STAGES.items()
+        if stage.starts_from == name or (name == TEACHER and stage.needs_teacher)
+    )

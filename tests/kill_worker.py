@@ -15,12 +15,18 @@ import sys
 from pathlib import Path
 
 import train_distill
-from cmkd.stages import STAGES
+from cmkd.stages import PAPER_STAGES
 from cmkd.training.trainer import CMKDTrainer
 
 WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
 LONGEST = {"/cache/": 6, "/checkpoint-": 6}  # events between two kills, in these places
-FIRST = ["/cache/", "/cache/", "/checkpoint-", "/checkpoint-", *(f"/{stage}" for stage in STAGES for _ in range(3))]
+FIRST = [
+    "/cache/",
+    "/cache/",
+    "/checkpoint-",
+    "/checkpoint-",
+    *(f"/{stage}" for stage in PAPER_STAGES for _ in range(3)),
+]
 
 
 def run_and_kill(arguments: list[str], output: Path, moment: int, place: str) -> None:

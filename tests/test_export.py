@@ -337,15 +337,18 @@ def test_a_weight_beyond_fp16_is_refused(exported):
 
 
 @pytest.mark.slow
-def test_a_weighted_layer_sum_and_a_teacher_that_hears_are_exported(tmp_path):
+def test_a_weighted_layer_sum_attention_and_a_teacher_that_hears_are_exported(tmp_path):
     summed = student(ALL_CONFIGS["hubert-stable"], use_weighted_layer_sum=True)
     teacher = CMKDTeacherModel(CMKDTeacherConfig(speech_config=ALL_CONFIGS["wav2vec2"])).eval()
-    for name, model in (("summed", summed), ("teacher", teacher)):
+    attentive = student(ALL_CONFIGS["hubert"], summarizer="attention")
+    for name, model in (("summed", summed), ("attentive", attentive), ("teacher", teacher)):
         save(model, "hubert", tmp_path / name)
         export_folder(str(tmp_path / name), tmp_path / f"{name}-onnx")
         wave = noise(1.7)
-        scores, _ = OnnxStudent(tmp_path / f"{name}-onnx/model.onnx").run(wave[None], np.array([len(wave)]))
-        np.testing.assert_allclose(scores[0], by_torch(model, "hubert", wave)[0], atol=1e-5, rtol=0)
+        waves = np.stack([wave, np.pad(wave[:9000], (0, len(wave) - 9000), constant_values=0.5)])
+        scores, _ = OnnxStudent(tmp_path / f"{name}-onnx/model.onnx").run(waves, np.array([len(wave), 9000]))
+        for row, heard in enumerate((wave, wave[:9000])):
+            np.testing.assert_allclose(scores[row], by_torch(model, "hubert", heard)[0], atol=1e-5, rtol=0)
 
 
 def test_what_is_no_student_is_not_exported(tmp_path, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmkd import ccc_loss, concordance_cc, embedding_distance, weighted_mean
+from cmkd import ccc_loss, concordance_cc, embedding_distance, info_nce, weighted_mean
 
 
 def ccc_by_numpy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -121,3 +121,73 @@ def test_the_weighted_mean_divides_by_the_weights_that_are_kept():
     nothing = weighted_mean(values, torch.zeros(3))
     nothing.backward()
     assert nothing.item() == 0 and values.grad.isfinite().all()
+
+
+def drawn_pair(n=7, size=5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, n, size, generator=generator, dtype=torch.float64).unbind()
+
+
+def matrix_of(student: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cosines by torch's own function, divided by the temperature."""
+    return torch.nn.functional.cosine_similarity(student[:, None], target[None], dim=-1) / temperature
+
+
+def test_info_nce_is_the_cross_entropy_of_the_matrix_in_both_directions():
+    student, target = drawn_pair()
+    student, target = 3 * student, 0.1 * target.requires_grad_()  # lengths do not count
+    matrix, diagonal = matrix_of(student, target, 0.2), torch.arange(7)
+    both = [torch.nn.functional.cross_entropy(way, diagonal, reduction="none") for way in (matrix, matrix.T)]
+    found = info_nce(student, target, 0.2)
+    torch.testing.assert_close(found, (both[0] + both[1]).mean() / 2)
+    assert not found.requires_grad  # no gradient flows into the target
+    weights = torch.tensor([1.0, 0.5, 0.25, 1.0, 0.1, 1.0, 1.0], dtype=torch.float64)
+    expected = (weights * (both[0] + both[1])).sum() / 2 / weights.sum()
+    torch.testing.assert_close(info_nce(student, target, 0.2, weights), expected)
+
+
+def test_info_nce_leaves_out_weight_0_as_if_it_were_not_there():
+    student, target = drawn_pair()
+    weights = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    kept = weights > 0
+    student = torch.where(kept[:, None], student, 0.0).requires_grad_()  # as rows that fill up a device
+    found = info_nce(student, target, 0.1, weights)
+    torch.testing.assert_close(found, info_nce(student[kept], target[kept], 0.1, weights[kept]))
+    found.backward()
+    assert student.grad.isfinite().all()
+    assert (student.grad[~kept] == 0).all()
+    nothing = info_nce(student, target, 0.1, torch.zeros(7))
+    assert nothing.item() == 0.0
+
+
+def test_info_nce_does_not_push_the_same_words_apart():
+    student, target = drawn_pair()
+    groups = torch.tensor([4, 0, 4, 1, 2, 4, 3])
+    found = []
+    for row in range(7):  # a loop over the utterances, each with its target and those of other groups
+        others = [other for other in range(7) if other == row or groups[other] != groups[row]]
+        own = torch.tensor(others.index(row))
+        along, across = (
+            matrix_of(student[[row]], target[others], 0.3)[0],
+            matrix_of(student[others], target[[row]], 0.3)[:, 0],
+        )
+        found += [torch.nn.functional.cross_entropy(way, own) for way in (along, across)]
+    torch.testing.assert_close(info_nce(student, target, 0.3, groups=groups), torch.stack(found).mean())
+    assert info_nce(student, target, 0.3, groups=torch.zeros(7)).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_gradient_of_info_nce_is_the_one_of_finite_differences():
+    student, target = drawn_pair()
+    weights = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.3, 1.0, 1.0], dtype=torch.float64)
+    groups = torch.tensor([0, 1, 0, 2, 3, 4, 5])
+    assert torch.autograd.gradcheck(lambda x: info_nce(x, target, 0.5, weights, groups), student.requires_grad_())
+
+
+def test_info_nce_refuses_what_does_not_fit():
+    student, target = drawn_pair()
+    with pytest.raises(ValueError, match=r"student \(7, 5\) and target \(6, 5\)"):
+        info_nce(student, target[:6], 0.1)
+    with pytest.raises(ValueError, match=r"groups \(6,\) must hold one value per utterance, \(7,\)"):
+        info_nce(student, target, 0.1, groups=torch.zeros(6))
+    with pytest.raises(ValueError, match=r"temperature=0: must be above 0"):
+        info_nce(student, target, 0)

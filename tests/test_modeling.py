@@ -46,8 +46,12 @@ from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder
 import configuration_cmkd
 import speech_encoder_cmkd
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig, CPCConfig
-from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel, GRUSummarizer
-from speech_encoder_cmkd import SPEECH_ENCODERS, HubertSpeechEncoder, load_speech_encoder
+from modeling_cmkd import AttentionSummarizer, CMKDStudentModel, CMKDTeacherModel, GRUSummarizer
+from speech_encoder_cmkd import (
+    SPEECH_ENCODERS,
+    HubertSpeechEncoder,
+    load_speech_encoder,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning"),  # the stock WavLM's
@@ -76,6 +80,12 @@ def test_an_utterance_scores_the_same_alone_padded_and_in_any_order(name):
 @pytest.mark.parametrize("name", [name for name in ALL_CONFIGS if name != "cpc"])
 def test_a_weighted_layer_sum_does_not_see_padding(name):
     assert_batch_invariant(student(ALL_CONFIGS[name], use_weighted_layer_sum=True))
+
+
+@pytest.mark.parametrize("name", ALL_CONFIGS)
+def test_attention_over_all_frames_does_not_see_padding(name):
+    model = student(ALL_CONFIGS[name], summarizer="attention")
+    assert_batch_invariant(model)
 
 
 @pytest.mark.slow
@@ -331,6 +341,42 @@ def test_the_gru_is_read_at_the_last_real_frame():
                 inputs = states[layer] = (1 - update) * new + update * states[layer]
         expected.append(states[1])
     torch.testing.assert_close(summarizer(features, mask), torch.stack(expected), atol=1e-6, rtol=0)
+
+
+def test_attention_reads_each_unit_at_all_real_frames():
+    """Oracle: loops over utterances, units and frames; what is behind the last real frame may be anything."""
+    torch.manual_seed(0)
+    summarizer = AttentionSummarizer(5, 4, 2)
+    features, lengths = torch.randn(3, 7, 5), [7, 1, 4]
+    mask = torch.tensor([[position < length for position in range(7)] for length in lengths])
+    expected = torch.zeros(3, 4)
+    for row, length in enumerate(lengths):
+        states = summarizer.gru(features[row, :length])[0]  # of this utterance alone
+        weight, bias = summarizer.attention.weight, summarizer.attention.bias
+        for unit in range(4):
+            scores = [float(weight[unit] @ state + bias[unit]) for state in states]
+            shares = np.exp(scores) / np.exp(scores).sum()
+            expected[row, unit] = sum(share * float(state[unit]) for share, state in zip(shares, states, strict=True))
+    torch.testing.assert_close(summarizer(features, mask), expected, atol=1e-6, rtol=0)
+    features[1, 1:] = torch.nan
+    torch.testing.assert_close(summarizer(features, mask.long())[1], expected[1], atol=1e-6, rtol=0)
+
+
+def test_attention_is_in_teacher_and_student_and_survives_a_save(tmp_path):
+    model = teacher(summarizer="attention")
+    assert isinstance(model.speech_summarizer, AttentionSummarizer)
+    assert isinstance(model.text_summarizer, AttentionSummarizer)
+    heard = student(WAVEFORM_CONFIGS["hubert"], summarizer="attention")
+    heard.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    item = utterances(heard)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(again(**item).logits, heard(**item).logits, atol=0, rtol=0)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("summarizer") == "attention"
+    assert CMKDStudentConfig.from_dict(config).summarizer == "last_state"  # as before there was a choice
+    with pytest.raises(ValueError, match="summarizer='mean': must be one of last_state, attention"):
+        CMKDStudentConfig(summarizer="mean")
 
 
 @pytest.mark.parametrize("name", ALL_CONFIGS)

@@ -12,7 +12,7 @@ from cmkd.reporting import report
 from cmkd.runs.folder import judge_teacher
 from cmkd.runs.recipe import Recipe
 from cmkd.scoring.scores import NOTHING_COMPARED, pairs_to_compare
-from cmkd.stages import COMPARISONS, ENCODERS, STAGES, STUDENTS, SYSTEM_NAMES
+from cmkd.stages import COMPARISONS, ENCODERS, PAPER_STAGES, STAGES, STUDENTS, SYSTEM_NAMES, followers
 
 ROOT = Path(__file__).parent.parent
 COMMON = {
@@ -25,6 +25,7 @@ COMMON = {
     "plateau_patience",
     "loss_over",
     "group_by_length",
+    "summarizer",
 }
 TUNED = {
     "student_speech_encoder",
@@ -39,6 +40,7 @@ SETTINGS = {
     "text": COMMON | {"text_encoder"},
     "teacher": COMMON | OF_TEACHER,
     "finetune": COMMON | TUNED,
+    "lexical": COMMON | TUNED | {"text_encoder", "lexical_epochs", "lexical_temperature"},
     "ts": COMMON | TUNED | OF_TEACHER | DISTILLED,
     "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | {"residual_threshold"},
 }
@@ -78,7 +80,8 @@ def test_every_setting_of_a_recipe_is_of_a_stage_or_changes_nothing():
 
 
 def test_stages_run_in_this_order_and_are_called_this():
-    assert list(STAGES) == ["audio", "text", "teacher", "finetune", "ts", "cts"]
+    assert list(STAGES) == ["audio", "text", "teacher", "finetune", "lexical", "ts", "cts"]
+    assert PAPER_STAGES == ("audio", "text", "teacher", "finetune", "ts", "cts")
     assert all(name == stage.name for name, stage in STAGES.items())
     assert SYSTEM_NAMES == {
         "audio": "audio only, frozen",
@@ -88,7 +91,7 @@ def test_stages_run_in_this_order_and_are_called_this():
         "ts": "T/S student",
         "cts": "cT/S student",
     }
-    short_names = ["audio only", "text only", "teacher", "fine-tuned", "T/S", "cT/S"]
+    short_names = ["audio only", "text only", "teacher", "fine-tuned", "lexical", "T/S", "cT/S"]
     assert [stage.short_name for stage in STAGES.values()] == short_names
     assert NOTHING_COMPARED == "Not known: it takes two of fine-tuned, T/S and cT/S."
 
@@ -99,13 +102,15 @@ def test_each_stage_loads_its_encoders():
         "text": ("text_encoder",),
         "teacher": ("teacher_speech_encoder", "text_encoder"),
         "finetune": ("student_speech_encoder",),
+        "lexical": ("student_speech_encoder", "text_encoder"),
         "ts": ("student_speech_encoder",),
         "cts": ("student_speech_encoder",),
     }
     for name in STAGES:
         taught = ("teacher_speech_encoder", "text_encoder") if name in ("ts", "cts") else ()
         assert STAGES[name].all_encoders == (*STAGES[name].encoders, *taught)
-        assert STAGES[name].trains_encoder == (name in ("finetune", "ts", "cts"))
+        assert STAGES[name].trains_encoder == (name in ("finetune", "lexical", "ts", "cts"))
+        assert STAGES[name].only_hears == (name not in ("text", "teacher"))
     assert set(ENCODERS) == {"student_speech_encoder", "teacher_speech_encoder", "text_encoder"}
     assert all(f"{encoder}_revision" in Recipe.model_fields for encoder in ENCODERS)
 
@@ -121,20 +126,34 @@ def test_who_learns_from_the_teacher_and_who_is_compared_with_whom():
         "text": None,
         "teacher": None,
         "finetune": "audio",
+        "lexical": None,
         "ts": "finetune",
         "cts": "ts",
     }
 
 
+def test_the_students_begin_with_the_words_and_follow_what_they_learn_from():
+    starts = {name: stage.starts_from for name, stage in STAGES.items() if stage.starts_from is not None}
+    assert starts == {"ts": "lexical", "cts": "lexical"}
+    assert [name for name, stage in STAGES.items() if stage.learns_words] == ["lexical"]
+    assert {name: followers(name) for name in STAGES if followers(name)} == {
+        "teacher": ("ts", "cts"),
+        "lexical": ("ts", "cts"),
+    }
+
+
 def test_a_stage_looks_the_same_in_every_figure():
-    colours = ["#7f7f7f", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7"]
+    colours = ["#7f7f7f", "#E69F00", "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7"]
     assert [stage.colour for stage in STAGES.values()] == colours
-    assert [stage.line_style for stage in STAGES.values()] == [":", ":", "--", "-", "-", "-"]
+    assert [stage.line_style for stage in STAGES.values()] == [":", ":", "--", "-", "-.", "-", "-"]
 
 
 def test_students_come_after_all_that_they_need():
     order = list(STAGES)
     assert all(order.index("teacher") < order.index(student) for student in STUDENTS)
+    assert all(
+        order.index(stage.starts_from) < order.index(name) for name, stage in STAGES.items() if stage.starts_from
+    )
     assert order[-len(STUDENTS) :] == list(STUDENTS)
 
 
@@ -146,13 +165,13 @@ def test_a_stage_cannot_be_changed():
 def test_a_recipe_takes_these_stages_and_no_others():
     recipe = Recipe(corpus={"name": "demo"}, output_dir="runs/x")
     assert recipe.stages == ["audio", "text", "teacher", "finetune", "ts", "cts"]
-    with pytest.raises(ValidationError, match="'audio', 'text', 'teacher', 'finetune', 'ts' or 'cts'"):
+    with pytest.raises(ValidationError, match="'audio', 'text', 'teacher', 'finetune', 'lexical', 'ts' or 'cts'"):
         Recipe(corpus={"name": "demo"}, output_dir="runs/x", stages=["student"])
     with pytest.raises(ValidationError, match="'better', 'ts' or 'cts'"):
         Recipe(corpus={"name": "demo"}, output_dir="runs/x", kept_student="teacher")
 
 
-SEVENTH = """
+EIGHTH = """
 from dataclasses import replace
 import cmkd.stages as stages
 
@@ -163,7 +182,7 @@ found["soft"] = replace(
 )
 stages.STAGES = found
 stages.STUDENTS = ("ts", "cts", "soft")
-stages.SYSTEM_NAMES = {name: stage.label for name, stage in found.items()}
+stages.SYSTEM_NAMES = {name: stage.label for name, stage in found.items() if not stage.learns_words}
 stages.COMPARISONS += (("soft", "finetune"), ("soft", "cts"))
 
 from cmkd.reporting.report import format_systems
@@ -171,7 +190,7 @@ from cmkd.runs.recipe import Recipe
 from cmkd.scoring.scores import NOTHING_COMPARED, pairs_to_compare
 
 recipe = Recipe(corpus={"name": "demo"}, output_dir="runs/x", kept_student="soft")
-print(recipe.stages[-1])
+print(recipe.kept_student)
 print(NOTHING_COMPARED)
 print(pairs_to_compare("test", ["soft", "cts"]))
 print(format_systems({"systems": {}}))
@@ -179,9 +198,9 @@ print(format_systems({"systems": {}}))
 
 
 @pytest.mark.slow
-def test_a_seventh_stage_is_one_entry():
+def test_an_eighth_stage_is_one_entry():
     """Recipe, comparisons and report know a stage that only `STAGES`, and what is derived from it, know."""
-    command = [sys.executable, "-c", SEVENTH]
+    command = [sys.executable, "-c", EIGHTH]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
     assert result.returncode == 0, result.stderr
     stage, nothing, pairs, *table = result.stdout.splitlines()

@@ -481,7 +481,7 @@ def test_every_row_that_can_be_run_has_a_recipe():
 
 
 def test_settings_are_those_that_stages_depend_on():
-    every, tuned, taught = list(STAGES), ["finetune", "ts", "cts"], ["ts", "cts"]
+    every, tuned, taught = list(STAGES), ["finetune", "lexical", "ts", "cts"], ["ts", "cts"]
     expected = {
         "num_epochs": every,
         "learning_rate": every,
@@ -489,9 +489,12 @@ def test_settings_are_those_that_stages_depend_on():
         "plateau_patience": every,
         "loss_over": every,
         "group_by_length": every,
+        "summarizer": every,
         "use_weighted_layer_sum": ["audio", "teacher", *tuned],
         "num_trainable_layers": tuned,
         "encoder_learning_rate_factor": tuned,
+        "lexical_epochs": ["lexical"],
+        "lexical_temperature": ["lexical"],
         "distillation_weight": taught,
         "embedding_distance": taught,
         "residual_threshold": ["cts"],

@@ -29,7 +29,7 @@ from cmkd.reporting.figures import (
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import NOTHING_COMPARED, describe_intervals, describe_test, format_p
 from cmkd.spelling import enumerated
-from cmkd.stages import BASELINE, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER
+from cmkd.stages import BASELINE, LEXICAL, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SPLITS = {"validation": "val", "test": "test"}
@@ -80,6 +80,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
             _systems_section(results, figures),
             _gap_section(results),
             _comparisons_section(results),
+            *([_lexical_section(results)] if "lexical" in results else []),
             _teacher_section(results),
             _conditioning_section(results, conditioning, figures),
             _predictions_section(results, predictions, figures),
@@ -106,7 +107,24 @@ def format_systems(results: Mapping[str, Any]) -> str:
     ]
     if "student" in results:
         lines.append(f"* the student that is kept: {results['student']['reason']}")
+    if "lexical" in results:
+        lines.append(f"the stage {LEXICAL}: {describe_retrieval(results['lexical']['retrieval']['test'])}")
     return "\n".join(lines)
+
+
+def describe_retrieval(retrieval: Mapping[str, Any]) -> str:
+    """How well sentences of test are found, in words.
+
+    Args:
+        retrieval: as `cmkd.scoring.lexical.retrieval_scores` returns it.
+    """
+    chance = retrieval["chance"]
+    return (
+        f"of {retrieval['sentences']:,} test sentences it puts the right one first for "
+        f"{retrieval['recall_at_1']:.1%} of the utterances ({chance['recall_at_1']:.1%} by chance), among the first 5 "
+        f"for {retrieval['recall_at_5']:.1%} ({chance['recall_at_5']:.1%}), and at place "
+        f"{retrieval['median_rank']:g} in the median ({chance['median_rank']:g})"
+    )
 
 
 def valence_gap_closed(results: Mapping[str, Any], student: str) -> float | None:
@@ -245,6 +263,44 @@ def _difference(entry: Mapping[str, Any], dimension: str) -> str:
     low, high = interval
     p, smallest = entry["p"][dimension], entry["smallest_p"][dimension]
     return f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p = {format_p(p)} (at least {format_p(smallest)})"
+
+
+def _lexical_section(results: Mapping[str, Any]) -> str:
+    learned = results["lexical"]
+    begun = [STAGES[stage].label for stage, start in results["starts_from"].items() if start == LEXICAL]
+    found = [
+        [
+            split,
+            *(f"{scores[name]:,}" for name in ("n", "sentences")),
+            *(
+                f"{scores[name]:.1%} ({scores['chance'][name]:.1%})"
+                if "recall" in name
+                else f"{scores[name]:g} ({scores['chance'][name]:g})"
+                for name in ("recall_at_1", "recall_at_5", "median_rank")
+            ),
+        ]
+        for split, scores in learned["retrieval"].items()
+    ]
+    lines = [
+        [name, *(format_number(learned[entry]["ccc"][split][dim]) for split in _SPLITS for dim in EMOTION_DIMENSIONS)]
+        for name, entry in (("the student's embedding", "ridge"), ("the text encoder", "ridge_from_words"))
+    ]
+    return "\n\n".join(
+        [
+            f"## What the stage {LEXICAL} learned",
+            "A network that only hears learned to put each utterance where the text encoder puts its sentence. It saw "
+            "no ratings and gives none, so it has no row above. "
+            + (f"With its weights began: {enumerated(begun)}." if begun else "Nothing began with its weights yet."),
+            "Whether it knows the sentence when it hears it: among all different sentences of the split, sorted by "
+            "their cosine with the place where it puts the utterance, is the right one the first, is it one of the "
+            "first 5, and at which place is it in the median? In brackets: by chance.",
+            _table(["split", "utterances", "sentences", "the first", "of the first 5", "median place"], found),
+            "Whether the ratings can be read from what it knows: CCC of a ridge regression on train, from its "
+            "embeddings, and, as what it aims at, from where the text encoder puts the words themselves. These are "
+            "straight lines, not trained students; their strength is the best on validation.",
+            _table(["a line from", *(f"{initial} {split}" for split in _SPLITS for initial in _INITIALS)], lines),
+        ]
+    )
 
 
 def _teacher_section(results: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from cmkd.atomic import written_whole
 from cmkd.json_files import read_json
 from cmkd.reporting.figures import draw_seeds, figure_style, format_number
 from cmkd.scoring.scores import NOTHING_COMPARED, describe_intervals, describe_test, format_p
-from cmkd.stages import BASELINE, STUDENTS, SYSTEM_NAMES, TEACHER
+from cmkd.stages import BASELINE, LEXICAL, STUDENTS, SYSTEM_NAMES, TEACHER
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SHOWN_SPLITS = ("validation", "test")
@@ -84,6 +84,7 @@ def _report(results: Mapping[str, Any]) -> str:
     )
     parts += _gap(results)
     parts.append(_comparisons(results))
+    parts += _lexical(results)
     if "student" in results:
         parts.append(f"## Which student to take\n\n{_student_sentence(results)}")
     reports = ", ".join(f"[seed {seed}](seed_{seed}/report.md)" for seed in seeds)
@@ -117,6 +118,25 @@ def _gap(results: Mapping[str, Any]) -> list[str]:
         if valence.get(stage) is not None
     ]
     return [f"{heading}\n\nThe gap between teacher and fine-tuned is {teacher - baseline:.3f}; {'; '.join(closed)}."]
+
+
+def _lexical(results: Mapping[str, Any]) -> list[str]:
+    """What the stage `lexical` of each training learned; nothing if they have none."""
+    if "lexical" not in results:
+        return []
+    rows = [["seed", "the first", "of the first 5", "median place", "chance", "line to V", "from the text encoder"]]
+    for seed, learned in zip(results["seeds"], results["lexical"], strict=True):
+        found = learned["retrieval"]["test"]
+        shares = [f"{found[name]:.1%}" for name in ("recall_at_1", "recall_at_5")]
+        valence = [format_number(learned[line]["ccc"]["test"]["valence"]) for line in ("ridge", "ridge_from_words")]
+        rows.append([str(seed), *shares, f"{found['median_rank']:g}", f"{found['chance']['median_rank']:g}", *valence])
+    explanation = (
+        "How often the right sentence of test is the nearest to where the network puts the utterance, or one of the "
+        "first 5, its place in the median, and the place by chance; and the CCC on test of a ridge regression to "
+        "valence from its embedding, and from where the text encoder puts the words. The reports of the trainings "
+        "explain it."
+    )
+    return [f"## What the stage {LEXICAL} learned\n\n{explanation}\n\n{_table(rows)}"]
 
 
 def _comparisons(results: Mapping[str, Any]) -> str:

@@ -306,7 +306,15 @@ def _slots(table: PublishedTable, runs: Sequence[_Run]) -> list[_Slot]:
 
 
 def _is_row(run: _Run, stage: str, row: PublishedRow) -> bool:
+    if starts_from(run, stage) is not None:  # which no row of the paper does
+        return False
     return stage == row.stage and all(run.recipe[setting] == value for setting, value in row.encoders.items())
+
+
+def starts_from(run: _Run, stage: str) -> str | None:
+    """The stage whose weights a stage of a run began with; results of earlier versions do not say, and had none."""
+    start: str | None = run.results.get("starts_from", {}).get(stage)
+    return start
 
 
 def _further_base(slot: _Slot, slots: Sequence[_Slot]) -> str | None:
@@ -401,6 +409,8 @@ def _encoder_names(run: _Run, stage: str) -> str:
     if STAGES[stage].trains_encoder:
         layers = run.recipe["num_trainable_layers"]
         speech += ", all layers" if layers == -1 else f", top {layers} layers"
+    start = starts_from(run, stage)
+    others[-1:] = [f"{name}, after {STAGES[start].short_name}" if start else name for name in others[-1:]]
     return f"{speech}; teacher {' + '.join(others)}" if stage in STUDENTS else " + ".join([speech, *others])
 
 

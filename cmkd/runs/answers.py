@@ -22,7 +22,7 @@ from cmkd.identity import folder_digest, hub_commit
 from cmkd.json_files import read_json
 from cmkd.scoring.evaluation import Predictions
 from cmkd.spelling import did_you_mean
-from cmkd.stages import STAGES
+from cmkd.stages import STAGES, SYSTEM_NAMES
 from cmkd.training.collator import collate_utterances
 from cmkd.training.out_of_memory import is_out_of_memory
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
@@ -188,8 +188,11 @@ def _load(source: str, revision: str | None, name: str, commit: str, stage: str 
 
 
 def _checkpoint_of_run(run: Path, stage: str | None) -> Path:
-    if stage is not None and stage not in STAGES:
-        raise ValueError(f"stage is {stage!r}, but must be one of {', '.join(STAGES)}.{did_you_mean(stage, STAGES)}")
+    if stage is not None and stage not in SYSTEM_NAMES:
+        raise ValueError(
+            f"stage is {stage!r}, but must be one that rates: {', '.join(SYSTEM_NAMES)}."
+            f"{did_you_mean(stage, SYSTEM_NAMES)}"
+        )
     checkpoint = run / (stage or "student")
     if (checkpoint / "config.json").is_file():
         return checkpoint

@@ -2,6 +2,7 @@
 
 ```
 <run>/<stage>/                 a checkpoint that AutoModel loads, with training_log.json and stage.json
+<run>/lexical/                 weights to begin with in its place, see cmkd/runs/lexical.py
 <run>/student/                 the student to keep
 <run>/teacher/train_embeddings.parquet
 <run>/predictions/<stage>_<split>.parquet
@@ -40,7 +41,7 @@ from cmkd.runs.recipe import Recipe
 from cmkd.scoring.evaluation import evaluate_predictions, read_predictions
 from cmkd.scoring.scores import score_systems
 from cmkd.spelling import enumerated
-from cmkd.stages import STAGES, STUDENTS, TEACHER
+from cmkd.stages import LEXICAL, STAGES, STUDENTS, TEACHER, followers
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _OF_THIS_MACHINE = {"output_dir", "teacher_run", "models_dir", "cache_dir", "hub_model_id", "hub_private"}
@@ -65,8 +66,8 @@ def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, s
         for stage in STAGES
         if stage not in repeated and stage_is_complete(run, stage, recipe, corpus_version, commits)
     }
-    if TEACHER in set(recipe.stages) - complete:
-        complete -= set(STUDENTS)  # they start anew with their teacher
+    for stage in set(recipe.stages) - complete:
+        complete -= set(followers(stage))  # the students start anew with their teacher
     return complete
 
 
@@ -182,9 +183,9 @@ def begin_stage(
 ) -> None:
     """Prepares a stage's folder for starting or going on, and records its settings and that a session has begun.
 
-    Students of an earlier teacher are removed once the teacher starts again, and so is results.json, which is made
-    again when all is complete. Checkpoints without a stage.json that records the settings they began with are set
-    aside.
+    Students of an earlier teacher are removed once the teacher starts again, as is what began with the weights of a
+    stage that starts again, and results.json, which is made again when all is complete. Checkpoints without a
+    stage.json that records the settings they began with are set aside.
 
     Args:
         run, stage, recipe, corpus_version, commits: as for [`stage_is_complete`].
@@ -193,8 +194,8 @@ def begin_stage(
     (run / "results.json").unlink(missing_ok=True)
     if recipe.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    for student in STUDENTS if stage == TEACHER else ():
-        shutil.rmtree(run / student, ignore_errors=True)
+    for follower in followers(stage):
+        shutil.rmtree(run / follower, ignore_errors=True)
     marker = folder / "stage.json"
     before = _read_json(marker) if marker.is_file() else {}
     for checkpoint in [] if before else find_checkpoints(folder):
@@ -207,6 +208,14 @@ def begin_stage(
         "sessions": [*before.get("sessions", []), None],
     }
     write_json(marker, with_version("stage.json", state))
+
+
+def start_of(stage: str, recipe: Recipe) -> str | None:
+    """The stage whose weights a stage begins with: one that this recipe names, or that is complete in this run."""
+    start = STAGES[stage].starts_from
+    if start is not None and (start in recipe.stages or _is_complete(Path(recipe.output_dir), start)):
+        return start
+    return None
 
 
 def record_session(run: Path, stage: str, cost: Mapping[str, Any]) -> None:
@@ -315,7 +324,7 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: di
     systems = scores["systems"]
     results: dict[str, Any] = {"corpus": corpus, "seed": recipe.seed, "versions": versions(), **scores}
     results["recipe"] = recipe.model_dump(mode="json", exclude=_OF_THIS_MACHINE)
-    stages = {system: _read_json(run / system / "stage.json") for system in systems}
+    stages = {stage: _read_json(run / stage / "stage.json") for stage in complete}
     results["cost"] = _cost(stages)
     results["precision"] = {stage: state["settings"].get("precision") for stage, state in stages.items()}
     results["encoders"] = _encoders_of(run, recipe, stages)
@@ -324,6 +333,10 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: di
     for name in systems.keys() & set(STUDENTS):
         if "teacher_embeddings" in stages[name]["settings"]:
             results["teacher"] = stages[name]["settings"]["teacher_embeddings"]
+    starts = {stage: state["settings"].get("starts_from") for stage, state in stages.items()}
+    results["starts_from"] = {stage: start for stage, start in starts.items() if start is not None}
+    if LEXICAL in complete:
+        results["lexical"] = _read_json(run / LEXICAL / "learned.json")
     if (run / "conditioning" / "train.parquet").is_file():
         results["conditioning"] = _conditioning(run, recipe.residual_threshold)
     if student is not None:
@@ -381,6 +394,9 @@ def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str
     settings["utterances_a_step"] = recipe.batch_size * batches
     if recipe.loss_over == "batch":
         settings["batch_size"] = recipe.batch_size
+    start = start_of(stage, recipe)
+    if start is not None:
+        settings["starts_from"] = start
     if STAGES[stage].needs_teacher and recipe.teacher_run is not None:
         settings["teacher_embeddings"] = _fingerprint(recipe.teacher_folder)
     return settings

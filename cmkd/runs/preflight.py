@@ -60,7 +60,7 @@ def check_encoders(recipe: Recipe) -> dict[str, str]:
     stages = [STAGES[name] for name in recipe.stages]
     configs = {encoder: read(encoder) for encoder in ENCODERS if any(encoder in stage.encoders for stage in stages)}
     for stage in stages:
-        if stage.speech_encoder is not None and stage.text_encoder is not None:
+        if stage.speech_encoder is not None and not stage.only_hears:
             CMKDTeacherConfig(speech_config=configs[stage.speech_encoder])
         elif stage.speech_encoder is not None:
             layers = recipe.num_trainable_layers if stage.trains_encoder else 0
@@ -95,6 +95,22 @@ def check_labels(corpus: DatasetDict | StreamedCorpus) -> None:
     unrated = [name for name in EMOTION_DIMENSIONS if name not in rated]
     if unrated:
         print_once(f"Not rated in this corpus, so not learned: {', '.join(unrated)}")
+
+
+def check_words(recipe: Recipe, corpus: DatasetDict) -> None:
+    """Checks that there are sentences to tell apart in every split, if a stage learns from them.
+
+    Raises:
+        ValueError: a split has fewer than two different sentences.
+    """
+    for stage in recipe.stages:
+        for split in SPLITS if STAGES[stage].learns_words else ():
+            sentences = {words.strip() for words in corpus[split]["transcript"]} - {""}
+            if len(sentences) < 2:
+                raise ValueError(
+                    f"The stage {stage} learns to tell sentences apart, but the split {split} has {len(sentences)} of "
+                    "them: give the corpus its words (`cmkd transcribe` makes them), or leave the stage out."
+                )
 
 
 def warn_of_length(rows: Dataset) -> None:

@@ -14,7 +14,7 @@ from cmkd.corpora import CORPORA
 from cmkd.corpora.settings import corpus_options, corpus_settings
 from cmkd.features.cache import StoredDtype
 from cmkd.spelling import did_you_mean, enumerated
-from cmkd.stages import STAGES, STUDENTS, TEACHER
+from cmkd.stages import LEXICAL, PAPER_STAGES, STAGES, STUDENTS, TEACHER, followers
 
 if TYPE_CHECKING:  # a type checker takes no Literal that is made from a table
     StageName: TypeAlias = str
@@ -49,9 +49,10 @@ class Recipe(BaseModel):
         "own folder and name."
     )
     stages: list[StageName] = Field(
-        default=list(STAGES),
+        default=list(PAPER_STAGES),
         min_length=1,
-        description="Stages to run. Whatever their order here, they run in that of the default.",
+        description=f"Stages to run, of {', '.join(STAGES)}; whatever their order here, they run in this one. After "
+        f"{LEXICAL}, {enumerated(followers(LEXICAL))} begin with its weights.",
     )
     overwrite: bool = Field(
         default=False, description="Whether to repeat the stages even if they are complete; what they made is removed."
@@ -109,6 +110,11 @@ class Recipe(BaseModel):
     use_weighted_layer_sum: bool = Field(
         default=False,
         description="Whether to learn how much each layer of the speech encoder counts, instead of using the last.",
+    )
+    summarizer: Literal["last_state", "attention"] = Field(
+        default="last_state",
+        description="How the GRU's outputs become one summary of the utterance: the output at the last frame, as in "
+        "the paper, or a weighted mean over all frames with learned weights.",
     )
 
     batch_size: int = Field(default=32, ge=1, description="Utterances per device and accumulation step.")
@@ -180,6 +186,17 @@ class Recipe(BaseModel):
         gt=0,
         description="How far the teacher may be off, in standard deviations of its residuals (Eq. 8), for cts to learn "
         "from it on an utterance.",
+    )
+    lexical_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"How many times the stage {LEXICAL} goes through the training split; null stands for num_epochs.",
+    )
+    lexical_temperature: float = Field(
+        default=0.1,
+        gt=0,
+        description=f"What similarities are divided by where the stage {LEXICAL} has to tell the sentences of a step "
+        "apart: a small one counts those that are nearly alike, a large one all of them.",
     )
     kept_student: KeptStudent = Field(
         default="better",

@@ -126,6 +126,9 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
             "device": runs[0]["cost"]["device"],
         },
     }
+    for entry in ("starts_from", "lexical"):  # the first is the same for all; the second is a list by seed
+        if all(other.get(entry) for other in runs):
+            results[entry] = runs[0][entry] if entry == "starts_from" else [other[entry] for other in runs]
     if all("teacher" in other for other in runs):
         results["teacher"] = " ".join(other["teacher"] for other in runs)
     if all("conditioning" in other for other in runs):

@@ -20,6 +20,9 @@ from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
 from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
+_LOGGED = ("eval_loss", "eval_ccc", "eval_mean_reciprocal_rank", "eval_recall", "eval_median_rank")
+"""How the names of what the log of a training keeps of an evaluation begin."""
+
 
 def build_model(
     stage: Stage, recipe: Recipe, train_labels: np.ndarray, label_scale: list[float]
@@ -41,6 +44,7 @@ def build_model(
         "label_std": np.where(is_rated, np.nanstd(labels, axis=0), 1.0).tolist(),
         "rated_dimensions": rated,
         "use_weighted_layer_sum": recipe.use_weighted_layer_sum,
+        "summarizer": recipe.summarizer,
     }
     settings = recipe.model_dump()
 
@@ -50,7 +54,7 @@ def build_model(
 
     speech, speech_revision = encoder(stage.speech_encoder)
     text, text_revision = encoder(stage.text_encoder)
-    if text is None:
+    if stage.only_hears:
         layers = recipe.num_trainable_layers if stage.trains_encoder else 0
         model = CMKDStudentModel.from_pretrained_encoder(
             speech, revision=speech_revision, num_trainable_layers=layers, **config
@@ -61,7 +65,7 @@ def build_model(
     # The recipe's names go into the checkpoint, not the folders where the encoders were found.
     if stage.speech_encoder is not None:
         model.config.speech_config.name_or_path = settings[stage.speech_encoder]
-    if stage.text_encoder is not None:
+    if not stage.only_hears:
         model.config.text_config.name_or_path = settings[stage.text_encoder]
     return (
         model,
@@ -73,7 +77,7 @@ def build_model(
 def input_columns(model: Any, rows: Dataset, feature_extractor: Any, tokenizer: Any, recipe: Recipe) -> dict[str, Any]:
     """The columns that the model takes: the stored output of its frozen parts, or their inputs if nothing is stored."""
     columns: dict[str, Any] = {}
-    cache = Path(recipe.cache_dir or Path(recipe.output_dir) / "cache")
+    cache = cache_folder(recipe)
     if feature_extractor is not None:
         inputs, encoder = SpeechInputs(rows, feature_extractor), model.speech_encoder
         features = None
@@ -88,6 +92,11 @@ def input_columns(model: Any, rows: Dataset, feature_extractor: Any, tokenizer: 
         part = FrozenPart(model.text_encoder, model.extract_text_features, None, "text")
         columns["text_features"] = frozen_features(rows, tokens, tokens.ids, part, Storage(cache, recipe.cache_dtype))
     return columns
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """The folder of the stored output of frozen encoders."""
+    return Path(recipe.cache_dir or Path(recipe.output_dir) / "cache")
 
 
 def training_columns(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset) -> UtteranceDataset:
@@ -107,8 +116,8 @@ def training_columns(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Da
     return UtteranceDataset(columns)
 
 
-def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
-    """The arguments of a trainer that writes its checkpoints into `folder`."""
+def training_arguments(recipe: Recipe, folder: Path, **others: Any) -> CMKDTrainingArguments:
+    """The arguments of a trainer that writes its checkpoints into `folder`; `others` are those that no recipe has."""
     return CMKDTrainingArguments(
         output_dir=str(folder),
         seed=recipe.seed,
@@ -126,6 +135,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=not sys.stderr.isatty(),
         use_cpu=not torch.accelerator.is_available(),
+        **others,
     )
 
 
@@ -140,8 +150,8 @@ def training_log(history: list[dict[str, float]]) -> list[dict[str, float]]:
     """One entry per epoch, merged from Trainer's history, which has one for training and one for validation."""
     epochs: dict[float, dict[str, float]] = {}
     for entry in history:
-        if "loss" in entry or "eval_ccc" in entry:
+        if "loss" in entry or "eval_loss" in entry:
             row = epochs.setdefault(entry["epoch"], {"epoch": entry["epoch"]})
             row |= {"train_loss": entry["loss"], "learning_rate": entry["learning_rate"]} if "loss" in entry else {}
-            row |= {key: value for key, value in entry.items() if key == "eval_loss" or key.startswith("eval_ccc")}
+            row |= {key: value for key, value in entry.items() if key.startswith(_LOGGED)}
     return list(epochs.values())

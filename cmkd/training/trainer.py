@@ -1,6 +1,6 @@
 """The trainer of teacher and student."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ from cmkd.training.out_of_memory import is_out_of_memory
 from cmkd.training.sampler import DeviceBatchSampler, StepSampler
 from cmkd.training.whole_step import OUTPUTS, RandomState, backward, loss_and_output_gradients
 
-TARGETS = ("labels", "teacher_embeddings", "quality_weights")
+TARGETS = (
+    *("labels", "teacher_embeddings", "quality_weights"),
+    *("sentences", "sentence_groups", "has_words"),  # of `cmkd.training.lexical`
+)
 
 _REFUSED = {
     "optimizer_cls_and_kwargs": "this is Adam with two learning rates. Pass optimizers=(your optimizer, None) instead.",
@@ -86,7 +89,7 @@ class CMKDTrainer(Trainer):
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
         self.add_callback(EpochOrder)
         self.add_callback(OwnClassName)
-        self.add_callback(EpochLines if self.args.disable_tqdm else EpochProgress)
+        self.add_callback((EpochLines if self.args.disable_tqdm else EpochProgress)(self.epoch_line))
 
     def loss(
         self,
@@ -106,6 +109,17 @@ class CMKDTrainer(Trainer):
             distance = embedding_distance(embeddings, teacher_embeddings, self.args.embedding_distance)
             loss = loss + self.args.distillation_weight * weighted_mean(distance, quality_weights)
         return loss
+
+    def epoch_line(self, args: TrainingArguments, state: TrainerState, logs: Mapping[str, float]) -> str:
+        """One line about an epoch: its number, the training loss and the validation CCC of each dimension."""
+        scores = (f"{key.removeprefix('eval_ccc_')} {value:.3f}" for key, value in logs.items() if "eval_ccc_" in key)
+        return f"{self.epoch_and_loss(args, state)}  validation CCC  {'  '.join(scores)}"
+
+    @staticmethod
+    def epoch_and_loss(args: TrainingArguments, state: TrainerState) -> str:
+        """How the line of an epoch begins."""
+        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), float("nan"))
+        return f"  epoch {state.epoch:3.0f}/{args.num_train_epochs:.0f}  training loss {loss:8.4f}"
 
     def compute_loss(
         self,
@@ -328,28 +342,30 @@ class OwnClassName(TrainerCallback):
 
 
 class EpochLines(TrainerCallback):
-    """Prints one readable line per epoch, where Trainer prints dictionaries."""
+    """Prints one readable line per epoch, where Trainer prints dictionaries.
+
+    Args:
+        line: makes the line, from the arguments, the state and the logs.
+    """
+
+    def __init__(self, line: Callable[..., str]):
+        super().__init__()
+        self.line = line
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs is not None and "eval_ccc" in logs:
-            tqdm.write(epoch_line(args, state, logs))
+        if state.is_world_process_zero and logs is not None and f"eval_{args.metric_for_best_model}" in logs:
+            tqdm.write(self.line(args, state, logs))
 
 
 class EpochProgress(ProgressCallback):
     """Trainer's progress bar, with the same line per epoch above it."""
 
+    def __init__(self, line: Callable[..., str]):
+        super().__init__()
+        self.lines = EpochLines(line)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        EpochLines.on_log(self, args, state, control, logs)
-
-
-def epoch_line(args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> str:
-    """One line about an epoch: its number, the training loss and the validation CCC of each dimension."""
-    loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), float("nan"))
-    scores = (f"{key.removeprefix('eval_ccc_')} {value:.3f}" for key, value in logs.items() if "eval_ccc_" in key)
-    return (
-        f"  epoch {state.epoch:3.0f}/{args.num_train_epochs:.0f}  training loss {loss:8.4f}  "
-        f"validation CCC  {'  '.join(scores)}"
-    )
+        self.lines.on_log(args, state, control, logs)
 
 
 def _with_reading_limit(loader: DataLoader) -> DataLoader:
