@@ -268,6 +268,40 @@ def test_stages_that_were_not_run_are_said_to_be(tmp_path):
     assert "||" not in report.replace(" ", "")
 
 
+def make_learned():
+    """The entry `lexical`: of 200 sentences of test, that is .5 % and 2.5 % and place 100.5 by chance."""
+    chance = {"recall_at_1": 0.005, "recall_at_5": 0.025, "median_rank": 100.5, "mean_reciprocal_rank": 0.03}
+    found = {"recall_at_1": 0.25, "recall_at_5": 0.625, "median_rank": 3.0, "mean_reciprocal_rank": 0.4}
+    scores = {"n": 1240, "sentences": 200, **found, "chance": chance}
+    lines = {
+        entry: {
+            "strength": {"activation": 0.1, "valence": 1.0, "dominance": None},
+            "ccc": {split: {"activation": 0.1, "valence": ccc, "dominance": None} for split in ("validation", "test")},
+            "pearson": {},
+        }
+        for entry, ccc in (("ridge", 0.3), ("ridge_from_words", 0.6))
+    }
+    return {"retrieval": {"validation": scores, "test": scores}, **lines}
+
+
+def test_what_the_words_are_worth_stands_apart_from_the_scores(tmp_path):
+    folder = write_run(tmp_path, VALENCE)
+    results = make_results(VALENCE) | {"lexical": make_learned(), "starts_from": {"ts": "lexical", "cts": "lexical"}}
+    (folder / "results.json").write_text(json.dumps(results))
+    report = write_report(folder).read_text(encoding="utf-8")
+    section = report[report.index("## What the stage lexical learned") : report.index("## How well the teacher")]
+    assert "It saw no ratings and gives none" in section
+    assert "With its weights began: T/S student and cT/S student." in section
+    assert cells(section, "test") == ["1,240", "200", "25.0% (0.5%)", "62.5% (2.5%)", "3 (100.5)"]
+    assert cells(section, "the student's embedding") == ["0.100", "0.300", "n/a"] * 2
+    assert cells(section, "the text encoder") == ["0.100", "0.600", "n/a"] * 2
+    assert "lexical" not in report[: report.index("## What the stage lexical")]
+    assert format_systems(results).splitlines()[-1] == (
+        "the stage lexical: of 200 test sentences it puts the right one first for 25.0% of the utterances (0.5% by "
+        "chance), among the first 5 for 62.5% (2.5%), and at place 3 in the median (100.5)"
+    )
+
+
 def test_students_without_the_other_are_compared_alone(tmp_path):
     report = write_report(write_run(tmp_path, {"teacher": 0.9, "finetune": 0.6, "ts": 0.8})).read_text(encoding="utf-8")
     gap = report[report.index("## How much of the valence gap") :]

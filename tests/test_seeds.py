@@ -13,7 +13,7 @@ from warm import module
 
 import train_distill
 from cmkd.hub.staging import stage_run
-from cmkd.reporting.seeds_report import format_seeds
+from cmkd.reporting.seeds_report import format_seeds, write_seeds_report
 from cmkd.reporting.tables import gather_tables
 from cmkd.runs.folder import check_kind
 from cmkd.runs.seeds import gather_seeds
@@ -85,6 +85,25 @@ def test_the_summary_is_mean_spread_and_a_test_over_speakers(run, results):
         assert entry["difference"][name] == pytest.approx(np.mean(differences), abs=1e-9)
         assert entry["std"][name] == pytest.approx(np.std(differences, ddof=1))
     assert results["cost"]["seconds"]["ts"] == pytest.approx(sum(one["cost"]["seconds"]["ts"] for one in each))
+
+
+def test_what_the_words_taught_each_training_is_listed(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
+    for seed in SEEDS:
+        path = tmp_path / f"run/seed_{seed}/results.json"
+        results = json.loads(path.read_text())
+        chance = {"median_rank": 100.5}
+        found = {"recall_at_1": seed / 100, "recall_at_5": seed / 10, "median_rank": 2 * seed, "chance": chance}
+        lines = {name: {"ccc": {"test": {"valence": seed / 20}}} for name in ("ridge", "ridge_from_words")}
+        results |= {"lexical": {"retrieval": {"test": found}, **lines}, "starts_from": {"ts": "lexical"}}
+        results["cost"]["seconds"]["lexical"] = 10.0 * seed
+        path.write_text(json.dumps(results))
+    gathered = gather_seeds(tmp_path / "run", SEEDS)
+    assert [of_seed["retrieval"]["test"]["median_rank"] for of_seed in gathered["lexical"]] == [6, 10]
+    assert gathered["starts_from"] == {"ts": "lexical"} and gathered["cost"]["seconds"]["lexical"] == 80.0
+    report = write_seeds_report(tmp_path / "run").read_text()
+    assert "| 3 | 3.0% | 30.0% | 6 | 100.5 | 0.150 | 0.150 |" in report
+    assert "| 5 | 5.0% | 50.0% | 10 | 100.5 | 0.250 | 0.250 |" in report
 
 
 def test_report_terminal_and_table_show_mean_and_spread(run, results):

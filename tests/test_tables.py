@@ -462,6 +462,15 @@ def test_settings_that_differ_are_listed_for_the_stages_they_matter_to(tmp_path)
     assert "Another release" not in shown and "Utterances of all" not in shown
 
 
+def test_a_student_that_began_with_the_words_fills_no_row_of_the_paper(tmp_path):
+    run = write_run(tmp_path / "words", {"ts": 0.3})
+    (row,) = [row for row in gather_tables([run])[1].rows if row.run]
+    assert row.number == "11"
+    edit_results(run, lambda results: results.update(starts_from={"ts": "lexical"}))
+    (row,) = [row for row in gather_tables([run])[1].rows if row.run]
+    assert row.number == "+1" and row.system.startswith("T/S student (") and row.system.endswith(", after lexical)")
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("[mi]*/t[23]_*.yaml")), ids=lambda path: path.stem)
 def test_each_recipe_of_the_paper_fills_the_row_of_its_name(tmp_path, path):
     recipe = load_recipe(path).model_dump(mode="json")

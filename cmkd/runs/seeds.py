@@ -120,7 +120,7 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
         "confidence": describe_confidence(speakers),
         "recipe": {key: value for key, value in runs[0]["recipe"].items() if key != "seed"} | {"seeds": list(seeds)},
         "cost": {
-            "seconds": {stage: sum(other["cost"]["seconds"][stage] for other in runs) for stage in stages},
+            "seconds": {stage: sum(other["cost"]["seconds"][stage] for other in runs) for stage in _timed(runs)},
             "peak_memory_gb": max((other["cost"]["peak_memory_gb"] or 0.0 for other in runs), default=None),
             "processes": max(other["cost"]["processes"] for other in runs),
             "device": runs[0]["cost"]["device"],
@@ -139,6 +139,11 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     results = with_version("results.json", results)
     write_json(run / "results.json", results)
     return results
+
+
+def _timed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The stages that all trainings have, those among them that rate nothing too."""
+    return [stage for stage in STAGES if all(stage in other["cost"]["seconds"] for other in runs)]
 
 
 def _over_seeds(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

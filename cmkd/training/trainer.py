@@ -89,7 +89,8 @@ class CMKDTrainer(Trainer):
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
         self.add_callback(EpochOrder)
         self.add_callback(OwnClassName)
-        self.add_callback((EpochLines if self.args.disable_tqdm else EpochProgress)(self.epoch_line))
+        line = self.epoch_line
+        self.add_callback(EpochLines(line) if self.args.disable_tqdm else EpochProgress(line))
 
     def loss(
         self,
