@@ -87,7 +87,8 @@ class Stage:
 
 
 _TUNING = ("use_weighted_layer_sum", "num_trainable_layers", "encoder_learning_rate_factor")
-_DISTILLATION = ("distillation_weight", "embedding_distance")
+_DISTILLATION = ("distillation_weight", "embedding_distance", "contrastive_temperature", "prediction_weight", "control")
+_JUDGEMENT = ("residual_threshold", "quality", "cross_fitting")
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
@@ -152,7 +153,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="cT/S",
             speech_encoder="student_speech_encoder",
             text_encoder=None,
-            own_settings=(*_TUNING, *_DISTILLATION, "residual_threshold"),
+            own_settings=(*_TUNING, *_DISTILLATION, *_JUDGEMENT),
             needs_teacher=True,
             is_conditional=True,
             compared_with=(BASELINE, "ts"),
@@ -175,3 +176,19 @@ ENCODERS = tuple(dict.fromkeys(encoder for stage in STAGES.values() for encoder 
 
 COMPARISONS = tuple((name, baseline) for name, stage in STAGES.items() for baseline in stage.compared_with)
 """What is tested: each system with the one to beat."""
+
+CONTROLS: Mapping[str, str] = {
+    "shuffled_teacher": "each utterance is taught what the teacher knows about another one",
+    "random_quality": "the quality weights are dealt out to the utterances at random",
+    "no_distillation": "the teacher has no weight in the loss",
+}
+"""What can be taken from a student to see whether that is what helped: the setting `control` of a recipe."""
+
+
+def describe_control(control: str) -> str:
+    """What a report or a card says about a system of a control run.
+
+    >>> describe_control("no_distillation")
+    'control: no_distillation, the teacher has no weight in the loss; not a system to use'
+    """
+    return f"control: {control}, {CONTROLS[control]}; not a system to use"
