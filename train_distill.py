@@ -34,7 +34,7 @@ from cmkd.reporting.report import format_systems, write_report
 from cmkd.reporting.seeds_report import format_seeds, write_seeds_report
 from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.cost import SessionCost
-from cmkd.runs.cross_fitting import fold_recipes, folds_of, remove_weights
+from cmkd.runs.cross_fitting import fold_recipes, folds_of, keep_answers
 from cmkd.runs.folder import (
     begin_stage,
     check_kind,
@@ -128,7 +128,7 @@ def cross_fit(recipe: Recipe, corpus: DatasetDict, complete: set[str], commits: 
         print_once(f"\nfold {number + 1} of {len(folds)}")
         run_stage(TEACHER, fold, folds_of(corpus, len(folds))[number], finished[number], commits)
         if PartialState().is_main_process:
-            remove_weights(fold)
+            keep_answers(fold)
 
 
 def run_stage(stage: str, recipe: Recipe, corpus: DatasetDict, complete: set[str], commits: dict[str, str]) -> None:

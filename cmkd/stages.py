@@ -189,6 +189,36 @@ def describe_control(control: str) -> str:
     """What a report or a card says about a system of a control run.
 
     >>> describe_control("no_distillation")
-    'control: no_distillation, the teacher has no weight in the loss; not a system to use'
+    'Control: no_distillation, the teacher has no weight in the loss; not a system to use'
     """
-    return f"control: {control}, {CONTROLS[control]}; not a system to use"
+    return f"Control: {control}, {CONTROLS[control]}; not a system to use"
+
+
+def describe_variant(stage: str, settings: Mapping[str, object]) -> str:
+    """In which ways a system is not the paper's, in a few words; "" if it is.
+
+    The norm, its square and its mean are readings of Eq. 6, which does not say, and no variants.
+
+    Args:
+        stage: the name of the stage.
+        settings: those of the recipe that it was trained with; one that did not exist then has its default.
+
+    >>> describe_variant("cts", {"quality": "soft", "cross_fitting": 5, "embedding_distance": "cosine"})
+    'cosine, soft, cross-fitted'
+    >>> describe_variant("ts", {"quality": "soft", "embedding_distance": "norm"})
+    ''
+    """
+    if not STAGES[stage].needs_teacher:
+        return ""
+    parts = []
+    if settings.get("embedding_distance") in ("cosine", "contrastive"):
+        parts.append(str(settings["embedding_distance"]))
+    if STAGES[stage].is_conditional:
+        quality = settings.get("quality", "hard")
+        parts += [{"label_noise": "label noise"}.get(str(quality), str(quality))] if quality != "hard" else []
+        parts += ["cross-fitted"] if settings.get("cross_fitting") is not None else []
+    if settings.get("prediction_weight", 0):
+        parts.append("predictions by dimension")
+    if settings.get("control") is not None:
+        parts.append(f"control {settings['control']}")
+    return ", ".join(parts)

@@ -5,7 +5,7 @@ what it knows. Here the speakers of the training split are dealt out to K folds,
 the stage `teacher`, each without one fold, which it then answers.
 
 ```
-<run>/cross_fitting/1_of_5/teacher/stage.json      a run folder of the stage teacher for each fold, without weights
+<run>/cross_fitting/1_of_5/teacher/stage.json      a run folder of the stage teacher for each fold, without its model
 <run>/cross_fitting/1_of_5/predictions/teacher_test.parquet   its answers to the utterances that were held out
 ```
 
@@ -131,10 +131,14 @@ def fold_folders(teacher_run: Path, number: int) -> list[Path]:
     return [teacher_run / "cross_fitting" / f"{fold}_of_{number}" for fold in range(1, number + 1)]
 
 
-def remove_weights(recipe: Recipe) -> None:
-    """Removes what is not needed of a fold's teacher once it has answered: its weights and its embeddings."""
-    for name in ("model.safetensors", "train_embeddings.parquet"):
-        (Path(recipe.output_dir) / TEACHER / name).unlink(missing_ok=True)
+def keep_answers(recipe: Recipe) -> None:
+    """Removes a fold's teacher once it has answered, and leaves its answers, its log and what says that it is complete.
+
+    Nothing but the answers is ever needed of it, and five teachers can take many GB.
+    """
+    for path in (Path(recipe.output_dir) / TEACHER).iterdir():
+        if path.name not in ("stage.json", "training_log.json"):
+            path.unlink()
 
 
 @dataclass(frozen=True)

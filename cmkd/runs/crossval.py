@@ -222,6 +222,8 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
         "precision": {stage: value for run in runs for stage, value in run.get("precision", {}).items()},
         "encoders": {field: encoder for run in runs for field, encoder in run.get("encoders", {}).items()},
     }
+    if "control" in runs[0]:
+        results["control"] = runs[0]["control"]
     if all("teacher" in run for run in runs):
         results["teacher"] = " ".join(run["teacher"] for run in runs)
     results = with_version("results.json", results)
