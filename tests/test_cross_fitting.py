@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
@@ -15,11 +16,12 @@ import train_distill
 from benchmarks import beyond
 from cmkd.features.inputs import ChosenRows
 from cmkd.features.labels import label_variance
-from cmkd.runs.conditioning import Conditioning
+from cmkd.runs.conditioning import Conditioning, describe_conditioning, write_conditioning
 from cmkd.runs.cross_fitting import deal_out, folds_of, read_cross_fitted
-from cmkd.runs.recipe import load_recipe
+from cmkd.runs.folder import write_embeddings
+from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.scoring.confidence import paired_test
-from cmkd.scoring.evaluation import read_predictions
+from cmkd.scoring.evaluation import read_predictions, write_predictions
 from cmkd.stages import describe_variant
 from cmkd.training.trainer import CMKDTrainer
 from configuration_cmkd import EMOTION_DIMENSIONS
@@ -145,7 +147,7 @@ class Memoriser(CMKDTrainer):
         columns = self.train_dataset.columns
         self.memory = {self._key(row): columns["labels"][row] for row in range(len(self.train_dataset))}
         self.state = TrainerState(
-            log_history=[{"epoch": 1, "loss": 0.0, "learning_rate": 0.0}, {"epoch": 1, "eval_ccc": 0}]
+            log_history=[{"epoch": 1, "loss": 1.0, "learning_rate": 0.1}, {"epoch": 1, "eval_ccc": 0}]
         )
 
     def _key(self, row: int, dataset=None) -> bytes:
@@ -237,7 +239,7 @@ def test_the_driver_compares_all_with_what_they_have_to_beat(place):
         assert entry["std"][name] == pytest.approx(np.std(each, ddof=1))
         assert entry["difference"][name] == pytest.approx(best["ccc"][name] - base["ccc"][name])
     shown = beyond.format_rows(found["rows"]).splitlines()
-    assert shown[0] == "| system | updates | A | V | D | V less cT/S student | V less T/S student |"
+    assert shown[0] == "| system | updates | A | V | D | V less T/S student | V less cT/S student |"
     assert len(shown) == 7 and shown[3].startswith("| T/S student | 4 |")
 
 
@@ -326,3 +328,45 @@ def test_the_recipes_beyond_the_paper_share_one_teacher_and_differ_by_what_their
         if name != "finetune":
             assert recipe.teacher_folder == Path(teacher.output_dir)
             assert Path(recipe.locate(recipe.student_speech_encoder)).is_dir() or folder != "spoken_demo"
+
+
+def test_the_annotators_of_each_utterance_are_asked_about_its_own_label(tmp_path):
+    """The teacher's answers may be in another order than the corpus."""
+    generator = np.random.default_rng(0)
+    ratings = generator.uniform(1, 7, size=(30, 3, 4))
+    rows = corpus_of([f"s{row % 3}" for row in range(30)], ratings.mean(2))["train"]
+    for index, name in enumerate(EMOTION_DIMENSIONS):
+        rows = rows.add_column(f"{name}_ratings", ratings[:, index].tolist())
+        rows = rows.add_column(f"{name}_std", ratings[:, index].std(1, ddof=1).tolist())
+    order = generator.permutation(30)
+    labels, ids = (ratings.mean(2)[order] - 1) / 6, [f"u{row}" for row in order]
+    predictions = labels + generator.normal(size=(30, 3)) / 4
+    write_predictions(tmp_path / "predictions/teacher_train.parquet", ids, predictions, labels, [""] * 30, [""] * 30)
+    write_embeddings(tmp_path, ids, predictions)
+    recipe = Recipe(corpus={"name": "own"}, output_dir=str(tmp_path), quality="label_noise")
+    write_conditioning(recipe, rows)
+    variance = ratings.var(2, ddof=1)[order] / 4 / 36
+    found = pq.read_table(tmp_path / "conditioning/train.parquet").to_pandas()
+    for index, name in enumerate(EMOTION_DIMENSIONS):
+        residuals = found[f"residual_{name}"].to_numpy()
+        square = np.mean(residuals**2)
+        unit = max(square - variance[:, index].mean(), square / 10) + variance[:, index]
+        np.testing.assert_allclose(found[f"weight_{name}"], 2.0 ** (-(residuals**2) / 4 / unit), rtol=1e-5)
+    assert describe_conditioning(tmp_path, 9.0)["quality"] == "label_noise"
+    assert describe_conditioning(tmp_path, 9.0)["residual_threshold"] == 2.0  # as it was made
+
+
+def test_what_an_earlier_version_stored_is_described_as_the_papers(tmp_path):
+    (tmp_path / "conditioning").mkdir()
+    columns = {f"residual_{name}": [0.1, -0.1, 0.3] for name in EMOTION_DIMENSIONS}
+    table = pa.table({"id": ["a", "b", "c"], **columns, "weight": [1.0, 1.0, 0.0]})
+    pq.write_table(table, tmp_path / "conditioning/train.parquet")
+    found = describe_conditioning(tmp_path, 1.5)
+    assert found.pop("residual_std") == pytest.approx(dict.fromkeys(EMOTION_DIMENSIONS, np.sqrt(0.11 / 3)))
+    assert found == {
+        "quality": "hard",
+        "cross_fitting": None,
+        "residual_threshold": 1.5,
+        "discarded_fraction": pytest.approx(1 / 3),
+        "mean_weight": pytest.approx(2 / 3),
+    }

@@ -655,11 +655,9 @@ def test_variants_of_the_students_have_rows_of_their_own_tested_against_ts(tmp_p
         "teacher (row 9)",
     ]
     (panel,) = draw_valence_gap({"own": systems}).axes
-    order = ["10", "11", "12", "+1", "+2", "+3", "9"]
     dots = [line.get_xdata()[0] for line in panel.lines if line.get_marker() == "o" and len(line.get_xdata())]
-    assert dots == pytest.approx(
-        [row_of(table, number).score["valence"] for number in ["10", "11", "12", "+1", "+2", "+3", "9"]]
-    )
+    order = ["10", "11", "12", "+1", "+2", "+3", "9"]
+    assert dots == pytest.approx([row_of(table, number).score["valence"] for number in order])
 
 
 def test_a_setting_that_did_not_exist_then_has_its_default(tmp_path):

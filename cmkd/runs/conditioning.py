@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from datasets import Dataset
 
 from cmkd.atomic import written_whole
+from cmkd.features.labels import label_variance
 from cmkd.quality import Quality, dimension_weights, fit_residuals, quality_weights, residual_std
 from cmkd.runs.cross_fitting import read_cross_fitted
 from cmkd.runs.recipe import Recipe
@@ -63,13 +65,12 @@ class Conditioning:
         return self
 
 
-def write_conditioning(recipe: Recipe, label_variance: np.ndarray | None) -> None:
+def write_conditioning(recipe: Recipe, train: Dataset) -> None:
     """Judges the teacher on every training utterance (Eq. 8), and stores what the students take from it.
 
     Args:
         recipe: the recipe of the run.
-        label_variance: (n, 3) of the training split, as `cmkd.features.labels.label_variance` gives it; None unless the
-            rule is `label_noise`.
+        train: the training split, whose annotators `label_noise` asks.
 
     Raises:
         FileNotFoundError: there are no answers of the teacher, or of the teachers of the folds.
@@ -84,7 +85,10 @@ def write_conditioning(recipe: Recipe, label_variance: np.ndarray | None) -> Non
         judged, folds = cross_fitted.predictions, {"folds": recipe.cross_fitting, "seconds": cross_fitted.seconds}
     residuals = fit_residuals(torch.from_numpy(judged), torch.from_numpy(answers.labels))
     quality: Quality = recipe.quality
-    variance = None if label_variance is None else torch.from_numpy(label_variance)
+    variance = None
+    if quality == "label_noise":
+        row_of = {identifier: row for row, identifier in enumerate(train["id"])}
+        variance = torch.from_numpy(label_variance(train)[[row_of[identifier] for identifier in answers.ids]])
     by_dimension = dimension_weights(residuals, recipe.residual_threshold, quality, variance)
     weights = quality_weights(residuals, recipe.residual_threshold, quality, variance)
     columns = {"id": embeddings["id"], "embedding": embeddings["embedding"]}

@@ -61,8 +61,8 @@ def deal_out(speakers: Sequence[str], number: int) -> np.ndarray:
     Raises:
         ValueError: there are fewer speakers than folds.
 
-    >>> deal_out(["anna", "anna", "ben", "carl", "anna", "", ""], 2).tolist()
-    [0, 0, 1, 1, 0, 1, 0]
+    >>> deal_out(["anna", "anna", "ben", "carl", "anna"], 2).tolist()
+    [0, 0, 1, 1, 0]
     """
     names = [(speaker, -1 if speaker else row) for row, speaker in enumerate(speakers)]
     counts = Counter(names)
@@ -137,7 +137,7 @@ def keep_answers(recipe: Recipe) -> None:
     Nothing but the answers is ever needed of it, and five teachers can take many GB.
     """
     for path in (Path(recipe.output_dir) / TEACHER).iterdir():
-        if path.name not in ("stage.json", "training_log.json"):
+        if path.is_file() and path.name not in ("stage.json", "training_log.json"):  # set-aside checkpoints stay too
             path.unlink()
 
 

@@ -32,7 +32,6 @@ from datasets import Dataset
 
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
 from cmkd.corpora.schema import SPLITS
-from cmkd.features.labels import label_variance
 from cmkd.formats import check_version, with_version
 from cmkd.identity import precision
 from cmkd.json_files import read_json, write_json
@@ -277,7 +276,7 @@ def judge_teacher(recipe: Recipe, complete: Collection[str], train: Dataset) -> 
         )
     if untrained:
         (run / "results.json").unlink(missing_ok=True)  # it describes what is now judged and trained again
-    write_conditioning(recipe, label_variance(train) if recipe.quality == "label_noise" else None)
+    write_conditioning(recipe, train)
 
 
 def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: dict[str, str] | None) -> dict[str, Any]:
