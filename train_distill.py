@@ -50,7 +50,7 @@ from cmkd.runs.folder import (
 from cmkd.runs.preflight import check_devices, check_encoders, check_labels, check_teachers, warn_of_length
 from cmkd.runs.recipe import Recipe, load_recipe, split_recipe
 from cmkd.runs.seeds import gather_seeds
-from cmkd.runs.stage import build_model, input_columns, training_arguments, training_columns, training_log
+from cmkd.runs.stage import build_model, split_columns, training_arguments, training_columns, training_log
 from cmkd.scoring.evaluation import write_predictions
 from cmkd.stages import STAGES, STUDENTS, TEACHER
 from cmkd.training.collator import collate_utterances
@@ -159,13 +159,13 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost
     model.to(PartialState().device)
     datasets = {}
     for split in SPLITS:
-        columns = input_columns(model, corpus, split, feature_extractor, tokenizer, recipe)
+        columns = split_columns(model, corpus, split, feature_extractor, tokenizer, recipe)
         datasets[split] = UtteranceDataset(columns | {"labels": labels[split]})
 
     trainer = CMKDTrainer(
         model=model,
         args=training_arguments(recipe, folder),
-        train_dataset=training_columns(STAGES[stage], recipe, run, datasets["train"], corpus["train"]),
+        train_dataset=training_columns(STAGES[stage], run, datasets["train"], corpus["train"], recipe),
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
         train_durations=corpus["train"]["duration"] if recipe.group_by_length else None,

@@ -4,7 +4,7 @@
     python -m benchmarks.beyond recipes/beyond/spoken_demo --seeds 0 1 2 --output_dir runs/tenth --corpus.train 140
 
 The recipes run one after the other, the teacher first, in the folders of `--output_dir` that bear their names; what is
-complete is not repeated. `--only ts cts_hard` runs some of them, and `--table` none: it only reads what is there. All
+complete is not repeated. `--only ts cts_hard` takes some of them, and `--table` only reads what is there. All
 other arguments are settings of the recipes. The table has the test CCC of each system, mean ± standard deviation over
 the seeds, and its difference from fine-tuning, from T/S and from the paper's rule, each with the p of the paired test
 over speakers; the JSON file has the intervals too, and how many updates of the weights each system took.
@@ -195,7 +195,9 @@ def recipes_of(folder: Path, only: Sequence[str] | None) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output_dir", type=Path)

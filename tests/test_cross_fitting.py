@@ -112,6 +112,11 @@ def test_the_noise_of_a_label_is_that_of_a_mean():
     pooled = (2 + 1) / 2  # the variances of the first two
     np.testing.assert_allclose(found[:, 0], np.array([2 / 2, 1 / 3, pooled, np.nan]) / 36)
     assert np.isnan(found[:, 2]).all()  # nobody rated it
+    counted = train.remove_columns([f"{name}_ratings" for name in EMOTION_DIMENSIONS])
+    with pytest.raises(ValueError, match="no ratings of single annotators"):
+        label_variance(counted)  # a spread of nobody knows how many
+    counted = counted.add_column("num_ratings", [2, 3, 1, 0])
+    np.testing.assert_array_equal(label_variance(counted), found)
     train = train.remove_columns("valence_ratings").add_column("valence_ratings", [[4.0]] * 4)
     with pytest.raises(ValueError, match="no training utterance has more than one rating of valence"):
         label_variance(train)

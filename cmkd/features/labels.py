@@ -21,21 +21,28 @@ def label_variance(rows: Dataset) -> np.ndarray:
     has no single ratings.
 
     Args:
-        rows: a split of a corpus, loaded with `annotators=True`.
+        rows: a split of a corpus that has the spread of its annotators, `activation_std` and so on, and either their
+            ratings (`annotators=True`), which are then counted, or their number in a column `num_ratings`.
 
     Raises:
-        ValueError: it has no ratings of single annotators, or nowhere more than one in a dimension that is rated.
+        ValueError: it does not have these columns, or nowhere more than one rating in a dimension that is rated.
     """
-    if f"{EMOTION_DIMENSIONS[0]}_ratings" not in rows.column_names:
+    columns = set(rows.column_names)
+    spread, ratings = ([f"{name}_{kind}" for name in EMOTION_DIMENSIONS] for kind in ("std", "ratings"))
+    if not columns.issuperset(spread) or not (columns.issuperset(ratings) or "num_ratings" in columns):
         raise ValueError(
             "quality is 'label_noise', but the corpus has no ratings of single annotators, which tell how noisy a "
             "label is: set corpus.annotators to true if the corpus has that setting, or use quality soft."
         )
-    minimum, maximum = rows["label_scale"][0]
-    labels, columns = unit_interval_labels(rows), []
+    scale = np.array(rows["label_scale"], dtype=float) @ [-1.0, 1.0]
+    labels, found = unit_interval_labels(rows), []
     for name, label in zip(EMOTION_DIMENSIONS, labels.T, strict=True):
-        number = np.array([np.sum(~np.isnan(np.array(of_it, dtype=float))) for of_it in rows[f"{name}_ratings"]])
-        squares = (np.array(rows[f"{name}_std"], dtype=float) / (maximum - minimum)) ** 2
+        if columns.issuperset(ratings):
+            given = (np.array(of_it, dtype=float) for of_it in rows[f"{name}_ratings"])
+            number = np.array([np.sum(~np.isnan(of_it)) for of_it in given])
+        else:
+            number = np.array(rows["num_ratings"])
+        squares = (np.array(rows[f"{name}_std"], dtype=float) / scale) ** 2
         several = (number > 1) & ~np.isnan(label)
         if not several.any() and not np.isnan(label).all():
             raise ValueError(
@@ -43,8 +50,8 @@ def label_variance(rows: Dataset) -> np.ndarray:
                 "noise of its labels cannot be estimated: use quality soft."
             )
         squares = np.where(number == 1, squares[several].mean() if several.any() else np.nan, squares)
-        columns.append(np.where(number > 0, squares / np.maximum(number, 1), np.nan))
-    return np.stack(columns, axis=1)
+        found.append(np.where(number > 0, squares / np.maximum(number, 1), np.nan))
+    return np.stack(found, axis=1)
 
 
 def rated_dimensions(labels: np.ndarray) -> list[str]:

@@ -71,17 +71,18 @@ def build_model(
     )
 
 
-def input_columns(
+def split_columns(
     model: Any, corpus: DatasetDict, split: str, feature_extractor: Any, tokenizer: Any, recipe: Recipe
 ) -> dict[str, Any]:
-    """The columns that the model takes: the stored output of its frozen parts, or their inputs if nothing is stored.
-
-    Those of a fold are chosen from what is stored for the whole training split.
-    """
+    """[`input_columns`] of a split; of a fold they are chosen from what is stored for the whole training split."""
     if isinstance(corpus, Fold) and split in corpus.rows_of_whole:
-        whole = input_columns(model, corpus.whole, "train", feature_extractor, tokenizer, recipe)
+        whole = input_columns(model, corpus.whole["train"], feature_extractor, tokenizer, recipe)
         return {name: ChosenRows(column, corpus.rows_of_whole[split]) for name, column in whole.items()}
-    rows = corpus[split]
+    return input_columns(model, corpus[split], feature_extractor, tokenizer, recipe)
+
+
+def input_columns(model: Any, rows: Dataset, feature_extractor: Any, tokenizer: Any, recipe: Recipe) -> dict[str, Any]:
+    """The columns that the model takes: the stored output of its frozen parts, or their inputs if nothing is stored."""
     columns: dict[str, Any] = {}
     cache = Path(recipe.cache_dir or Path(recipe.output_dir) / "cache")
     if feature_extractor is not None:
@@ -101,16 +102,16 @@ def input_columns(
 
 
 def training_columns(
-    stage: Stage, recipe: Recipe, run: Path, inputs: UtteranceDataset, rows: Dataset
+    stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset, recipe: Recipe
 ) -> UtteranceDataset:
     """The data to train on: the inputs and labels, the ids, and for a student what it takes from the teacher.
 
     Args:
         stage: the stage.
-        recipe: the recipe of the run.
         run: the folder of the run, in which the teacher has been judged if the stage needs one.
         inputs: the columns of the training split.
         rows: the training split.
+        recipe: the recipe of the run.
     """
     columns = inputs.columns | {"id": list(rows["id"])}
     if stage.needs_teacher:
