@@ -35,6 +35,7 @@ from cmkd.reporting.report import format_systems, write_report
 from cmkd.reporting.seeds_report import format_seeds, write_seeds_report
 from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.cost import SessionCost
+from cmkd.runs.cross_fitting import fold_recipes, folds_of, keep_answers
 from cmkd.runs.folder import (
     begin_stage,
     check_kind,
@@ -58,7 +59,7 @@ from cmkd.runs.preflight import (
 )
 from cmkd.runs.recipe import Recipe, load_recipe, split_recipe
 from cmkd.runs.seeds import gather_seeds
-from cmkd.runs.stage import build_model, input_columns, training_arguments, training_columns, training_log
+from cmkd.runs.stage import build_model, split_columns, training_arguments, training_columns, training_log
 from cmkd.scoring.evaluation import write_predictions
 from cmkd.stages import STAGES, STUDENTS, TEACHER
 from cmkd.training.collator import collate_utterances
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str], command: str = "cmkd train") -> None:
     if recipe.group_by_length:
         warn_of_length(corpus["train"])
     version = corpus.report.version
-    check_teachers(recipe, version)
+    check_teachers(recipe, corpus, commits)
     check_kind(run, "single" if recipe.seeds is None else "seeds")
     complete = [complete_stages(training, version, commits) for training in recipe.trainings]
     wait_for_all("read the corpus")
@@ -116,8 +117,9 @@ def train_stages(recipe: Recipe, corpus: DatasetDict, complete: set[str], commit
     students = [stage for stage in STUDENTS if stage in recipe.stages]
     for stage in without_teacher:
         run_stage(stage, recipe, corpus, complete, commits)
+    cross_fit(recipe, corpus, complete, commits)
     if state.is_main_process:
-        judge_teacher(recipe, complete)  # Eq. 8
+        judge_teacher(recipe, complete, corpus["train"])  # Eq. 8
     for stage in students:
         run_stage(stage, recipe, corpus, complete, commits)
     if state.is_main_process:
@@ -125,6 +127,18 @@ def train_stages(recipe: Recipe, corpus: DatasetDict, complete: set[str], commit
         results = write_results(run, corpus.report.to_dict(), recipe, student)
         print_once(f"\n{format_systems(results)}\n\nReport: {write_report(run)}")
     wait_for_all("write the report")
+
+
+def cross_fit(recipe: Recipe, corpus: DatasetDict, complete: set[str], commits: dict[str, str]) -> None:
+    """Trains the teachers of cross_fitting, each without some of the speakers, whose utterances it then answers."""
+    folds = fold_recipes(recipe, complete)
+    finished = [complete_stages(fold, corpus.report.version, commits) for fold in folds]
+    wait_for_all("read the folds")
+    for number, fold in enumerate(folds):
+        print_once(f"\nfold {number + 1} of {len(folds)}")
+        run_stage(TEACHER, fold, folds_of(corpus, len(folds))[number], finished[number], commits)
+        if PartialState().is_main_process:
+            keep_answers(fold)
 
 
 def run_stage(stage: str, recipe: Recipe, corpus: DatasetDict, complete: set[str], commits: dict[str, str]) -> None:
@@ -156,14 +170,14 @@ def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost
     model.to(PartialState().device)
     datasets = {}
     for split in SPLITS:
-        columns = input_columns(model, corpus[split], feature_extractor, tokenizer, recipe)
+        columns = split_columns(model, corpus, split, feature_extractor, tokenizer, recipe)
         datasets[split] = UtteranceDataset(columns | {"labels": labels[split]})
     begin_with_start(model, stage, recipe)  # after all is stored: its frozen layers are the same
 
     trainer = CMKDTrainer(
         model=model,
         args=training_arguments(recipe, folder),
-        train_dataset=training_columns(STAGES[stage], run, datasets["train"], corpus["train"]),
+        train_dataset=training_columns(STAGES[stage], run, datasets["train"], corpus["train"], recipe),
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
         train_durations=corpus["train"]["duration"] if recipe.group_by_length else None,

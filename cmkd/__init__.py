@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from cmkd.losses import concordance_cc as concordance_cc
     from cmkd.losses import embedding_distance as embedding_distance
     from cmkd.losses import info_nce as info_nce
+    from cmkd.losses import prediction_distance as prediction_distance
     from cmkd.losses import weighted_mean as weighted_mean
+    from cmkd.quality import dimension_weights as dimension_weights
     from cmkd.quality import fit_residuals as fit_residuals
     from cmkd.quality import quality_weights as quality_weights
     from cmkd.quality import residual_std as residual_std
@@ -45,7 +47,9 @@ _MODULES = {
     "concordance_cc": "cmkd.losses",
     "embedding_distance": "cmkd.losses",
     "info_nce": "cmkd.losses",
+    "prediction_distance": "cmkd.losses",
     "weighted_mean": "cmkd.losses",
+    "dimension_weights": "cmkd.quality",
     "fit_residuals": "cmkd.quality",
     "quality_weights": "cmkd.quality",
     "residual_std": "cmkd.quality",

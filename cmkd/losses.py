@@ -6,21 +6,27 @@ Numbers in brackets are the paper's equations.
 from typing import Literal, get_args
 
 import torch
+from torch.nn.functional import cosine_similarity, normalize
 
-Distance = Literal["norm", "squared_norm", "mean_squared"]
+Distance = Literal["norm", "squared_norm", "mean_squared", "cosine", "contrastive"]
+"""How far the student's embedding of an utterance is from the teacher's."""
 
 
-def concordance_cc(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def concordance_cc(
+    predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Lin's concordance correlation coefficient of each dimension (Eq. 3).
 
-    `2 cov(p, y) / (var p + var y + (mean p - mean y)^2)` with population moments (division by n), computed on centred
-    values in fp32, or in fp64 if the input is fp64. It does not change if predictions and labels are put on another
-    scale together.
+    `2 cov(p, y) / (var p + var y + (mean p - mean y)^2)` with population moments (division by n, or by the sum of the
+    weights), computed on centred values in fp32, or in fp64 if the input is fp64. It does not change if predictions and
+    labels are put on another scale together.
 
     Args:
         predictions: (n, dims), or (n,) for one dimension.
         labels: of the same shape; NaN means "not rated", and leaves that pair out of that dimension, whatever the
             prediction.
+        weights: of the same shape, in [0, 1], how much a pair counts in the moments; 0 leaves it out. None stands for 1
+            everywhere.
 
     Returns:
         (dims,) in [-1, 1]. A dimension in which predictions or labels are constant, or fewer than two pairs are rated,
@@ -36,13 +42,21 @@ def concordance_cc(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Ten
         raise ValueError(
             f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must both be (n, dims)."
         )
+    if weights is not None and weights.shape != labels.shape:
+        raise ValueError(f"weights {tuple(weights.shape)} must have the shape of the labels, {tuple(labels.shape)}.")
     dtype = torch.promote_types(torch.promote_types(predictions.dtype, labels.dtype), torch.float32)
     predictions, labels = (values.to(dtype).reshape(len(values), -1) for values in (predictions, labels))
     rated = ~labels.isnan()
-    count = rated.sum(0).clamp(min=1)
+    if weights is None:
+        shares = rated.to(dtype)
+    else:
+        shares = weights.to(dtype).reshape(len(weights), -1).masked_fill(~rated, 0.0)
+        rated = shares > 0
+    total = shares.sum(0)
+    total = torch.where(total > 0, total, torch.ones_like(total))
 
     def mean(values: torch.Tensor) -> torch.Tensor:
-        return values.masked_fill(~rated, 0.0).sum(0) / count
+        return (shares * values).sum(0) / total
 
     predictions, labels = predictions.masked_fill(~rated, 0.0), labels.masked_fill(~rated, 0.0)
     mean_predictions, mean_labels = mean(predictions), mean(labels)
@@ -81,37 +95,93 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor, alpha: torch.Tenso
     return (alpha * loss).sum()
 
 
-def embedding_distance(student: torch.Tensor, teacher: torch.Tensor, distance: Distance = "norm") -> torch.Tensor:
+def prediction_distance(
+    student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How far the student's predictions are from the teacher's: L_PRE = mean_j (1 - CCC_j(student, teacher; w_j)).
+
+    An embedding belongs to all dimensions together, predictions to one each: this is what an utterance can teach about
+    valence although the teacher is wrong about its dominance. CCC_j is `concordance_cc`, in the place of a squared
+    difference. L_PRE is then in the unit of L_EMO: with a weight of 1, agreeing with the teacher counts as much as
+    agreeing with the annotators, on any scale, and a dimension of little variance does not count less.
+
+    Args:
+        student: (n, dims).
+        teacher: (n, dims); no gradient flows into it. NaN in a dimension that it has not learned, which leaves it out.
+        weights: (n, dims) in [0, 1], such as `cmkd.dimension_weights`; None stands for 1 everywhere.
+
+    Returns:
+        A scalar in [0, 2]: the mean over the dimensions that have a weight above 0; 0 if none has.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    >>> teacher = torch.tensor([[0.0, 0.0], [1.0, 1.0], [9.0, 2.0]])
+    >>> student = torch.tensor([[0.0, 2.0], [1.0, 1.0], [0.0, 0.0]])
+    >>> prediction_distance(student, teacher, torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]))  # 1 - 1, 1 + 1
+    tensor(1.)
+    """
+    teacher = teacher.detach()
+    loss = 1 - concordance_cc(student, teacher, weights)
+    counted = ~teacher.isnan() if weights is None else ~teacher.isnan() & (weights > 0)
+    return weighted_mean(loss, counted.reshape(len(teacher), -1).any(0).to(loss.dtype))
+
+
+def embedding_distance(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    distance: Distance = "norm",
+    weights: torch.Tensor | None = None,
+    temperature: float = 0.1,
+) -> torch.Tensor:
     """How far each student embedding is from the teacher's: L_STU of one utterance (Eq. 6).
 
     The paper writes an L2 norm and does not say whether it is squared. With d = student - teacher, of `size` values,
     `"norm"` is ||d||, `"squared_norm"` is ||d||^2 and `"mean_squared"` is ||d||^2 / size. The paper's lambda means
     something different with each: `squared_norm` pulls `size` (128) times harder than `mean_squared`.
 
+    Two look at directions only, so that their size does not depend on that of the embeddings. `"cosine"` is
+    1 - cos(student, teacher). `"contrastive"`, InfoNCE, asks which of the teacher's embeddings is the utterance's own
+    (the paper names contrastive learning as future work): with s_ij = cos(student_i, teacher_j) / temperature,
+
+        -log( exp(s_ii) / (exp(s_ii) + sum_{j != i} w_j exp(s_ij)) )
+
+    so that an utterance on which the teacher is not trusted is no example for others either; without weights this is
+    cross-entropy over the utterances. The more utterances there are, the harder it is: it is 0 for one alone.
+
     Args:
         student: (n, size).
         teacher: (n, size); no gradient flows into it.
-        distance: one of the three.
+        distance: one of the five.
+        weights: (n,) in [0, 1], w, which only `"contrastive"` looks at; None stands for 1 everywhere.
+        temperature: of `"contrastive"`, above 0: the lower, the more the nearest of the others count.
 
     Returns:
         (n,), in fp32 or better. The gradient of the norm at distance 0 is 0.
 
     Raises:
-        ValueError: the shapes differ, or the distance is unknown.
+        ValueError: the shapes differ, the distance is unknown, or the temperature is not above 0.
 
     >>> embedding_distance(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
     tensor([5.])
+    >>> teacher = torch.eye(2)
+    >>> embedding_distance(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), teacher, "contrastive", temperature=1.0)
+    tensor([0.3133, 1.3133])
     """
     if student.shape != teacher.shape or student.ndim != 2:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must both be (n, size).")
     dtype = torch.promote_types(student.dtype, torch.float32)
-    difference = student.to(dtype) - teacher.detach().to(dtype)
+    student, teacher = student.to(dtype), teacher.detach().to(dtype)
     if distance == "norm":
-        return torch.linalg.vector_norm(difference, dim=-1)
+        return torch.linalg.vector_norm(student - teacher, dim=-1)
     if distance == "squared_norm":
-        return difference.square().sum(-1)
+        return (student - teacher).square().sum(-1)
     if distance == "mean_squared":
-        return difference.square().mean(-1)
+        return (student - teacher).square().mean(-1)
+    if distance == "cosine":
+        return 1 - cosine_similarity(student, teacher, dim=-1)
+    if distance == "contrastive":
+        return _contrastive_distance(student, teacher, weights, temperature)
     raise ValueError(f"distance={distance!r}: must be one of {', '.join(get_args(Distance))}.")
 
 
@@ -168,6 +238,20 @@ def info_nce(
     similarity = similarity.masked_fill(is_left_out & ~is_own, -torch.inf)
     found = (similarity.logsumexp(1) + similarity.logsumexp(0)) / 2 - similarity.diagonal()
     return weighted_mean(found, weights)
+
+
+def _contrastive_distance(
+    student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor | None, temperature: float
+) -> torch.Tensor:
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r}: must be above 0; 0.1 is usual.")
+    if weights is None:
+        weights = torch.ones(len(student), device=student.device)
+    if weights.shape != student.shape[:1]:
+        raise ValueError(f"weights {tuple(weights.shape)} must hold one weight per utterance, ({len(student)},).")
+    similarity = normalize(student, dim=-1) @ normalize(teacher, dim=-1).T / temperature
+    counts = weights.to(student.dtype).expand_as(similarity).clone().fill_diagonal_(1.0)  # of j, seen from i
+    return torch.logsumexp(similarity + counts.log(), dim=-1) - similarity.diagonal()
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

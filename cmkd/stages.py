@@ -103,7 +103,8 @@ class Stage:
 
 
 _TUNING = ("use_weighted_layer_sum", "num_trainable_layers", "encoder_learning_rate_factor")
-_DISTILLATION = ("distillation_weight", "embedding_distance")
+_DISTILLATION = ("distillation_weight", "embedding_distance", "contrastive_temperature", "prediction_weight", "control")
+_JUDGEMENT = ("residual_threshold", "quality", "cross_fitting")
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
@@ -181,7 +182,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="cT/S",
             speech_encoder="student_speech_encoder",
             text_encoder=None,
-            own_settings=(*_TUNING, *_DISTILLATION, "residual_threshold"),
+            own_settings=(*_TUNING, *_DISTILLATION, *_JUDGEMENT),
             needs_teacher=True,
             is_conditional=True,
             starts_from=LEXICAL,
@@ -208,6 +209,52 @@ ENCODERS = tuple(dict.fromkeys(encoder for stage in STAGES.values() for encoder 
 
 COMPARISONS = tuple((name, baseline) for name, stage in STAGES.items() for baseline in stage.compared_with)
 """What is tested: each system with the one to beat."""
+
+CONTROLS: Mapping[str, str] = {
+    "shuffled_teacher": "each utterance is taught what the teacher knows about another one",
+    "random_quality": "the quality weights are dealt out to the utterances at random",
+    "no_distillation": "the teacher has no weight in the loss",
+}
+"""What can be taken from a student to see whether that is what helped: the setting `control` of a recipe."""
+
+
+def describe_control(control: str) -> str:
+    """What a report or a card says about a system of a control run.
+
+    >>> describe_control("no_distillation")
+    'Control: no_distillation, the teacher has no weight in the loss; not a system to use'
+    """
+    return f"Control: {control}, {CONTROLS[control]}; not a system to use"
+
+
+def describe_variant(stage: str, settings: Mapping[str, object]) -> str:
+    """In which ways a system is not the paper's, in a few words; "" if it is.
+
+    The norm, its square and its mean are readings of Eq. 6, which does not say, and no variants.
+
+    Args:
+        stage: the name of the stage.
+        settings: those of the recipe that it was trained with; one that did not exist then has its default.
+
+    >>> describe_variant("cts", {"quality": "soft", "cross_fitting": 5, "embedding_distance": "cosine"})
+    'cosine, soft, cross-fitted'
+    >>> describe_variant("ts", {"quality": "soft", "embedding_distance": "norm"})
+    ''
+    """
+    if not STAGES[stage].needs_teacher:
+        return ""
+    parts = []
+    if settings.get("embedding_distance") in ("cosine", "contrastive"):
+        parts.append(str(settings["embedding_distance"]))
+    if STAGES[stage].is_conditional:
+        quality = settings.get("quality", "hard")
+        parts += [{"label_noise": "label noise"}.get(str(quality), str(quality))] if quality != "hard" else []
+        parts += ["cross-fitted"] if settings.get("cross_fitting") is not None else []
+    if settings.get("prediction_weight", 0):
+        parts.append("predictions by dimension")
+    if settings.get("control") is not None:
+        parts.append(f"control {settings['control']}")
+    return ", ".join(parts)
 
 
 def followers(name: str) -> tuple[str, ...]:

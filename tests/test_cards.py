@@ -263,3 +263,25 @@ def test_every_template_refuses_a_missing_value():
 def test_results_are_not_changed(results, made):
     card_of(results)
     assert json.dumps(results) == json.dumps(made)
+
+
+def test_a_control_is_no_system_to_use(results):
+    assert "Control:" not in str(card_of(results))
+    results["control"] = "shuffled_teacher"
+    text = str(card_of(results))
+    said = "**Control: shuffled_teacher, each utterance is taught what the teacher knows about another one; not a sys"
+    assert text.index(said) < text.index("## How to use")
+    assert "Control:" not in str(card_of(results, is_teacher=True))  # nothing was taken from it
+
+
+def test_the_card_says_how_the_teacher_was_judged(results):
+    results["conditioning"] |= {
+        "quality": "soft",
+        "cross_fitting": {"folds": 5, "seconds": 9.0},
+        "discarded_fraction": 0.0,
+        "mean_weight": 0.625,
+    }
+    text = " ".join(str(card_of(results)).split())
+    assert "residuals on train, each of a teacher that has not heard the speaker (cross-fitting, 5 folds), have" in text
+    assert "to a half where one of them is at that threshold (quality soft); its mean is 0.625." in text
+    assert "The threshold is 2 standard deviations." in text and "were left out" not in text

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
-from cmkd import ccc_loss, concordance_cc, embedding_distance, info_nce, weighted_mean
+from cmkd import ccc_loss, concordance_cc, embedding_distance, info_nce, prediction_distance, weighted_mean
 
 
 def ccc_by_numpy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -106,7 +107,7 @@ def test_the_three_distances_differ_by_square_and_size():
     embedding_distance(student, teacher).sum().backward()
     assert student.grad.tolist() == [pytest.approx([0.6, -0.8, 0, 0]), [0, 0, 0, 0]]
     assert teacher.grad is None
-    with pytest.raises(ValueError, match="distance='l2': must be one of norm, squared_norm, mean_squared"):
+    with pytest.raises(ValueError, match="distance='l2': must be one of norm, squared_norm, mean_squared, cosine"):
         embedding_distance(student, teacher, "l2")
     with pytest.raises(ValueError, match=r"student \(2, 4\) and teacher \(2, 3\)"):
         embedding_distance(student, teacher[:, :3])
@@ -191,3 +192,95 @@ def test_info_nce_refuses_what_does_not_fit():
         info_nce(student, target, 0.1, groups=torch.zeros(6))
     with pytest.raises(ValueError, match=r"temperature=0: must be above 0"):
         info_nce(student, target, 0)
+
+
+def test_the_cosine_distance_looks_at_directions_only():
+    student = torch.tensor([[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[9.0, 0.0], [1.0, 1.0], [7.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    found = embedding_distance(student, teacher, "cosine")
+    assert found.tolist() == pytest.approx([0.0, 1 - 0.5**0.5, 2.0, 1.0])
+    found.sum().backward()
+    assert student.grad.isfinite().all() and teacher.grad is None
+
+
+def unit(values: torch.Tensor) -> torch.Tensor:
+    return values / values.square().sum(1, keepdim=True).sqrt()
+
+
+def test_the_contrastive_distance_is_cross_entropy_over_the_utterances_that_are_kept():
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(9, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    similarity = unit(student.detach()) @ unit(teacher).T / 0.2
+    expected = cross_entropy(similarity, torch.arange(9), reduction="none")
+    found = embedding_distance(student, teacher, "contrastive", temperature=0.2)
+    torch.testing.assert_close(found.detach(), expected)
+
+    kept = torch.tensor([0, 2, 3, 7])
+    weights = torch.zeros(9).index_fill(0, kept, 1.0)
+    found = weighted_mean(embedding_distance(student, teacher, "contrastive", weights, 0.2), weights)
+    alone = student.detach()[kept].requires_grad_()
+    expected = cross_entropy(unit(alone) @ unit(teacher[kept]).T / 0.2, torch.arange(4))
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(student.grad[kept], alone.grad)
+    assert student.grad[1].tolist() == [0] * 5
+
+
+def test_an_example_that_counts_a_half_is_half_an_example():
+    student, teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.eye(2)
+    found = embedding_distance(student, teacher, "contrastive", torch.tensor([1.0, 0.5]), 1.0)
+    assert found.tolist() == pytest.approx([np.log(1 + 0.5 / np.e), np.log(1 + 1 / np.e)])
+    assert embedding_distance(student[:1], teacher[:1], "contrastive").tolist() == [0.0]
+    with pytest.raises(ValueError, match="temperature=0: must be above 0"):
+        embedding_distance(student, teacher, "contrastive", temperature=0)
+    with pytest.raises(ValueError, match=r"weights \(3,\) must hold one weight per utterance, \(2,\)"):
+        embedding_distance(student, teacher, "contrastive", torch.ones(3))
+
+
+def weighted_ccc_by_numpy(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    (variance, covariance), (_, other) = np.cov(predictions, labels, aweights=weights, ddof=0)
+    bias = np.average(predictions, weights=weights) - np.average(labels, weights=weights)
+    return 2 * covariance / (variance + other + bias**2)
+
+
+def test_weights_enter_the_moments():
+    generator = np.random.default_rng(0)
+    labels = generator.normal(size=(40, 3))
+    predictions, weights = labels + generator.normal(size=(40, 3)), generator.uniform(size=(40, 3))
+    weights[generator.random((40, 3)) < 0.3] = 0
+    labels[4, 1] = np.nan
+    weights[5, 2], predictions[5, 2] = 0, np.nan  # of no account
+    found = concordance_cc(*(torch.from_numpy(values) for values in (predictions, labels, weights)))
+    for dimension in range(3):
+        kept = ~np.isnan(labels[:, dimension]) & (weights[:, dimension] > 0)
+        columns = (values[kept, dimension] for values in (predictions, labels, weights))
+        assert found[dimension].item() == pytest.approx(weighted_ccc_by_numpy(*columns), abs=1e-12)
+    with pytest.raises(ValueError, match=r"weights \(40,\) must have the shape of the labels, \(40, 3\)"):
+        concordance_cc(torch.zeros(40, 3), torch.zeros(40, 3), torch.ones(40))
+
+
+def test_predictions_teach_each_dimension_where_the_teacher_is_good_in_it():
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(20, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    student = torch.randn(20, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(prediction_distance(student, teacher), ccc_loss(student, teacher.detach()))
+    weights = torch.ones(20, 3, dtype=torch.float64)
+    weights[3, 2] = 0  # poor in dominance
+    loss = prediction_distance(student, teacher, weights)
+    loss.backward()
+    assert student.grad[3, 2] == 0 and (student.grad[3, :2] != 0).all() and teacher.grad is None
+    columns = [(student[:, index], teacher[:, index], weights[:, index]) for index in range(3)]
+    each = [weighted_ccc_by_numpy(*(values.detach().numpy() for values in of_one)) for of_one in columns]
+    assert loss.item() == pytest.approx(1 - np.mean(each), abs=1e-12)
+
+    unlearned = teacher.detach().clone()
+    unlearned[:, 1] = torch.nan  # nobody rated valence
+    weights[:, 2] = 0
+    found = prediction_distance(student, unlearned, weights)
+    assert found.item() == pytest.approx(1 - each[0], abs=1e-12)
+    nothing = prediction_distance(student, unlearned, torch.zeros(20, 3))
+    student.grad = None
+    nothing.backward()
+    assert nothing.item() == 0 and student.grad.abs().sum() == 0

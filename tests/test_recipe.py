@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cmkd.losses import Distance
+from cmkd.quality import Quality
 from cmkd.runs.recipe import Recipe, load_recipe, split_recipe
 
 
@@ -37,6 +38,7 @@ def test_the_defaults_are_the_papers(recipe):
         0.25,
     )
     assert (found.distillation_weight, found.residual_threshold, found.num_trainable_layers) == (30, 2, 6)
+    assert (found.quality, found.cross_fitting, found.prediction_weight, found.control) == ("hard", None, 0, None)
     assert (found.plateau_factor, found.plateau_patience) == (0.75, 2)
     assert found.student_speech_encoder == "facebook/hubert-base-ls960"
     assert (found.teacher_speech_encoder, found.text_encoder) == ("facebook/hubert-large-ll60k", "bert-base-uncased")
@@ -295,3 +297,12 @@ def test_every_setting_is_described_by_sentences():
 
 def test_the_distances_are_those_of_the_loss():
     assert get_args(Recipe.model_fields["embedding_distance"].annotation) == get_args(Distance)
+    assert get_args(Recipe.model_fields["quality"].annotation) == get_args(Quality)
+
+
+def test_a_control_that_would_change_nothing_is_refused(recipe):
+    with pytest.raises(ValueError, match="control is 'random_quality', but the weights of ts are all 1, .* stages"):
+        load_recipe(recipe(control="random_quality"))
+    with pytest.raises(ValueError, match="control is 'shuffled_teacher', but stages has none of ts and cts"):
+        load_recipe(recipe(control="shuffled_teacher", stages=["teacher"]))
+    assert load_recipe(recipe(control="random_quality", stages=["cts"])).control == "random_quality"

@@ -34,7 +34,13 @@ TUNED = {
     "encoder_learning_rate_factor",
 }
 OF_TEACHER = {"teacher_speech_encoder", "text_encoder", "use_weighted_layer_sum"}
-DISTILLED = {"distillation_weight", "embedding_distance"}
+DISTILLED = {
+    "distillation_weight",
+    "embedding_distance",
+    "contrastive_temperature",
+    "prediction_weight",
+    "control",
+}
 SETTINGS = {
     "audio": COMMON | {"student_speech_encoder", "use_weighted_layer_sum"},
     "text": COMMON | {"text_encoder"},
@@ -42,7 +48,7 @@ SETTINGS = {
     "finetune": COMMON | TUNED,
     "lexical": COMMON | TUNED | {"text_encoder", "lexical_epochs", "lexical_temperature"},
     "ts": COMMON | TUNED | OF_TEACHER | DISTILLED,
-    "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | {"residual_threshold"},
+    "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | {"residual_threshold", "quality", "cross_fitting"},
 }
 WRITTEN_IN_ANOTHER_FORM = {
     "batch_size",  # as utterances_a_step
@@ -213,7 +219,7 @@ def test_an_eighth_stage_is_one_entry():
 
 def test_the_teacher_is_judged_where_there_is_one_or_a_student_needs_it(tmp_path):
     def judge(complete: set[str], **settings) -> None:
-        judge_teacher(Recipe(corpus={"name": "demo"}, output_dir=str(tmp_path), **settings), complete)
+        judge_teacher(Recipe(corpus={"name": "demo"}, output_dir=str(tmp_path), **settings), complete, train=None)
 
     judge(set(), stages=["audio", "teacher"])  # no teacher, and nobody who needs it
     judge({"ts"}, stages=["ts"])

@@ -434,7 +434,6 @@ def test_settings_that_differ_are_listed_for_the_stages_they_matter_to(tmp_path)
         write_run(tmp_path / "text", {"text": 0.3}),
     ]
     edit_results(runs[1], lambda results: results["cost"].update(processes=4))
-    edit_results(runs[2], lambda results: results["recipe"].pop("loss_over"))
     table = gather_tables(runs)[1]
     assert {run["folder"]: run["settings"] for run in table.runs} == {
         "audio": {"num_epochs": [5, 50], "utterances a step": [16, 32]},
@@ -446,7 +445,6 @@ def test_settings_that_differ_are_listed_for_the_stages_they_matter_to(tmp_path)
         },
         "cts": {
             "num_epochs": [5, 50],
-            "loss_over": ["not recorded", "step"],
             "embedding_distance": ["mean_squared", "norm"],
             "residual_threshold": [1.5, 2.0],
         },
@@ -506,7 +504,12 @@ def test_settings_are_those_that_stages_depend_on():
         "lexical_temperature": ["lexical"],
         "distillation_weight": taught,
         "embedding_distance": taught,
+        "contrastive_temperature": taught,
+        "prediction_weight": taught,
+        "control": taught,
         "residual_threshold": ["cts"],
+        "quality": ["cts"],
+        "cross_fitting": ["cts"],
     }
     assert list(tables._SETTINGS) == list(expected)
     for setting, stages in expected.items():
@@ -591,8 +594,9 @@ def test_gap_shows_the_best_audio_only_row_that_was_run(tmp_path):
 
 
 def test_figure_of_the_gap():
-    def system(name, published, ccc, interval=None, fold_mean=None):
+    def system(name, published, ccc, interval=None, fold_mean=None, stage="ts"):
         return {
+            "stage": stage,
             "name": name,
             "published": published,
             "ccc": ccc,
@@ -628,6 +632,51 @@ def test_figure_of_the_gap():
     assert [label.get_text() for label in panel.get_yticklabels()] == ["audio only", "T/S", "cT/S", "teacher"]
     gap = panel.patches[0]
     assert (gap.get_x(), gap.get_width()) == (0.5, pytest.approx(0.2))
+
+
+def test_variants_of_the_students_have_rows_of_their_own_tested_against_ts(tmp_path):
+    settings = {
+        "soft": ({"cts": 0.25}, {"quality": "soft", "cross_fitting": 5, "prediction_weight": 1.0}),
+        "shuffled": ({"ts": 0.4}, {"control": "shuffled_teacher"}),
+        "contrastive": ({"ts": 0.28}, {"embedding_distance": "contrastive"}),
+    }
+    runs = [write_run(tmp_path / "paper", {"ts": 0.3, "cts": 0.31, "teacher": 0.1, "finetune": 0.5}, "own", DIGEST)]
+    runs += [write_run(tmp_path / name, stages, "own", DIGEST, **of) for name, (stages, of) in settings.items()]
+    table = gather_tables(runs)[-1]
+    shown = format_tables([table])
+    names = {row.number: row.system.partition(" (")[0] for row in table.rows if row.number.startswith("+")}
+    assert names == {
+        "+1": "T/S student, contrastive",
+        "+2": "T/S student, control shuffled_teacher",
+        "+3": "cT/S student, soft, cross-fitted, predictions by dimension",
+    }
+    assert "Control: shuffled_teacher, each utterance is taught what the teacher knows about another one; not" in shown
+    _, weaker, labels, speakers = draw("ts", 0.3)
+    expected = paired_test(labels, draw("cts", 0.25)[1], weaker, speakers)
+    found = row_of(table, "+3").paired
+    assert found["against"] == "11" and found["p"] == {name: expected[name]["p"] for name in DIMENSIONS}
+    assert row_of(table, "12").paired["against"] == "11"
+    systems = tables._gap_systems(table)
+    assert [system["name"] for system in systems.values()] == [
+        "audio only (row 10)",
+        "T/S (row 11)",
+        "cT/S (row 12)",
+        "T/S, contrastive (row +1)",
+        "T/S, control shuffled_teacher (row +2)",
+        "cT/S, soft, cross-fitted, predictions by dimension (row +3)",
+        "teacher (row 9)",
+    ]
+    (panel,) = draw_valence_gap({"own": systems}).axes
+    dots = [line.get_xdata()[0] for line in panel.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    order = ["10", "11", "12", "+1", "+2", "+3", "9"]
+    assert dots == pytest.approx([row_of(table, number).score["valence"] for number in order])
+
+
+def test_a_setting_that_did_not_exist_then_has_its_default(tmp_path):
+    run = write_run(tmp_path / "cts", {"cts": 0.3})
+    edit_results(run, lambda results: [results["recipe"].pop(name) for name in ("quality", "control", "cross_fitting")])
+    table = gather_tables([run])[1]
+    assert row_of(table, "12").run == "cts" and table.runs[0]["settings"] == {}
 
 
 @pytest.mark.parametrize(

@@ -414,7 +414,8 @@ def test_the_recipe_may_name_the_student(run, recipe, tmp_path):
 
 def test_two_processes_learn_what_one_does(python, recipe, tmp_path):
     """The same loss and predictions to rounding, whatever the launch; every utterance is predicted once, in order."""
-    arguments = [str(recipe), "--stages", "teacher", "cts", "--output_dir"]
+    beyond = ["--cross_fitting", "2", "--quality", "soft", "--prediction_weight", "1"]
+    arguments = [str(recipe), "--stages", "teacher", "cts", *beyond, "--output_dir"]
     train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
     share = ["--batch_size", "2", "--gradient_accumulation_steps", "2"]
     share = [*arguments, str(tmp_path / "two"), *share]
@@ -433,6 +434,12 @@ def test_two_processes_learn_what_one_does(python, recipe, tmp_path):
             assert list(two["id"]) == [f"{split}_{index}" for index in range(size)]
             for dimension in EMOTION_DIMENSIONS:
                 np.testing.assert_allclose(two[f"predicted_{dimension}"], one[f"predicted_{dimension}"], atol=1e-5)
+    folds = [f"cross_fitting/{fold}_of_2/predictions/teacher_test" for fold in (1, 2)]
+    for name in (*folds, "conditioning/train"):
+        one, two = (pq.read_table(tmp_path / run / f"{name}.parquet").to_pandas() for run in ("one", "two"))
+        assert list(one["id"]) == list(two["id"])
+        for column in one.columns.difference(["id", "speaker", "gender", "embedding"]):
+            np.testing.assert_allclose(two[column], one[column], atol=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["teacher", "finetune"])

@@ -43,6 +43,33 @@ def test_the_loss_is_equation_7(distance, tmp_path):
     assert set(batch) == {"inputs", "labels", "teacher_embeddings", "quality_weights"}  # not emptied
 
 
+def test_the_terms_that_the_paper_does_not_have_are_added_with_their_weights(tmp_path):
+    batch = collate_utterances([dataset(10, distilled=True)[index] for index in range(10)])
+    kept = batch["quality_weights"] > 0
+    batch["teacher_predictions"] = batch["teacher_embeddings"][:, :3].double()
+    batch["dimension_weights"] = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)).double()
+    settings = {"embedding_distance": "contrastive", "contrastive_temperature": 0.3, "distillation_weight": 2.5}
+    job = trainer(tmp_path, prediction_weight=0.7, **settings)
+    loss, outputs = job.compute_loss(job.model, batch, return_outputs=True)
+    logits, embeddings = outputs["logits"].detach().numpy(), outputs["embeddings"].detach()
+    emotion, predicted = 0.0, 0.0
+    for dimension in range(3):
+        labels = batch["labels"][:, dimension].numpy()
+        rated = ~np.isnan(labels)
+        emotion += (1 - ccc(logits[rated, dimension], labels[rated])) / 3
+        taught, weights = (batch[name][:, dimension].numpy() for name in ("teacher_predictions", "dimension_weights"))
+        moments = np.cov(logits[:, dimension], taught, aweights=weights, ddof=0)
+        bias = np.average(logits[:, dimension] - taught, weights=weights)
+        predicted += (1 - 2 * moments[0, 1] / (moments.trace() + bias**2)) / 3
+    directions = [values / values.norm(dim=1, keepdim=True) for values in (embeddings, batch["teacher_embeddings"])]
+    similarity = (directions[0] @ directions[1].T / 0.3)[kept][:, kept]
+    contrastive = torch.nn.functional.cross_entropy(similarity, torch.arange(len(similarity)))
+    assert loss.item() == pytest.approx(emotion + 2.5 * contrastive.item() + 0.7 * predicted, rel=1e-5)
+    del batch["dimension_weights"]
+    with pytest.raises(ValueError, match="prediction_weight is 0.7, but the data has no teacher_predictions or no dim"):
+        job.compute_loss(job.model, batch)
+
+
 def test_a_teacher_without_weights_is_refused(tmp_path):
     batch = collate_utterances([dataset(10, distilled=True)[index] for index in range(10)])
     del batch["quality_weights"]
@@ -137,6 +164,8 @@ def test_out_of_memory_says_what_helps(error, tmp_path, monkeypatch):
     [
         ("distillation_weight", -1.0, "distillation_weight=-1.0: must be at least 0"),
         ("embedding_distance", "l2", "embedding_distance='l2': must be one of norm, squared_norm, mean_squared"),
+        ("contrastive_temperature", 0.0, "contrastive_temperature=0.0: must be above 0"),
+        ("prediction_weight", -0.5, "prediction_weight=-0.5: must be at least 0"),
         ("weight_decay", 0.1, "weight_decay=0.1: must be 0"),
         ("encoder_learning_rate_factor", 0.0, "encoder_learning_rate_factor=0.0: must be above 0"),
         ("optim", "adafactor", "optim='adafactor': must be 'adamw_torch', since it would be ignored"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from launching import output_of, start_processes
-from whole_step_worker import NUMBER, Dropping, columns
+from whole_step_worker import NUMBER, Dropping, columns_beyond
 
 from cmkd.losses import ccc_loss
 from cmkd.training.whole_step import RandomState, backward, loss_and_output_gradients
@@ -16,6 +16,7 @@ from cmkd.training.whole_step import RandomState, backward, loss_and_output_grad
 pytestmark = pytest.mark.slow
 
 CASES = ["float64-1-step", "float64-2-step", "float64-4-step", "float32-2-step", "float64-2-batch", "sharded"]
+CASES += ["float64-1-step-beyond", "float64-2-step-beyond"]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
@@ -44,12 +45,14 @@ def read(runs, case: str):
     return saved[0][0], masks, losses.pop()
 
 
-def oracle(masks: dict[int, torch.Tensor], dtype: torch.dtype) -> tuple[float, dict[str, torch.Tensor]]:
+def oracle(
+    masks: dict[int, torch.Tensor], dtype: torch.dtype, is_beyond: bool = False
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient of all utterances of the step in one batch, in fp64, with the formulas written out anew."""
     torch.manual_seed(0)
     model = Dropping().to(dtype).double()
     rows = sorted(masks)
-    data = {name: value[rows] for name, value in columns(dtype).items()}
+    data = {name: value[rows] for name, value in columns_beyond(dtype).items()}
     mask = torch.stack([masks[row][-1] for row in rows]).double()
     embeddings = torch.tanh(model.embedding(data["inputs"].double() * mask))
     logits = model.prediction(embeddings)
@@ -63,6 +66,17 @@ def oracle(masks: dict[int, torch.Tensor], dtype: torch.dtype) -> tuple[float, d
     kept = data["quality_weights"] > 0
     distance = torch.sqrt(((embeddings - data["teacher_embeddings"].double())[kept] ** 2).sum(1)).mean()
     loss = emotion + 2.0 * distance
+    if is_beyond:
+        directions = [values[kept] for values in (embeddings, data["teacher_embeddings"].double())]
+        directions = [values / values.norm(dim=1, keepdim=True) for values in directions]
+        similarity = directions[0] @ directions[1].T / 0.2
+        loss = emotion + 2.0 * torch.nn.functional.cross_entropy(similarity, torch.arange(len(similarity)))
+        for dimension in range(3):
+            weights = data["dimension_weights"][:, dimension].double()
+            pair = torch.stack([logits[:, dimension], data["teacher_predictions"][:, dimension].double()])
+            covariance = torch.cov(pair, correction=0, aweights=weights)
+            bias = ((pair[0] - pair[1]) * weights).sum() / weights.sum()
+            loss = loss + 1.5 * (1 - 2 * covariance[0, 1] / (covariance.trace() + bias**2)) / 3
     loss.backward()
     return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -82,6 +96,16 @@ def test_the_gradient_is_that_of_one_batch(runs, accumulation):
     expected_loss, expected = oracle(masks, torch.float64)
     assert relative_error(gradient, expected) < 1e-12
     assert loss == pytest.approx(expected_loss, rel=1e-4)  # Trainer logs four digits
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_gradient_of_infonce_and_of_the_predictions_is_that_of_one_batch(runs, accumulation):
+    """The utterances that stand against each other are those of the whole step, and filling up adds none."""
+    gradient, masks, loss = read(runs, f"float64-{accumulation}-step-beyond")
+    assert len(masks) in (NUMBER // 2, NUMBER // 2 + 1)
+    expected_loss, expected = oracle(masks, torch.float64, is_beyond=True)
+    assert relative_error(gradient, expected) < 1e-12
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
 
 
 def test_the_gradient_in_fp32(runs):

@@ -1,6 +1,7 @@
 """Run by test_whole_step.py in 1, 2 and 4 processes: the first step of several trainers; each saves what it saw.
 
-A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, and the name of its folder. The case "sharded" is a step of one batch per
+A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, or that and "-beyond" for the terms that the paper does not have, and the
+name of its folder. The case "sharded" is a step of one batch a
 device in fp64 with FSDP in the place of DistributedDataParallel, which accelerate does not offer on a CPU.
 """
 
@@ -63,6 +64,14 @@ def columns(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {"inputs": inputs, "labels": labels, "teacher_embeddings": teacher, "quality_weights": weights, "row": rows}
 
 
+def columns_beyond(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The same, and what the teacher predicts, with weights of which some are 0."""
+    generator = torch.Generator().manual_seed(2)
+    predictions = torch.randn(NUMBER, 3, generator=generator, dtype=dtype)
+    weights = (torch.rand(NUMBER, 3, generator=generator, dtype=dtype) - 0.2).clamp(min=0)
+    return columns(dtype) | {"teacher_predictions": predictions, "dimension_weights": weights}
+
+
 class SaveGradient(TrainerCallback):
     """Saves the gradient with which the weights would be changed."""
 
@@ -76,7 +85,7 @@ class SaveGradient(TrainerCallback):
         control.should_training_stop = True
 
 
-def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str) -> None:
+def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str, is_beyond: bool) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     torch.manual_seed(0)
     model = Dropping().to(dtype)
@@ -89,6 +98,9 @@ def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str) ->
         gradient_accumulation_steps=accumulation,
         loss_over=loss_over,
         distillation_weight=2.0,
+        embedding_distance="contrastive" if is_beyond else "norm",
+        contrastive_temperature=0.2,
+        prediction_weight=1.5 if is_beyond else 0.0,
         eval_strategy="no",
         save_strategy="no",
         load_best_model_at_end=False,
@@ -98,7 +110,7 @@ def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str) ->
     trainer = CMKDTrainer(
         model=model,
         args=arguments,
-        train_dataset=UtteranceDataset(columns(dtype)),
+        train_dataset=UtteranceDataset(columns_beyond(dtype) if is_beyond else columns(dtype)),
         data_collator=collate_utterances,
         callbacks=[SaveGradient(folder)],
     )
@@ -138,8 +150,8 @@ def run(place: str, *cases: str) -> None:
         if case == "sharded":
             sharded(folder)
             continue
-        dtype, accumulation, loss_over = case.split("-")
-        main(folder, getattr(torch, dtype), int(accumulation), loss_over)
+        dtype, accumulation, loss_over, *beyond = case.split("-")
+        main(folder, getattr(torch, dtype), int(accumulation), loss_over, beyond == ["beyond"])
     if torch.distributed.is_initialized():  # else a thread of gloo may outlive the interpreter, which aborts
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -26,6 +26,20 @@ class UtteranceDataset(torch.utils.data.Dataset):
         return {name: column[index] for name, column in self.columns.items()}
 
 
+class ChosenRows(Sequence):
+    """Some rows of a column, in the order in which they were chosen; each is looked up when it is asked for."""
+
+    def __init__(self, column: Sequence, rows: Sequence[int]):
+        self.column = column
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]
+        return self.column[int(self.rows[index])]
+
+
 class SpeechInputs(Sequence):
     """The inputs of the speech encoder, computed from the audio when they are asked for.
 

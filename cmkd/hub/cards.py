@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, Un
 
 from cmkd.places import of_root
 from cmkd.scoring.scores import describe_intervals, describe_test, format_p
-from cmkd.stages import BASELINE, STAGES, TEACHER
+from cmkd.stages import BASELINE, STAGES, TEACHER, describe_control
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def _model_card(
         "stage": stage,
         "is_conditional": STAGES[stage].is_conditional,
         "short_name": STAGES[stage].short_name,
+        "control": "control" in results and not is_teacher and describe_control(results["control"]),
         "system": results["systems"][stage],
         "comparisons": comparisons,
         "about_intervals": describe_intervals(results["confidence"], ("validation", "test")),

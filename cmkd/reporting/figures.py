@@ -236,11 +236,13 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
     """Valence CCC of the systems of each table with their intervals, and the published figures as rings.
 
     Args:
-        panels: by title, and by stage from the bottom to the top of the method, `name`, `published`, `ccc`, `interval`
-            [low, high] and `fold_mean`, of which the last four are None if there are none; `ccc` is None for a system
-            that was not run. `seeds` has the CCC of each seed if `ccc` is the mean of several, and is otherwise empty.
+        panels: by title, and by stage from the bottom to the top of the method (a variant of one has another key),
+            `stage`, `name`, `published`, `ccc`, `interval` [low, high] and `fold_mean`, of which the last four are None
+            if there are none; `ccc` is None for a system that was not run. `seeds` has the CCC of each seed if `ccc` is
+            the mean of several, and is otherwise empty.
     """
-    figure = Figure(figsize=(9.6, 0.7 + 2.4 * len(panels)), layout="constrained")
+    heights = [0.8 + 0.4 * len(systems) for systems in panels.values()]
+    figure = Figure(figsize=(9.6, 0.7 + sum(heights)), layout="constrained")
     values = [
         value
         for systems in panels.values()
@@ -260,15 +262,15 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
     ring: dict[str, Any] = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": ""}
     seed: dict[str, Any] = {"marker": "o", "markersize": 4, "alpha": 0.6, "linestyle": ""}
     mean: dict[str, Any] = {"marker": "|", "markersize": 16, "markeredgewidth": 1.8, "linestyle": ""}
-    axes = figure.subplots(len(panels), squeeze=False).ravel()
+    axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights or None).ravel()
     for panel, (title, systems) in zip(axes, panels.items(), strict=True):
         beside = panel.get_yaxis_transform()
         panel.text(1.01, -0.85, "ours", transform=beside, va="center")
         audio, teacher = (systems[stage]["ccc"] for stage in ("audio", TEACHER))
         if audio is not None and teacher is not None and teacher > audio:
             panel.axvspan(audio, teacher, color="#f0e442", alpha=0.35, linewidth=0)
-        for row, (stage, system) in enumerate(systems.items()):
-            colour = STAGES[stage].colour
+        for row, system in enumerate(systems.values()):
+            colour = STAGES[system["stage"]].colour
             if system["published"] is not None:
                 panel.plot(system["published"], row, color=colour, **ring)
             if system["ccc"] is None:

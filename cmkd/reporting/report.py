@@ -29,7 +29,7 @@ from cmkd.reporting.figures import (
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import NOTHING_COMPARED, describe_intervals, describe_test, format_p
 from cmkd.spelling import enumerated
-from cmkd.stages import BASELINE, LEXICAL, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER
+from cmkd.stages import BASELINE, LEXICAL, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SPLITS = {"validation": "val", "test": "test"}
@@ -165,6 +165,8 @@ def _run_section(results: Mapping[str, Any]) -> str:
         f"{low:g}, 1 for {high:g}). Utterances skipped: {skipped or 'none'}. Versions: {versions}."
     )
     parts.append(_cost_sentence(results))
+    if "control" in results:
+        parts.insert(1, f"> **{describe_control(results['control'])}.**")
     return "\n\n".join(parts)
 
 
@@ -329,9 +331,9 @@ def _conditioning_section(
     if conditioning is None:
         return f"{heading}\n\nNot run."
     residuals, weights = conditioning
+    judged = results["conditioning"]
     threshold = results["conditioning"]["residual_threshold"]
     std = [results["conditioning"]["residual_std"][dimension] for dimension in EMOTION_DIMENSIONS]
-    left_out = int((weights == 0).sum())
     over = np.abs(residuals) > threshold * np.array([math.nan if value is None else value for value in std])
     share = over.sum(axis=0) / np.maximum((~np.isnan(residuals)).sum(axis=0), 1)
     rows = [
@@ -344,9 +346,7 @@ def _conditioning_section(
     return "\n\n".join(
         [
             heading,
-            f"On {left_out:,} of {len(weights):,} training utterances ({left_out / len(weights):.1%}) the teacher is "
-            f"more than {threshold:g} standard deviations off in at least one dimension. They are left out of the "
-            "distillation term and stay in the emotion loss.",
+            _judgement(judged, int(over.any(axis=1).sum()), weights),
             _table(["training split", *EMOTION_DIMENSIONS], rows),
             _save(
                 draw_residuals(residuals, weights, std, threshold),
@@ -354,6 +354,26 @@ def _conditioning_section(
                 "Residuals of the line from the teacher's predictions to the labels (Eq. 8); dashed: the threshold.",
             ),
         ]
+    )
+
+
+def _judgement(judged: Mapping[str, Any], poor: int, weights: np.ndarray) -> str:
+    """What was judged, by which rule, and what follows; results of earlier versions know the hard rule only."""
+    folds = judged.get("cross_fitting")
+    by_whom = "the teacher"
+    if folds is not None:
+        by_whom = f"the teacher that has not heard the speaker (cross-fitting, {folds['folds']} folds)"
+    found = (
+        f"On {poor:,} of {len(weights):,} training utterances ({poor / len(weights):.1%}) {by_whom} is more than "
+        f"{judged['residual_threshold']:g} standard deviations off in at least one dimension."
+    )
+    if judged.get("quality", "hard") == "hard":
+        return f"{found} They are left out of the distillation term and stay in the emotion loss."
+    noise = {"label_noise": " The unit of a residual is what the annotators' spread lets expect there."}
+    return (
+        f"{found} With quality {judged['quality']} nothing is left out: the weight in the distillation term falls from "
+        f"1, to a half at the threshold in one dimension; its mean is {judged['mean_weight']:.3f}. All utterances stay "
+        f"in the emotion loss.{noise.get(judged['quality'], '')}"
     )
 
 

@@ -11,7 +11,7 @@ from cmkd.atomic import written_whole
 from cmkd.json_files import read_json
 from cmkd.reporting.figures import draw_seeds, figure_style, format_number
 from cmkd.scoring.scores import NOTHING_COMPARED, describe_intervals, describe_test, format_p
-from cmkd.stages import BASELINE, LEXICAL, STUDENTS, SYSTEM_NAMES, TEACHER
+from cmkd.stages import BASELINE, LEXICAL, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SHOWN_SPLITS = ("validation", "test")
@@ -69,6 +69,7 @@ def write_seeds_report(run: str | os.PathLike[str]) -> Path:
 def _report(results: Mapping[str, Any]) -> str:
     corpus, seeds = results["corpus"], results["seeds"]
     parts = [f"# {corpus['name']} {corpus['version']}, seeds {_listed(seeds)}"]
+    parts += [f"> **{describe_control(results['control'])}.**"] if "control" in results else []
     parts += ["\n>\n".join(f"> **Note:** {note}" for note in corpus["notes"])] if corpus["notes"] else []
     parts.append(
         "CCC of activation (A), valence (V) and dominance (D): the mean over the seeds ± their standard deviation "

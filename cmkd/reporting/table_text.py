@@ -63,7 +63,8 @@ class ResultsTable:
         runs: the runs that fill it, each with the keys `folder` (its name), `rows`, `seeds` (one or more),
             `corpus_version`, `versions`, `folds`, `transcripts`, and `settings`: those that differ from the defaults,
             by name [value, default].
-        gap: for the figure, by stage, the index of its row in `rows`.
+        gap: for the figure, by stage, the index of its row in `rows`; a variant of a student stands under the number of
+            its row in the place of its stage.
     """
 
     name: str

@@ -30,7 +30,7 @@ from cmkd.runs.recipe import Recipe
 from cmkd.runs.seeds import read_answers
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import compare, describe_confidence, describe_intervals, describe_test
-from cmkd.stages import ENCODERS, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER
+from cmkd.stages import CONTROLS, ENCODERS, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control, describe_variant
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SHOWN_APART = {"corpus", "seed", "cache_dtype", *ENCODERS}
@@ -88,6 +88,10 @@ class _Run:
         if self.is_repeated:
             return read_answers(self.folder, self.seeds, stage, split)
         return read_predictions(self.folder / "predictions" / f"{stage}_{split}.parquet")
+
+    def variant(self, stage: str) -> str:
+        """In which ways the system is not the paper's, "" if it is."""
+        return describe_variant(stage, self.recipe)
 
     def encoders(self, stage: str) -> list[str]:
         return [self.recipe[setting] for setting in STAGES[stage].all_encoders]
@@ -248,6 +252,10 @@ def _fill(table: PublishedTable, runs: Sequence[_Run]) -> ResultsTable:
     for stage, candidates in table.gap.items():
         was_run = [str(number) for number in candidates if str(number) in answers]
         gap[stage] = numbers.index(was_run[0] if was_run else str(candidates[0]))
+    if gap:
+        teacher = gap.pop(TEACHER)
+        gap |= {slot.number: numbers.index(slot.number) for slot in slots if slot.run and _is_variant(slot)}
+        gap[TEACHER] = teacher
     return ResultsTable(
         name=table.name,
         title=table.title,
@@ -294,19 +302,29 @@ def _slots(table: PublishedTable, runs: Sequence[_Run]) -> list[_Slot]:
         for place, row in enumerate(table.rows)
     ]
     order = list(STAGES)
-    further.sort(key=lambda entry: (order.index(entry[1]), entry[0].encoders(entry[1]), entry[0].name))
-    slots += [
-        _Slot(f"+{index}", PublishedRow(None, SYSTEM_NAMES[stage], None, stage), run)
-        for index, (run, stage) in enumerate(further, start=1)
-    ]
+    further.sort(
+        key=lambda entry: (
+            order.index(entry[1]),
+            entry[0].recipe.get("control") is not None,
+            entry[0].encoders(entry[1]),
+            entry[0].name,
+        )
+    )
+    for index, (run, stage) in enumerate(further, start=1):
+        name = ", ".join(filter(None, (SYSTEM_NAMES[stage], run.variant(stage))))
+        slots.append(_Slot(f"+{index}", PublishedRow(None, name, None, stage), run))
     slots = [replace(slot, base=_further_base(slot, slots)) if slot.number.startswith("+") else slot for slot in slots]
     if table is TABLE_2:
         slots += [_Slot("", row) for row in LATER]
     return slots
 
 
+def _is_variant(slot: _Slot) -> bool:
+    return slot.run is not None and slot.run.variant(str(slot.row.stage)) != ""
+
+
 def _is_row(run: _Run, stage: str, row: PublishedRow) -> bool:
-    if starts_from(run, stage) is not None:  # which no row of the paper does
+    if starts_from(run, stage) is not None or run.variant(stage):  # which no row of the paper has
         return False
     return stage == row.stage and all(run.recipe[setting] == value for setting, value in row.encoders.items())
 
@@ -318,14 +336,17 @@ def starts_from(run: _Run, stage: str) -> str | None:
 
 
 def _further_base(slot: _Slot, slots: Sequence[_Slot]) -> str | None:
-    """The row of the stage before with the same speech encoder, if there is exactly one."""
+    """The row of the stage before with the same speech encoder, if there is exactly one; of a variant, that of T/S."""
     base = STAGES[str(slot.row.stage)].builds_on
+    if slot.run and slot.run.variant(str(slot.row.stage)):
+        base = "ts"
     bases = [
         other.number
         for other in slots
         if slot.run
         and other.run
         and other.row.stage == base
+        and not other.run.variant(str(base))
         and other.run.recipe["student_speech_encoder"] == slot.run.recipe["student_speech_encoder"]
     ]
     return bases[0] if len(bases) == 1 else None
@@ -450,6 +471,8 @@ def _notes(
         notes.append(f"Rows without number: other papers' later figures, on another release ({LATER_RELEASE}).")
     if any(row.number.startswith("+") for row in rows):
         notes.append("Rows with +: systems that the paper does not have.")
+    controls = {run.recipe.get("control") for run in runs} - {None}
+    notes += [f"{describe_control(control)}." for control in CONTROLS if control in controls]
     if table.release and runs and runs[0].release != table.release:
         notes.append(
             f"Another release: the paper has {table.corpus} {table.release}, these runs {runs[0].release}. Differences "
@@ -484,7 +507,8 @@ def _describe_run(run: _Run, slots: Sequence[_Slot]) -> dict[str, Any]:
     stages = [STAGES[str(slot.row.stage)] for slot in slots]
     settings = {}
     for setting in _SETTINGS:
-        value, default = run.recipe.get(setting, "not recorded"), Recipe.model_fields[setting].default
+        default = Recipe.model_fields[setting].default
+        value = run.recipe.get(setting, default)  # one that did not exist then
         if value != default and any(setting in stage.settings for stage in stages):
             settings[setting] = [value, default]
     batches = run.recipe["gradient_accumulation_steps"] * run.results["cost"]["processes"]
@@ -512,8 +536,13 @@ def _gap_systems(table: ResultsTable) -> dict[str, dict[str, Any]]:
     systems = {}
     for stage, index in table.gap.items():
         row = table.rows[index]
+        of_stage = stage if stage in STAGES else str(row.stage)
+        name = STAGES[of_stage].short_name
+        if stage not in STAGES:  # with what makes it a variant, and without its encoders
+            name = row.system.partition(" (")[0].replace(SYSTEM_NAMES[of_stage], name)
         systems[stage] = {
-            "name": f"{STAGES[stage].short_name} (row {row.number})",
+            "stage": of_stage,
+            "name": f"{name} (row {row.number})",
             "published": row.published["valence"] if row.published else None,
             "ccc": row.score["valence"] if row.score else None,
             "interval": row.interval["valence"] if row.interval else None,

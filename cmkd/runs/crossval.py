@@ -224,6 +224,8 @@ def gather_folds(output_dir: Path, number: int) -> dict[str, Any]:
     }
     if all(run.get("starts_from") for run in runs):
         results["starts_from"] = runs[0]["starts_from"]
+    if "control" in runs[0]:
+        results["control"] = runs[0]["control"]
     if all("teacher" in run for run in runs):
         results["teacher"] = " ".join(run["teacher"] for run in runs)
     results = with_version("results.json", results)

@@ -6,7 +6,8 @@
 <run>/student/                 the student to keep
 <run>/teacher/train_embeddings.parquet
 <run>/predictions/<stage>_<split>.parquet
-<run>/conditioning/train.parquet  what the students take from the teacher, by utterance id
+<run>/conditioning/train.parquet  what the students take from the teacher, see cmkd/runs/conditioning.py
+<run>/cross_fitting/           see cmkd/runs/cross_fitting.py
 <run>/results.json  report.md  figures/
 <run>/cache/                   stored output of frozen encoders; may be deleted
 ```
@@ -28,21 +29,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
 from cmkd.corpora.schema import SPLITS
 from cmkd.formats import check_version, with_version
 from cmkd.identity import precision
 from cmkd.json_files import read_json, write_json
-from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
+from cmkd.runs.conditioning import describe_conditioning, write_conditioning
 from cmkd.runs.cost import total_cost
+from cmkd.runs.cross_fitting import fold_folders
 from cmkd.runs.recipe import Recipe
 from cmkd.scoring.evaluation import evaluate_predictions, read_predictions
 from cmkd.scoring.scores import score_systems
 from cmkd.spelling import enumerated
 from cmkd.stages import LEXICAL, STAGES, STUDENTS, TEACHER, followers
-from configuration_cmkd import EMOTION_DIMENSIONS
 
 _OF_THIS_MACHINE = {"output_dir", "teacher_run", "models_dir", "cache_dir", "hub_model_id", "hub_private"}
 
@@ -121,6 +123,14 @@ def check_teacher_run(recipe: Recipe, corpus_version: str) -> None:
             f"The students learn from the teacher of {str(folder)!r} (teacher_run), which has no complete teacher: "
             f"{_how_to_get_teacher(recipe)}"
         )
+    if recipe.cross_fitting is not None and set(recipe.stages) & set(STUDENTS):
+        number = recipe.cross_fitting
+        unfinished = [fold for fold in fold_folders(folder, number) if not _is_complete(fold, TEACHER)]
+        if unfinished:
+            raise FileNotFoundError(
+                f"cross_fitting is {number}, but the run of the teacher, {str(folder)!r}, lacks {len(unfinished)} of "
+                f"those {number} folds: {_how_to_get_teacher(recipe)}, with --cross_fitting {number}"
+            )
     encoders = STAGES[TEACHER].encoders
     wanted = recipe.model_dump(mode="json", include=set(encoders)) | {"corpus_version": corpus_version}
     state = _read_json(folder / TEACHER / "stage.json")
@@ -251,21 +261,23 @@ def write_embeddings(run: Path, ids: list[str], embeddings: np.ndarray) -> None:
     _write_parquet(run / TEACHER / "train_embeddings.parquet", columns)
 
 
-def judge_teacher(recipe: Recipe, complete: Collection[str]) -> None:
+def judge_teacher(recipe: Recipe, complete: Collection[str], train: Dataset) -> None:
     """Judges the teacher on every training utterance (Eq. 8), and stores what the students take from it.
 
-    Nothing is done if no student remains to be trained and this run has no teacher of its own.
+    Nothing is done if no student remains to be trained and the stages have no teacher.
 
     Args:
         recipe: the recipe of the run.
         complete: the stages that need not be repeated.
+        train: the training split.
 
     Raises:
-        FileNotFoundError: a student is to be trained, and the teacher has not run.
+        FileNotFoundError: a student is to be trained, and the teacher, or one of the folds of `cross_fitting`, has not
+            run.
     """
     run, teacher_run = Path(recipe.output_dir), recipe.teacher_folder
     untrained = set(recipe.stages) & set(STUDENTS) - set(complete)
-    if not untrained and (recipe.teacher_run is not None or not _is_complete(run, TEACHER)):
+    if not untrained and (TEACHER not in recipe.stages or not _is_complete(run, TEACHER)):
         return
     if not _is_complete(teacher_run, TEACHER):
         raise FileNotFoundError(
@@ -273,30 +285,7 @@ def judge_teacher(recipe: Recipe, complete: Collection[str]) -> None:
         )
     if untrained:
         (run / "results.json").unlink(missing_ok=True)  # it describes what is now judged and trained again
-    predictions = read_predictions(teacher_run / "predictions" / f"{TEACHER}_train.parquet")
-    residuals = fit_residuals(torch.from_numpy(predictions.predictions), torch.from_numpy(predictions.labels))
-    embeddings = pq.read_table(teacher_run / TEACHER / "train_embeddings.parquet")
-    columns = {"id": embeddings["id"], "embedding": embeddings["embedding"]}
-    columns |= {f"residual_{name}": residuals[:, index].numpy() for index, name in enumerate(EMOTION_DIMENSIONS)}
-    columns["weight"] = quality_weights(residuals, recipe.residual_threshold).numpy()
-    _write_parquet(run / "conditioning" / "train.parquet", columns)
-
-
-def read_conditioning(run: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's embeddings (n, size) and the quality weights (n,) of these utterances.
-
-    Raises:
-        ValueError: the teacher has not seen an utterance.
-    """
-    path = run / "conditioning" / "train.parquet"
-    table = pq.read_table(path)
-    rows = {identifier: row for row, identifier in enumerate(table["id"].to_pylist())}
-    missing = [identifier for identifier in ids if identifier not in rows]
-    if missing:
-        raise ValueError(f"{path} lacks {len(missing)} utterances, such as {missing[0]!r}: repeat the stage teacher.")
-    order = np.array([rows[identifier] for identifier in ids])
-    embeddings = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
-    return embeddings[order], table["weight"].to_numpy()[order]
+    write_conditioning(recipe, train)
 
 
 def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: dict[str, str] | None) -> dict[str, Any]:
@@ -338,7 +327,9 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: di
     if LEXICAL in complete:
         results["lexical"] = _read_json(run / LEXICAL / "learned.json")
     if (run / "conditioning" / "train.parquet").is_file():
-        results["conditioning"] = _conditioning(run, recipe.residual_threshold)
+        results["conditioning"] = describe_conditioning(run, recipe.residual_threshold)
+    if recipe.control is not None:
+        results["control"] = recipe.control
     if student is not None:
         results["student"] = student
     results = with_version("results.json", results)
@@ -489,14 +480,3 @@ def mean_ccc(scores: Mapping[str, Any]) -> float:
     """The mean CCC over the rated dimensions, by which students are chosen."""
     values = [value for value in scores["ccc"].values() if value is not None]
     return sum(values) / len(values)
-
-
-def _conditioning(run: Path, threshold: float) -> dict[str, Any]:
-    table = pq.read_table(run / "conditioning" / "train.parquet")
-    residuals = np.stack([table[f"residual_{name}"].to_numpy() for name in EMOTION_DIMENSIONS], axis=1)
-    spread = [None if np.isnan(value) else value for value in residual_std(torch.from_numpy(residuals)).tolist()]
-    return {
-        "discarded_fraction": float((table["weight"].to_numpy() == 0).mean()),
-        "residual_threshold": threshold,
-        "residual_std": dict(zip(EMOTION_DIMENSIONS, spread, strict=True)),
-    }

@@ -9,10 +9,11 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from cmkd.corpora.schema import SPLITS, StreamedCorpus
-from cmkd.features.labels import rated_dimensions, unit_interval_labels
+from cmkd.features.labels import label_variance, rated_dimensions, unit_interval_labels
 from cmkd.identity import read_encoder
 from cmkd.processes import print_once
-from cmkd.runs.folder import check_teacher_run
+from cmkd.runs.cross_fitting import fold_recipes, folds_of
+from cmkd.runs.folder import check_teacher_run, complete_stages
 from cmkd.runs.recipe import Recipe
 from cmkd.stages import ENCODERS, STAGES, STUDENTS
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
@@ -128,13 +129,23 @@ def warn_of_length(rows: Dataset) -> None:
             )
 
 
-def check_teachers(recipe: Recipe, corpus_version: str) -> None:
+def check_teachers(recipe: Recipe, corpus: DatasetDict, commits: dict[str, str]) -> None:
     """Checks that students that learn from the teacher of another run find it there, each training its own teacher.
+
+    And that the teacher can be judged as the recipe says.
 
     Raises:
         FileNotFoundError: a teacher is missing or not complete.
-        ValueError: a teacher has other encoders or learned from another corpus.
+        ValueError: a teacher has other encoders or learned from another corpus; or the corpus has no ratings of single
+            annotators or too few speakers for the judgement, or a fold was made with other settings.
     """
     if recipe.teacher_run is not None and set(STUDENTS) & set(recipe.stages):
         for training in recipe.trainings:
-            check_teacher_run(training, corpus_version)
+            check_teacher_run(training, corpus.report.version)
+    if recipe.quality == "label_noise":
+        label_variance(corpus["train"])
+    if recipe.cross_fitting is not None:
+        folds_of(corpus, recipe.cross_fitting)
+        for training in recipe.trainings:
+            for fold in fold_recipes(training, complete=()):
+                complete_stages(fold, corpus.report.version, commits)

@@ -14,14 +14,16 @@ from cmkd.corpora import CORPORA
 from cmkd.corpora.settings import corpus_options, corpus_settings
 from cmkd.features.cache import StoredDtype
 from cmkd.spelling import did_you_mean, enumerated
-from cmkd.stages import LEXICAL, PAPER_STAGES, STAGES, STUDENTS, TEACHER, followers
+from cmkd.stages import CONTROLS, LEXICAL, PAPER_STAGES, STAGES, STUDENTS, TEACHER, followers
 
 if TYPE_CHECKING:  # a type checker takes no Literal that is made from a table
     StageName: TypeAlias = str
     KeptStudent: TypeAlias = str
+    Control: TypeAlias = str
 else:
     StageName = Literal[tuple(STAGES)]
     KeptStudent = Literal[("better", *STUDENTS)]
+    Control = Literal[tuple(CONTROLS)]
 
 
 _OUTPUT_DIR = "default: runs/FOLDER/NAME, after the recipe's file"
@@ -176,16 +178,45 @@ class Recipe(BaseModel):
         ge=0,
         description="Weight of the distance between student and teacher in the loss, the lambda of Eq. 7.",
     )
-    embedding_distance: Literal["norm", "squared_norm", "mean_squared"] = Field(
+    embedding_distance: Literal["norm", "squared_norm", "mean_squared", "cosine", "contrastive"] = Field(
         default="norm",
         description="Distance between the embeddings of student and teacher: the Euclidean norm of their difference, "
-        "its square, or the mean of the squares over the dimensions.",
+        "its square, the mean of the squares over the dimensions, 1 less their cosine, or InfoNCE over the step, which "
+        "asks which of the teacher's embeddings is the utterance's own.",
+    )
+    contrastive_temperature: float = Field(
+        default=0.1, gt=0, description="Temperature of the contrastive embedding_distance."
+    )
+    prediction_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the distance between the predictions of student and teacher in the loss, which is "
+        "weighted by dimension, so that an utterance that is poor in one still teaches the others. The paper has none.",
     )
     residual_threshold: float = Field(
         default=2.0,
         gt=0,
         description="How far the teacher may be off, in standard deviations of its residuals (Eq. 8), for cts to learn "
-        "from it on an utterance.",
+        "from it on an utterance; with a soft quality, where the weight is a half.",
+    )
+    quality: Literal["hard", "soft", "label_noise"] = Field(
+        default="hard",
+        description="How a residual becomes the weight with which cts learns from the teacher: 1 up to "
+        "residual_threshold and 0 above it, the paper's rule (hard); falling smoothly, to a half at residual_threshold "
+        "(soft); or so, in units that know how far the annotators of the utterance were apart (label_noise).",
+    )
+    cross_fitting: int | None = Field(
+        default=None,
+        ge=2,
+        description="Number of folds of the training speakers for which further teachers are trained, so that the "
+        "residuals of each utterance are those of a teacher that has not heard its speaker; null takes those of the "
+        "teacher itself, as the paper does. With teacher_run that run has them.",
+    )
+    control: Control | None = Field(
+        default=None,
+        description="For experiments, what is taken from the students to see whether it helped: the teacher's outputs "
+        "are those of another utterance (shuffled_teacher), the quality weights are dealt out at random "
+        "(random_quality), or the teacher has no weight in the loss (no_distillation). Not for systems to use.",
     )
     lexical_epochs: int | None = Field(
         default=None,
@@ -219,6 +250,22 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"teacher_run is {self.teacher_run!r}, trained elsewhere, but stages has a teacher of this run too: "
                 "take out one of the two."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_control_with_effect(self) -> "Recipe":
+        students = [stage for stage in STUDENTS if stage in self.stages]
+        without_weights = [stage for stage in students if not STAGES[stage].is_conditional]
+        if self.control == "random_quality" and without_weights:
+            raise ValueError(
+                f"control is 'random_quality', but the weights of {enumerated(without_weights)} are all 1, so that "
+                "nothing would change there: take it out of stages."
+            )
+        if self.control is not None and not students:
+            raise ValueError(
+                f"control is {self.control!r}, but stages has none of {enumerated(STUDENTS)}, which alone it changes: "
+                "add one, or leave control out."
             )
         return self
 

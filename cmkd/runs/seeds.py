@@ -134,6 +134,8 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     if all("conditioning" in other for other in runs):
         fractions = [other["conditioning"]["discarded_fraction"] for other in runs]
         results["conditioning"] = {"discarded_fraction": fractions}
+    if "control" in runs[0]:
+        results["control"] = runs[0]["control"]
     if all("student" in other for other in runs):
         results["student"] = _best_student(seeds, runs)
     results = with_version("results.json", results)

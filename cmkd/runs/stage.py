@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoFeatureExtractor, AutoTokenizer
 
-from cmkd.features.inputs import SpeechInputs, TextInputs, UtteranceDataset
+from cmkd.features.inputs import ChosenRows, SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.features.labels import rated_dimensions
 from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
-from cmkd.runs.folder import read_conditioning
+from cmkd.runs.conditioning import read_conditioning
+from cmkd.runs.cross_fitting import Fold
 from cmkd.runs.recipe import Recipe
 from cmkd.stages import Stage
 from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
@@ -74,6 +75,16 @@ def build_model(
     )
 
 
+def split_columns(
+    model: Any, corpus: DatasetDict, split: str, feature_extractor: Any, tokenizer: Any, recipe: Recipe
+) -> dict[str, Any]:
+    """[`input_columns`] of a split; of a fold they are chosen from what is stored for the whole training split."""
+    if isinstance(corpus, Fold) and split in corpus.rows_of_whole:
+        whole = input_columns(model, corpus.whole["train"], feature_extractor, tokenizer, recipe)
+        return {name: ChosenRows(column, corpus.rows_of_whole[split]) for name, column in whole.items()}
+    return input_columns(model, corpus[split], feature_extractor, tokenizer, recipe)
+
+
 def input_columns(model: Any, rows: Dataset, feature_extractor: Any, tokenizer: Any, recipe: Recipe) -> dict[str, Any]:
     """The columns that the model takes: the stored output of its frozen parts, or their inputs if nothing is stored."""
     columns: dict[str, Any] = {}
@@ -99,7 +110,9 @@ def cache_folder(recipe: Recipe) -> Path:
     return Path(recipe.cache_dir or Path(recipe.output_dir) / "cache")
 
 
-def training_columns(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset) -> UtteranceDataset:
+def training_columns(
+    stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset, recipe: Recipe
+) -> UtteranceDataset:
     """The data to train on: the inputs and labels, the ids, and for a student what it takes from the teacher.
 
     Args:
@@ -107,17 +120,23 @@ def training_columns(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Da
         run: the folder of the run, in which the teacher has been judged if the stage needs one.
         inputs: the columns of the training split.
         rows: the training split.
+        recipe: the recipe of the run.
     """
     columns = inputs.columns | {"id": list(rows["id"])}
     if stage.needs_teacher:
-        embeddings, weights = read_conditioning(run, columns["id"])
-        columns["teacher_embeddings"] = embeddings
-        columns["quality_weights"] = weights if stage.is_conditional else np.ones_like(weights)
+        taught = read_conditioning(run, columns["id"]).controlled(recipe.control, recipe.seed)
+        columns["teacher_embeddings"] = taught.embeddings
+        columns["quality_weights"] = taught.weights if stage.is_conditional else np.ones_like(taught.weights)
+        if recipe.prediction_weight > 0:
+            by_dimension = taught.dimension_weights
+            columns["teacher_predictions"] = taught.predictions
+            columns["dimension_weights"] = by_dimension if stage.is_conditional else np.ones_like(by_dimension)
     return UtteranceDataset(columns)
 
 
 def training_arguments(recipe: Recipe, folder: Path, **others: Any) -> CMKDTrainingArguments:
     """The arguments of a trainer that writes its checkpoints into `folder`; `others` are those that no recipe has."""
+    is_taught = recipe.control != "no_distillation"
     return CMKDTrainingArguments(
         output_dir=str(folder),
         seed=recipe.seed,
@@ -129,8 +148,10 @@ def training_arguments(recipe: Recipe, folder: Path, **others: Any) -> CMKDTrain
         learning_rate=recipe.learning_rate,
         encoder_learning_rate_factor=recipe.encoder_learning_rate_factor,
         lr_scheduler_kwargs=plateau_schedule(recipe.plateau_factor, recipe.plateau_patience),
-        distillation_weight=recipe.distillation_weight,
+        distillation_weight=recipe.distillation_weight if is_taught else 0.0,
         embedding_distance=recipe.embedding_distance,
+        contrastive_temperature=recipe.contrastive_temperature,
+        prediction_weight=recipe.prediction_weight if is_taught else 0.0,
         dataloader_num_workers=reading_processes(recipe),
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=not sys.stderr.isatty(),

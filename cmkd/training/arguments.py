@@ -39,8 +39,13 @@ class CMKDTrainingArguments(TrainingArguments):
         distillation_weight (`float`, *optional*, defaults to 30.0):
             lambda, the weight of the distance between student and teacher (Eq. 7).
         embedding_distance (`str`, *optional*, defaults to `"norm"`):
-            How the distance is measured: `"norm"`, `"squared_norm"` or `"mean_squared"`, see
-            [`cmkd.embedding_distance`].
+            How the distance is measured: `"norm"`, `"squared_norm"`, `"mean_squared"`, `"cosine"` or `"contrastive"`,
+            see [`cmkd.embedding_distance`].
+        contrastive_temperature (`float`, *optional*, defaults to 0.1):
+            The temperature of `"contrastive"`.
+        prediction_weight (`float`, *optional*, defaults to 0.0):
+            The weight of the distance between the predictions of student and teacher, see
+            [`cmkd.prediction_distance`], which the paper does not have.
         encoder_learning_rate_factor (`float`, *optional*, defaults to 0.25):
             Learning rate of the speech encoder's trainable layers, as a fraction of `learning_rate`.
         loss_over (`str`, *optional*, defaults to `"step"`):
@@ -65,6 +70,8 @@ class CMKDTrainingArguments(TrainingArguments):
 
     distillation_weight: float = 30.0
     embedding_distance: Distance = "norm"
+    contrastive_temperature: float = 0.1
+    prediction_weight: float = 0.0
     encoder_learning_rate_factor: float = 0.25
     loss_over: Literal["step", "batch"] = "step"
 
@@ -96,6 +103,10 @@ class CMKDTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"embedding_distance={self.embedding_distance!r}: must be one of {', '.join(get_args(Distance))}."
             )
+        if not self.contrastive_temperature > 0:
+            raise ValueError(f"contrastive_temperature={self.contrastive_temperature}: must be above 0; 0.1 is usual.")
+        if self.prediction_weight < 0:
+            raise ValueError(f"prediction_weight={self.prediction_weight}: must be at least 0.")
         if self.loss_over not in ("step", "batch"):
             raise ValueError(f"loss_over={self.loss_over!r}: must be 'step' or 'batch'.")
         for name, (value, reason) in _SET.items():

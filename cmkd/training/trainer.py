@@ -22,7 +22,7 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from cmkd.atomic import sync
-from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
+from cmkd.losses import ccc_loss, embedding_distance, prediction_distance, weighted_mean
 from cmkd.processes import READING_TIMEOUT
 from cmkd.scoring.evaluation import evaluate_predictions
 from cmkd.training.arguments import CMKDTrainingArguments
@@ -31,7 +31,7 @@ from cmkd.training.sampler import DeviceBatchSampler, StepSampler
 from cmkd.training.whole_step import OUTPUTS, RandomState, backward, loss_and_output_gradients
 
 TARGETS = (
-    *("labels", "teacher_embeddings", "quality_weights"),
+    *("labels", "teacher_embeddings", "quality_weights", "teacher_predictions", "dimension_weights"),
     *("sentences", "sentence_groups", "has_words"),  # of `cmkd.training.lexical`
 )
 
@@ -51,8 +51,10 @@ class CMKDTrainer(Trainer):
 
     It trains any model that returns `logits` (batch, 3) and `embeddings` (batch, size). A batch holds the model's
     inputs and `labels` (batch, 3), with NaN where not rated, and for a student also `teacher_embeddings` (batch, size)
-    and `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone. `id`, a list of names, is for
-    error messages. `docs/training.md` has an example with a model of one's own.
+    and `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone. With a `prediction_weight`
+    above 0 a student also needs `teacher_predictions` (batch, 3), on the scale of the labels, and `dimension_weights`
+    (batch, 3) in [0, 1]. `id`, a list of names, is for error messages. `docs/training.md` has an example with a model
+    of one's own.
 
     The loss and its gradient are those of all utterances of a step, however many devices and accumulation steps they
     are spread over (see `cmkd.training.whole_step`). If `args.loss_over` is "batch", the loss is the mean of the losses
@@ -99,16 +101,32 @@ class CMKDTrainer(Trainer):
         labels: torch.Tensor,
         teacher_embeddings: torch.Tensor | None = None,
         quality_weights: torch.Tensor | None = None,
+        teacher_predictions: torch.Tensor | None = None,
+        dimension_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept."""
+        """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept.
+
+        With a `prediction_weight` kappa, which the paper does not have, + kappa * L_PRE.
+        """
         loss = ccc_loss(logits, labels)
-        if teacher_embeddings is not None:
-            if quality_weights is None:
+        if teacher_embeddings is None:
+            return loss
+        if quality_weights is None:
+            raise ValueError(
+                "teacher_embeddings come without quality_weights: give weights of 1 to keep every utterance."
+            )
+        args = self.args
+        distance = embedding_distance(
+            embeddings, teacher_embeddings, args.embedding_distance, quality_weights, args.contrastive_temperature
+        )
+        loss = loss + args.distillation_weight * weighted_mean(distance, quality_weights)
+        if args.prediction_weight > 0:
+            if teacher_predictions is None or dimension_weights is None:
                 raise ValueError(
-                    "teacher_embeddings come without quality_weights: give weights of 1 to keep every utterance."
+                    f"prediction_weight is {args.prediction_weight}, but the data has no teacher_predictions or no "
+                    "dimension_weights: add both columns, with weights of 1 to learn from every prediction."
                 )
-            distance = embedding_distance(embeddings, teacher_embeddings, self.args.embedding_distance)
-            loss = loss + self.args.distillation_weight * weighted_mean(distance, quality_weights)
+            loss = loss + args.prediction_weight * prediction_distance(logits, teacher_predictions, dimension_weights)
         return loss
 
     def epoch_line(self, args: TrainingArguments, state: TrainerState, logs: Mapping[str, float]) -> str:
