@@ -26,6 +26,10 @@ _COMMON_SETTINGS = (
     "plateau_patience",
     "loss_over",
     "group_by_length",
+    "corpus_sampling",
+    "ccc_within",
+    "labelled_share",
+    "labelled_seed",
 )
 """The settings that change what any stage learns."""
 
@@ -87,7 +91,14 @@ class Stage:
 
 
 _TUNING = ("use_weighted_layer_sum", "num_trainable_layers", "encoder_learning_rate_factor")
-_DISTILLATION = ("distillation_weight", "embedding_distance")
+_DISTILLATION = (
+    "distillation_weight",
+    "embedding_distance",
+    "unlabelled",
+    "unlabelled_rest",
+    "unlabelled_ratio",
+    "same_sentences",
+)
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage

@@ -6,6 +6,7 @@
 <run>/teacher/train_embeddings.parquet
 <run>/predictions/<stage>_<split>.parquet
 <run>/conditioning/train.parquet  what the students take from the teacher, by utterance id
+<run>/conditioning/unlabelled.parquet  the same of speech without labels, see cmkd/runs/unlabelled.py
 <run>/results.json  report.md  figures/
 <run>/cache/                   stored output of frozen encoders; may be deleted
 ```
@@ -36,8 +37,8 @@ from cmkd.json_files import read_json, write_json
 from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
 from cmkd.runs.cost import total_cost
-from cmkd.runs.recipe import Recipe
-from cmkd.scoring.evaluation import evaluate_predictions, read_predictions
+from cmkd.runs.recipe import SOURCES, Recipe
+from cmkd.scoring.evaluation import ccc_by_which_to_choose, mean_over_corpora, read_predictions
 from cmkd.scoring.scores import score_systems
 from cmkd.spelling import enumerated
 from cmkd.stages import STAGES, STUDENTS, TEACHER
@@ -50,11 +51,13 @@ Kind = Literal["single", "folds", "seeds"]
 _KINDS = {"single": "a single run", "folds": "a cross-validation", "seeds": "a run of several seeds"}
 
 
-def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, str]) -> set[str]:
+def complete_stages(
+    recipe: Recipe, corpus_version: str, commits: Mapping[str, str], unlabelled_version: str = ""
+) -> set[str]:
     """The stages of a run that need not be repeated.
 
     Args:
-        recipe, corpus_version, commits: as for [`stage_is_complete`].
+        recipe, corpus_version, commits, unlabelled_version: as for [`stage_is_complete`].
 
     Raises:
         ValueError: a stage was finished, or begun, with other settings.
@@ -63,7 +66,7 @@ def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, s
     complete = {
         stage
         for stage in STAGES
-        if stage not in repeated and stage_is_complete(run, stage, recipe, corpus_version, commits)
+        if stage not in repeated and stage_is_complete(run, stage, recipe, corpus_version, commits, unlabelled_version)
     }
     if TEACHER in set(recipe.stages) - complete:
         complete -= set(STUDENTS)  # they start anew with their teacher
@@ -71,7 +74,12 @@ def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, s
 
 
 def stage_is_complete(
-    run: Path, stage: str, recipe: Recipe, corpus_version: str, commits: Mapping[str, str] | None = None
+    run: Path,
+    stage: str,
+    recipe: Recipe,
+    corpus_version: str,
+    commits: Mapping[str, str] | None = None,
+    unlabelled_version: str = "",
 ) -> bool:
     """Whether a stage need not be repeated; False if it never started or was interrupted.
 
@@ -83,6 +91,7 @@ def stage_is_complete(
         recipe: the present recipe.
         corpus_version: the version of the present corpus.
         commits: the commits of the encoders that this launch loads, by the names of `cmkd.stages.ENCODERS`.
+        unlabelled_version: the version of the present speech without labels; "" if there is none.
 
     Raises:
         ValueError: it was finished, or begun, with other settings, or its stage.json cannot be read.
@@ -92,7 +101,7 @@ def stage_is_complete(
         return False
     state = _read_json(marker)
     check_version(marker, state)
-    wanted = _stage_settings(stage, recipe, corpus_version)
+    wanted = _stage_settings(stage, recipe, corpus_version, unlabelled_version)
     once = {name: field.get_default() for name, field in Recipe.model_fields.items() if name in wanted}
     once["precision"] = wanted["precision"] if state["complete"] else "fp32"
     then = once | state["settings"]
@@ -178,7 +187,12 @@ def _kind(run: Path) -> Kind | None:
 
 
 def begin_stage(
-    run: Path, stage: str, recipe: Recipe, corpus_version: str, commits: Mapping[str, str] | None = None
+    run: Path,
+    stage: str,
+    recipe: Recipe,
+    corpus_version: str,
+    commits: Mapping[str, str] | None = None,
+    unlabelled_version: str = "",
 ) -> None:
     """Prepares a stage's folder for starting or going on, and records its settings and that a session has begun.
 
@@ -187,7 +201,7 @@ def begin_stage(
     aside.
 
     Args:
-        run, stage, recipe, corpus_version, commits: as for [`stage_is_complete`].
+        run, stage, recipe, corpus_version, commits, unlabelled_version: as for [`stage_is_complete`].
     """
     folder = run / stage
     (run / "results.json").unlink(missing_ok=True)
@@ -202,7 +216,7 @@ def begin_stage(
     state = {
         "stage": stage,
         "complete": False,
-        "settings": _stage_settings(stage, recipe, corpus_version),
+        "settings": _stage_settings(stage, recipe, corpus_version, unlabelled_version),
         "encoders": _encoders(stage, recipe, commits or {}),
         "sessions": [*before.get("sessions", []), None],
     }
@@ -274,13 +288,14 @@ def judge_teacher(recipe: Recipe, complete: Collection[str]) -> None:
 
 
 def read_conditioning(run: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's embeddings (n, size) and the quality weights (n,) of these utterances.
+    """The teacher's embeddings (n, size) and the quality weights (n,) of these utterances, with labels and without.
 
     Raises:
         ValueError: the teacher has not seen an utterance.
     """
-    path = run / "conditioning" / "train.parquet"
-    table = pq.read_table(path)
+    path, unlabelled = run / "conditioning" / "train.parquet", run / "conditioning" / "unlabelled.parquet"
+    files = [file for file in (path, unlabelled) if file.is_file()]
+    table = pa.concat_tables([pq.read_table(file, columns=["id", "embedding", "weight"]) for file in files])
     rows = {identifier: row for row, identifier in enumerate(table["id"].to_pylist())}
     missing = [identifier for identifier in ids if identifier not in rows]
     if missing:
@@ -320,7 +335,7 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: di
     results["precision"] = {stage: state["settings"].get("precision") for stage, state in stages.items()}
     results["encoders"] = _encoders_of(run, recipe, stages)
     if TEACHER in systems:
-        results["teacher"] = _fingerprint(run)
+        results["teacher"] = teacher_fingerprint(run)
     for name in systems.keys() & set(STUDENTS):
         if "teacher_embeddings" in stages[name]["settings"]:
             results["teacher"] = stages[name]["settings"]["teacher_embeddings"]
@@ -350,7 +365,8 @@ def keep_student(run: Path, kept: str) -> dict[str, str] | None:
     if kept == "better":
         answers = {name: read_predictions(run / "predictions" / f"{name}_validation.parquet") for name in trained}
         scores = {
-            name: mean_ccc(evaluate_predictions(answer.predictions, answer.labels)) for name, answer in answers.items()
+            name: mean_ccc({"ccc": ccc_by_which_to_choose(answer.predictions, answer.labels, answer.corpora)})
+            for name, answer in answers.items()
         }
         listed = ", ".join(f"{STAGES[name].short_name} {score:.3f}" for name, score in scores.items())
         stage, reason = max(scores, key=scores.__getitem__), f"better mean CCC on validation ({listed})"
@@ -374,16 +390,27 @@ def versions() -> dict[str, str]:
     return known
 
 
-def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str, Any]:
+def _stage_settings(stage: str, recipe: Recipe, corpus_version: str, unlabelled_version: str = "") -> dict[str, Any]:
     settings = recipe.model_dump(mode="json", include=set(STAGES[stage].settings)) | {"corpus_version": corpus_version}
+    for name in settings.keys() & set(SOURCES):
+        settings[name] = _without_statements(settings[name])
+    if STAGES[stage].needs_teacher and unlabelled_version:
+        settings["unlabelled_version"] = unlabelled_version
     settings["precision"] = precision(PartialState().device)
     batches = recipe.gradient_accumulation_steps * PartialState().num_processes
     settings["utterances_a_step"] = recipe.batch_size * batches
     if recipe.loss_over == "batch":
         settings["batch_size"] = recipe.batch_size
     if STAGES[stage].needs_teacher and recipe.teacher_run is not None:
-        settings["teacher_embeddings"] = _fingerprint(recipe.teacher_folder)
+        settings["teacher_embeddings"] = teacher_fingerprint(recipe.teacher_folder)
     return settings
+
+
+def _without_statements(source: Any) -> Any:
+    """A corpus of a recipe, or a list of them, without what the recipe only states of it."""
+    if isinstance(source, list):
+        return [_without_statements(one) for one in source]
+    return source and {key: value for key, value in source.items() if key not in ("licence", "language")}
 
 
 def _encoders(stage: str, recipe: Recipe, commits: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
@@ -442,7 +469,7 @@ def _encoders_of(run: Path, recipe: Recipe, stages: Mapping[Any, Mapping[str, An
     return encoders
 
 
-def _fingerprint(teacher_run: Path) -> str:
+def teacher_fingerprint(teacher_run: Path) -> str:
     """A digest that tells one training of a teacher from another."""
     embeddings = teacher_run / TEACHER / "train_embeddings.parquet"
     return hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16] if embeddings.is_file() else "not there"
@@ -470,8 +497,13 @@ def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
 
 
 def mean_ccc(scores: Mapping[str, Any]) -> float:
-    """The mean CCC over the rated dimensions, by which students are chosen."""
-    values = [value for value in scores["ccc"].values() if value is not None]
+    """The mean CCC over the rated dimensions, by which students are chosen; with several corpora within each of them.
+
+    Args:
+        scores: those of a system on a split, as [`cmkd.scoring.scores.score_systems`] has them.
+    """
+    ccc = mean_over_corpora(scores["by_corpus"]) if "by_corpus" in scores else scores["ccc"]
+    values = [value for value in ccc.values() if value is not None]
     return sum(values) / len(values)
 
 

@@ -1,6 +1,7 @@
 """The checks that are made before anything trains."""
 
 import functools
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from cmkd.corpora.schema import SPLITS, StreamedCorpus
+from cmkd.corpora.sources import corpora_of
 from cmkd.features.labels import rated_dimensions, unit_interval_labels
 from cmkd.identity import read_encoder
 from cmkd.processes import print_once
@@ -17,6 +19,7 @@ from cmkd.runs.recipe import Recipe
 from cmkd.stages import ENCODERS, STAGES, STUDENTS
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
 
+UTTERANCES_FOR_A_CCC = 8  # of a corpus in a step, below which there is a warning
 LENGTH_CORRELATION = 0.3  # between a label and the duration, above which there is a warning
 
 
@@ -109,6 +112,21 @@ def warn_of_length(rows: Dataset) -> None:
             print_once(
                 f"WARNING: {name} correlates with the length of the utterance ({correlation:.2f}), so steps of similar "
                 "length have less of its spread, which may lower the CCC: compare with --group_by_length false"
+            )
+
+
+def warn_of_shares(recipe: Recipe, corpus: DatasetDict) -> None:
+    """Warns if a step has few utterances of a corpus, within which the CCC of the loss is then taken."""
+    corpora = corpora_of(corpus["train"])
+    if not corpora or recipe.corpus_sampling == "equal" or recipe.ccc_within == "all":
+        return
+    size = recipe.batch_size * recipe.gradient_accumulation_steps * PartialState().num_processes
+    for name, number in Counter(corpora).items():
+        expected = size * number / len(corpora)
+        if expected < UTTERANCES_FOR_A_CCC:
+            print_once(
+                f"WARNING: a step of {size} utterances has about {expected:.1f} of {name}, whose CCC is then mostly "
+                "chance: use larger steps, or --corpus_sampling equal"
             )
 
 

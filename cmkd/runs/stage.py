@@ -2,14 +2,16 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoFeatureExtractor, AutoTokenizer
 
+from cmkd.corpora.sources import UNLABELLED, alike
 from cmkd.features.inputs import SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.features.labels import rated_dimensions
 from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
@@ -17,6 +19,7 @@ from cmkd.runs.folder import read_conditioning
 from cmkd.runs.recipe import Recipe
 from cmkd.stages import Stage
 from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
+from cmkd.training.sampler import Mixture
 from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
@@ -90,21 +93,59 @@ def input_columns(model: Any, rows: Dataset, feature_extractor: Any, tokenizer: 
     return columns
 
 
-def training_columns(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset) -> UtteranceDataset:
+def training_rows(stage: Stage, corpus: DatasetDict) -> Dataset:
+    """The utterances that a stage learns from: the training split, and for a student unlabelled speech behind it."""
+    if not stage.needs_teacher or UNLABELLED not in corpus:
+        return corpus["train"]
+    return alike([corpus["train"], corpus[UNLABELLED]])
+
+
+def training_columns(
+    stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset, recipe: Recipe
+) -> UtteranceDataset:
     """The data to train on: the inputs and labels, the ids, and for a student what it takes from the teacher.
 
     Args:
         stage: the stage.
         run: the folder of the run, in which the teacher has been judged if the stage needs one.
-        inputs: the columns of the training split.
-        rows: the training split.
+        inputs: the columns of the rows.
+        rows: what [`training_rows`] returned.
+        recipe: the recipe of the run.
     """
     columns = inputs.columns | {"id": list(rows["id"])}
     if stage.needs_teacher:
         embeddings, weights = read_conditioning(run, columns["id"])
         columns["teacher_embeddings"] = embeddings
         columns["quality_weights"] = weights if stage.is_conditional else np.ones_like(weights)
+    if "corpus" in rows.column_names and recipe.ccc_within == "corpus":
+        columns["corpora"] = np.array(_numbered(rows["corpus"]))
     return UtteranceDataset(columns)
+
+
+def training_mixture(corpus: DatasetDict, number: int, recipe: Recipe) -> Mixture | None:
+    """How the utterances of a stage are mixed; None if they are all of one corpus and have labels.
+
+    Args:
+        corpus: that of the run.
+        number: of the utterances that [`training_rows`] returned.
+        recipe: the recipe of the run.
+    """
+    labelled = corpus["train"]
+    is_one, unlabelled = "corpus" not in labelled.column_names, number - len(labelled)
+    if is_one and not unlabelled:
+        return None
+    corpora = [0] * len(labelled) if is_one else _numbered(labelled["corpus"])
+    return Mixture(corpora, recipe.corpus_sampling, unlabelled, recipe.unlabelled_ratio if unlabelled else 0.0)
+
+
+def _numbered(names: Iterable[str]) -> list[int]:
+    """The number of each name, in the order in which they first occur.
+
+    >>> _numbered(["b", "a", "b"])
+    [0, 1, 0]
+    """
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names]
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> CMKDTrainingArguments:
