@@ -46,26 +46,11 @@ from cmkd.runs.folder import (
     write_embeddings,
     write_results,
 )
-from cmkd.runs.preflight import (
-    check_devices,
-    check_encoders,
-    check_labels,
-    check_teachers,
-    warn_of_length,
-    warn_of_shares,
-)
+from cmkd.runs.preflight import check_devices, check_encoders, check_labels, check_teachers, warn_of_steps
 from cmkd.runs.recipe import Recipe, load_recipe, split_recipe
 from cmkd.runs.seeds import gather_seeds
-from cmkd.runs.stage import (
-    build_model,
-    input_columns,
-    training_arguments,
-    training_columns,
-    training_log,
-    training_mixture,
-    training_rows,
-)
-from cmkd.runs.unlabelled import judge_unlabelled, unlabelled_version
+from cmkd.runs.stage import build_model, input_columns, training_arguments, training_data, training_log, training_rows
+from cmkd.runs.unlabelled import judge_unlabelled
 from cmkd.scoring.evaluation import write_predictions
 from cmkd.stages import STAGES, STUDENTS, TEACHER
 from cmkd.training.collator import collate_utterances
@@ -86,10 +71,8 @@ def main(arguments: Sequence[str], command: str = "cmkd train") -> None:
         corpus = recipe.load_corpus()
     print_once(corpus.report)
     check_labels(corpus)
-    warn_of_shares(recipe, corpus)
-    if recipe.group_by_length:
-        warn_of_length(corpus["train"])
-    version, unlabelled = corpus.report.version, unlabelled_version(corpus)
+    warn_of_steps(recipe, corpus)
+    version, unlabelled = corpus.report.version, corpus.report.unlabelled_version
     check_teachers(recipe, version)
     check_kind(run, "single" if recipe.seeds is None else "seeds")
     complete = [complete_stages(training, version, commits, unlabelled) for training in recipe.trainings]
@@ -145,7 +128,7 @@ def run_stage(stage: str, recipe: Recipe, corpus: Corpus, complete: set[str], co
         return
     cost = SessionCost(partial(record_session, run, stage))
     if state.is_main_process:
-        begin_stage(run, stage, recipe, corpus.report.version, commits, unlabelled_version(corpus))
+        begin_stage(run, stage, recipe, corpus.report.version, commits, corpus.report.unlabelled_version)
     wait_for_all(f"begin the stage {stage}")
     with cost.until_interrupted(state.is_main_process):
         train_stage(stage, recipe.pinned(commits), corpus, run, cost)
@@ -171,18 +154,17 @@ def train_stage(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: Ses
     trainer = CMKDTrainer(
         model=model,
         args=training_arguments(recipe, folder),
-        train_dataset=training_columns(STAGES[stage], run, datasets["learned"], rows["learned"], recipe),
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
         compute_metrics=partial(split_metrics, corpora=corpora_of(rows["validation"])),
-        train_durations=rows["learned"]["duration"] if recipe.group_by_length else None,
-        train_mixture=training_mixture(corpus, len(rows["learned"]), recipe),
+        **training_data(STAGES[stage], run, datasets["learned"], rows["learned"], recipe),
     )
     trainer.add_callback(cost)
     with main_process_first("read the checkpoints"):
         checkpoint = usable_checkpoint(folder)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
+    trainer.compute_metrics = None  # it is for validation, and scores are taken from what is written
     for split in SPLITS:
         (logits, embeddings), _, _ = trainer.predict(datasets[split])
         if trainer.is_world_process_zero():

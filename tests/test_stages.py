@@ -25,6 +25,10 @@ COMMON = {
     "plateau_patience",
     "loss_over",
     "group_by_length",
+    "corpus_sampling",
+    "ccc_within",
+    "labelled_share",
+    "labelled_seed",
 }
 TUNED = {
     "student_speech_encoder",
@@ -33,7 +37,14 @@ TUNED = {
     "encoder_learning_rate_factor",
 }
 OF_TEACHER = {"teacher_speech_encoder", "text_encoder", "use_weighted_layer_sum"}
-DISTILLED = {"distillation_weight", "embedding_distance"}
+DISTILLED = {
+    "distillation_weight",
+    "embedding_distance",
+    "unlabelled",
+    "unlabelled_rest",
+    "unlabelled_ratio",
+    "same_sentences",
+}
 SETTINGS = {
     "audio": COMMON | {"student_speech_encoder", "use_weighted_layer_sum"},
     "text": COMMON | {"text_encoder"},

@@ -101,6 +101,8 @@ class CorpusReport:
         terms (`str`): The licence that forbids passing the corpus on, "" if there is none.
         licence (`str`): The licence as the user states it, by the Hub's name for it; "" if they do not.
         language (`str`): The language as the user states it; "" if they do not.
+        unlabelled_version (`str`): A digest of the speech without labels that a run learns from beside it; "" if there
+            is none.
         is_rated (`bool`): Whether its utterances need ratings; if not, none are read.
         label_limits (`tuple[float, float]`, *optional*): The lowest and the highest label that the checks admit, for a
             corpus that publishes labels beyond its scale.
@@ -125,6 +127,7 @@ class CorpusReport:
     terms: str = ""
     licence: str = ""
     language: str = ""
+    unlabelled_version: str = ""
     is_rated: bool = True
     label_limits: tuple[float, float] | None = None
 

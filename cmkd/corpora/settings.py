@@ -42,6 +42,9 @@ class Setting:
     description: str
 
 
+SOURCES = ("corpus", "unlabelled")
+"""The settings of a recipe that are a corpus or a list of them."""
+
 SOURCE_SETTINGS = {
     "alias": Setting(
         str | None,

@@ -35,6 +35,7 @@ import pyarrow
 from datasets import Dataset, concatenate_datasets
 
 from cmkd.corpora import load_corpus
+from cmkd.corpora.licences import check_licence
 from cmkd.corpora.report import CorpusError, CorpusProblem, CorpusReport, quantity
 from cmkd.corpora.schema import SPLITS, Corpus
 from cmkd.corpora.settings import SOURCE_SETTINGS, corpus_settings
@@ -101,12 +102,10 @@ class RunReport(CorpusReport):
         corpora (`dict[str, CorpusReport]`): The reports of several corpora by the names that they have in the run.
         unlabelled (`dict[str, CorpusReport]`): Those of the speech without labels, as their builders wrote them; what
             is used of it all together is the split `unlabelled` of this report.
-        unlabelled_version (`str`): A digest of it; "" if there is none.
     """
 
     corpora: dict[str, CorpusReport] = field(default_factory=dict)
     unlabelled: dict[str, CorpusReport] = field(default_factory=dict)
-    unlabelled_version: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         content = super().to_dict()
@@ -164,15 +163,15 @@ def load_run_corpus(
     built = labelled[0].load() if isinstance(corpus, Mapping) else _together(labelled)
     rest: Dataset | None = None
     if labelled_share < 1:
-        built, rest = _with_share(built, labelled_share, labelled_seed)
+        built, rest = _with_share(built, labelled, labelled_share, labelled_seed)
         if not unlabelled_rest:
             rest = None
     if rest is None and not without:
         return built
-    return _with_unlabelled(built, labelled, rest, without, same_sentences)
+    return _with_unlabelled(built, rest, without, same_sentences)
 
 
-def asr_confidence(rows: Dataset, source: Source) -> np.ndarray:
+def asr_confidence(ids: Sequence[str], texts: Sequence[str], source: Source) -> np.ndarray:
     """How sure it is that the words of each utterance were said, (n,) in [0, 1].
 
     It is 1 for a transcript that no recogniser wrote, and 0 where no words are known. Else it is the geometric mean of
@@ -180,10 +179,10 @@ def asr_confidence(rows: Dataset, source: Source) -> np.ndarray:
     as it says so. A transcript is taken for the recogniser's if it is that of the file `transcripts`.
 
     Args:
-        rows: as the corpus has them, before ids get its name.
-        source: of the corpus.
+        ids: of the utterances, as the corpus has them, before they get its name.
+        texts: their transcripts.
+        source: the corpus.
     """
-    texts = list(rows["transcript"])
     confidence = np.array([float(bool(text.strip())) for text in texts])
     sidecar = source.arguments.get("transcripts")
     if sidecar is None:
@@ -191,7 +190,7 @@ def asr_confidence(rows: Dataset, source: Source) -> np.ndarray:
     columns = ("id", "text", "average_log_probability", "no_speech_probability")
     table = read_transcripts(sidecar).select(columns).to_pydict()
     heard = {identifier: row for identifier, *row in zip(*(table[name] for name in columns), strict=True)}
-    for index, (identifier, text) in enumerate(zip(rows["id"], texts, strict=True)):
+    for index, (identifier, text) in enumerate(zip(ids, texts, strict=True)):
         if identifier not in heard or not confidence[index]:
             continue
         said, log_probability, silence = heard[identifier]
@@ -245,6 +244,8 @@ def _source(given: Mapping[str, Any]) -> Source:
     alias = stated.get("alias") or arguments["name"]
     if not re.fullmatch(r"[\w.-]+", alias):
         raise ValueError(f"alias is {alias!r}, but must consist of letters, digits and '_', '.', '-'.")
+    if stated.get("licence"):
+        check_licence(stated["licence"])
     return Source(alias, arguments, stated.get("licence", ""), stated.get("language", ""))
 
 
@@ -384,16 +385,24 @@ def _count(report: CorpusReport, splits: dict[str, Dataset]) -> dict[str, Datase
     return splits
 
 
-def _with_share(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Dataset]:
-    """The corpus with a share of its training split, and the rest of that."""
+def _with_share(corpus: Corpus, sources: Sequence[Source], share: float, seed: int) -> tuple[Corpus, Dataset]:
+    """The corpus with a share of its training split, and the rest of that without labels."""
     rows = corpus["train"]
-    names = rows["corpus"] if "corpus" in rows.column_names else [""] * len(rows)
+    names = corpora_of(rows) or [""] * len(rows)
     members: dict[str, list[tuple[str, int]]] = {}
     for index, (name, identifier) in enumerate(zip(names, rows["id"], strict=True)):
         members.setdefault(name, []).append((hashlib.sha256(f"{seed}/{identifier}".encode()).hexdigest(), index))
     kept = {index for of_one in members.values() for _, index in sorted(of_one)[: math.ceil(share * len(of_one))]}
     labelled = rows.select(sorted(kept))
-    rest = rows.select([index for index in range(len(rows)) if index not in kept])
+    confidence = np.ones(len(rows), dtype=np.float32)
+    all_ids, all_texts = list(rows["id"]), list(rows["transcript"])
+    for source in sources:
+        name = source.alias if corpora_of(rows) else ""
+        own = [index for index, of_row in enumerate(names) if of_row == name]
+        ids, texts = ([values[index] for index in own] for values in (all_ids, all_texts))
+        own_ids = [one.removeprefix(f"{name}/") for one in ids] if name else ids
+        confidence[own] = asr_confidence(own_ids, texts, source)
+    rest = _unrated(rows, confidence).select([index for index in range(len(rows)) if index not in kept])
     digest = hashlib.sha256(repr((corpus.report.version, share, seed)).encode()).hexdigest()[:12]
     report = _run_report(corpus.report)
     report.digest = digest
@@ -411,15 +420,14 @@ def _run_report(report: CorpusReport) -> RunReport:
 
 def _with_unlabelled(
     corpus: Corpus,
-    labelled: Sequence[Source],
     rest: Dataset | None,
     sources: Sequence[Source],
     same_sentences: SameSentences,
 ) -> Corpus:
     report = _run_report(corpus.report)
     parts, versions = [], []
-    if rest is not None and len(rest):
-        parts += _rest_with_confidence(rest, labelled)
+    if rest is not None:
+        parts.append(rest)
         versions.append(("rest of", corpus.report.version))
     for source in sources:
         has_setting = "rated" in corpus_settings(source.arguments["name"])
@@ -430,7 +438,7 @@ def _with_unlabelled(
                 "is the split train."
             )
         rows = built["train"]
-        confidence = asr_confidence(rows, source)
+        confidence = asr_confidence(rows["id"], rows["transcript"], source)
         if not confidence.any():
             raise ValueError(
                 f"no utterance of the unlabelled corpus {source.alias} has words, which the teacher reads: let `cmkd "
@@ -439,10 +447,10 @@ def _with_unlabelled(
         if not confidence.all():
             number = quantity(int((confidence == 0).sum()), "utterance")
             report.notes.append(f"{number} of the unlabelled corpus {source.alias} without words")
-        parts.append(_with_confidence(_named(rows, source.alias), confidence))
+        parts.append(_unrated(_named(rows, source.alias), confidence))
         report.unlabelled[source.alias] = built.report
         versions.append((source.alias, built.report.version))
-    together = _unrated(alike(parts))
+    together = alike(parts)
     _check_ids(together, corpus)
     left_out = _check_held_out(together, corpus, same_sentences, report)
     together = _without(together, left_out)
@@ -453,25 +461,12 @@ def _with_unlabelled(
     return Corpus(_count(report, {**corpus, UNLABELLED: together}), report)
 
 
-def _rest_with_confidence(rest: Dataset, labelled: Sequence[Source]) -> list[Dataset]:
-    if "corpus" not in rest.column_names:
-        return [_with_confidence(rest, asr_confidence(rest, labelled[0]))]
-    parts = []
-    for source in labelled:
-        rows = _of_corpus({"rest": rest}, source.alias)["rest"]
-        if len(rows):
-            ids = [identifier.removeprefix(f"{source.alias}/") for identifier in rows["id"]]
-            parts.append(_with_confidence(rows, asr_confidence(_replaced(rows, {"id": ids}), source)))
-    return parts
-
-
-def _with_confidence(rows: Dataset, confidence: np.ndarray) -> Dataset:
-    return _replaced(rows, {"asr_confidence": confidence}, pyarrow.float32())
-
-
-def _unrated(rows: Dataset) -> Dataset:
-    nothing = {dimension: [math.nan] * len(rows) for dimension in EMOTION_DIMENSIONS}
-    return _replaced(_replaced(rows, nothing, pyarrow.float32()), {"split": [UNLABELLED] * len(rows)})
+def _unrated(rows: Dataset, confidence: np.ndarray) -> Dataset:
+    """The rows without ratings, in the split of unlabelled speech."""
+    floats = {dimension: np.full(len(rows), np.nan) for dimension in EMOTION_DIMENSIONS} | {
+        "asr_confidence": confidence
+    }
+    return _replaced(_replaced(rows, floats, pyarrow.float32()), {"split": [UNLABELLED] * len(rows)})
 
 
 def _check_ids(rows: Dataset, corpus: Corpus) -> None:

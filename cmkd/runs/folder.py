@@ -31,13 +31,14 @@ from accelerate import PartialState
 
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
 from cmkd.corpora.schema import SPLITS
+from cmkd.corpora.settings import SOURCES
 from cmkd.formats import check_version, with_version
 from cmkd.identity import precision
 from cmkd.json_files import read_json, write_json
 from cmkd.quality import fit_residuals, quality_weights, residual_std
 from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
 from cmkd.runs.cost import total_cost
-from cmkd.runs.recipe import SOURCES, Recipe
+from cmkd.runs.recipe import Recipe
 from cmkd.scoring.evaluation import ccc_by_which_to_choose, mean_over_corpora, read_predictions
 from cmkd.scoring.scores import score_systems
 from cmkd.spelling import enumerated
@@ -341,6 +342,8 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: di
             results["teacher"] = stages[name]["settings"]["teacher_embeddings"]
     if (run / "conditioning" / "train.parquet").is_file():
         results["conditioning"] = _conditioning(run, recipe.residual_threshold)
+    if "unlabelled" in corpus and (run / "conditioning" / "unlabelled.parquet").is_file():
+        results["unlabelled"] = _unlabelled(run)
     if student is not None:
         results["student"] = student
     results = with_version("results.json", results)
@@ -505,6 +508,15 @@ def mean_ccc(scores: Mapping[str, Any]) -> float:
     ccc = mean_over_corpora(scores["by_corpus"]) if "by_corpus" in scores else scores["ccc"]
     values = [value for value in ccc.values() if value is not None]
     return sum(values) / len(values)
+
+
+def _unlabelled(run: Path) -> dict[str, Any]:
+    table = pq.read_table(run / "conditioning" / "unlabelled.parquet", columns=["asr_confidence", "weight"])
+    return {
+        "utterances": len(table),
+        "mean_asr_confidence": float(table["asr_confidence"].to_numpy().mean()),
+        "mean_weight": float(table["weight"].to_numpy().mean()),
+    }
 
 
 def _conditioning(run: Path, threshold: float) -> dict[str, Any]:

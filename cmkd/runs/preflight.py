@@ -100,6 +100,13 @@ def check_labels(corpus: DatasetDict | StreamedCorpus) -> None:
         print_once(f"Not rated in this corpus, so not learned: {', '.join(unrated)}")
 
 
+def warn_of_steps(recipe: Recipe, corpus: DatasetDict) -> None:
+    """Warns of what makes the CCC of a step a poor estimate, see [`warn_of_shares`] and [`warn_of_length`]."""
+    warn_of_shares(recipe, corpus["train"])
+    if recipe.group_by_length:
+        warn_of_length(corpus["train"])
+
+
 def warn_of_length(rows: Dataset) -> None:
     """Warns if labels correlate with length, because steps of similar length then have less of their spread."""
     durations = np.array(rows["duration"])
@@ -115,9 +122,9 @@ def warn_of_length(rows: Dataset) -> None:
             )
 
 
-def warn_of_shares(recipe: Recipe, corpus: DatasetDict) -> None:
+def warn_of_shares(recipe: Recipe, rows: Dataset) -> None:
     """Warns if a step has few utterances of a corpus, within which the CCC of the loss is then taken."""
-    corpora = corpora_of(corpus["train"])
+    corpora = corpora_of(rows)
     if not corpora or recipe.corpus_sampling == "equal" or recipe.ccc_within == "all":
         return
     size = recipe.batch_size * recipe.gradient_accumulation_steps * PartialState().num_processes

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, 
 
 from cmkd.command_line import option, paragraphs, read_arguments, shown
 from cmkd.corpora import CORPORA
-from cmkd.corpora.settings import SOURCE_SETTINGS, corpus_options, corpus_settings
+from cmkd.corpora.settings import SOURCE_SETTINGS, SOURCES, corpus_options, corpus_settings
 from cmkd.features.cache import StoredDtype
 from cmkd.spelling import did_you_mean, enumerated
 from cmkd.stages import STAGES, STUDENTS, TEACHER
@@ -27,10 +27,6 @@ else:
 
 
 _OUTPUT_DIR = "default: runs/FOLDER/NAME, after the recipe's file"
-
-
-SOURCES = ("corpus", "unlabelled")
-"""The settings that are a corpus or a list of them."""
 
 
 class Recipe(BaseModel):

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoFeatureExtractor, AutoTokenizer
 
-from cmkd.corpora.sources import UNLABELLED, alike
+from cmkd.corpora.sources import UNLABELLED, alike, corpora_of
 from cmkd.features.inputs import SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.features.labels import rated_dimensions
 from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
@@ -100,6 +100,19 @@ def training_rows(stage: Stage, corpus: DatasetDict) -> Dataset:
     return alike([corpus["train"], corpus[UNLABELLED]])
 
 
+def training_data(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset, recipe: Recipe) -> dict[str, Any]:
+    """The arguments of [`cmkd.training.trainer.CMKDTrainer`] that say what it trains on, and in which order.
+
+    Args:
+        stage, run, inputs, rows, recipe: as for [`training_columns`].
+    """
+    return {
+        "train_dataset": training_columns(stage, run, inputs, rows, recipe),
+        "train_durations": rows["duration"] if recipe.group_by_length else None,
+        "train_mixture": training_mixture(rows, recipe),
+    }
+
+
 def training_columns(
     stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset, recipe: Recipe
 ) -> UtteranceDataset:
@@ -122,20 +135,19 @@ def training_columns(
     return UtteranceDataset(columns)
 
 
-def training_mixture(corpus: DatasetDict, number: int, recipe: Recipe) -> Mixture | None:
+def training_mixture(rows: Dataset, recipe: Recipe) -> Mixture | None:
     """How the utterances of a stage are mixed; None if they are all of one corpus and have labels.
 
     Args:
-        corpus: that of the run.
-        number: of the utterances that [`training_rows`] returned.
+        rows: what [`training_rows`] returned.
         recipe: the recipe of the run.
     """
-    labelled = corpus["train"]
-    is_one, unlabelled = "corpus" not in labelled.column_names, number - len(labelled)
-    if is_one and not unlabelled:
+    unlabelled, corpora = list(rows["split"]).count(UNLABELLED), corpora_of(rows)
+    if not unlabelled and not corpora:
         return None
-    corpora = [0] * len(labelled) if is_one else _numbered(labelled["corpus"])
-    return Mixture(corpora, recipe.corpus_sampling, unlabelled, recipe.unlabelled_ratio if unlabelled else 0.0)
+    labelled = len(rows) - unlabelled
+    numbers = _numbered(corpora[:labelled]) if corpora else [0] * labelled
+    return Mixture(numbers, recipe.corpus_sampling, unlabelled, recipe.unlabelled_ratio if unlabelled else 0.0)
 
 
 def _numbered(names: Iterable[str]) -> list[int]:

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainingArguments
 
 from cmkd.atomic import written_whole
 from cmkd.corpora.schema import Corpus
-from cmkd.corpora.sources import UNLABELLED, RunReport
+from cmkd.corpora.sources import UNLABELLED
 from cmkd.features.inputs import UtteranceDataset
 from cmkd.processes import print_once, wait_for_all
 from cmkd.runs.answers import load_checkpoint
@@ -37,11 +37,6 @@ from cmkd.training.collator import collate_utterances
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _ABOUT = b"cmkd"
-
-
-def unlabelled_version(corpus: Corpus) -> str:
-    """The version of a run's speech without labels; "" if there is none."""
-    return corpus.report.unlabelled_version if isinstance(corpus.report, RunReport) else ""
 
 
 def judge_unlabelled(recipe: Recipe, corpus: Corpus, complete: Collection[str]) -> None:
@@ -59,7 +54,7 @@ def judge_unlabelled(recipe: Recipe, corpus: Corpus, complete: Collection[str]) 
     if UNLABELLED not in corpus or not untrained:
         return
     path = Path(recipe.output_dir) / "conditioning" / "unlabelled.parquet"
-    about = {"teacher": teacher_fingerprint(recipe.teacher_folder), "unlabelled": unlabelled_version(corpus)}
+    about = {"teacher": teacher_fingerprint(recipe.teacher_folder), "unlabelled": corpus.report.unlabelled_version}
     known = path.is_file() and (pq.read_schema(path).metadata or {}).get(_ABOUT) == json.dumps(about).encode()
     wait_for_all("look for what the teacher says of unlabelled speech")
     if known:
@@ -68,7 +63,7 @@ def judge_unlabelled(recipe: Recipe, corpus: Corpus, complete: Collection[str]) 
     print_once(f"\n{TEACHER} on {len(rows):,} unlabelled utterances")
     logits, embeddings = _answers(recipe, rows)
     if PartialState().is_main_process:
-        confidence = np.array(rows["asr_confidence"], dtype=np.float64)
+        confidence = np.array(rows["asr_confidence"], dtype=np.float32)
         columns = {"id": pa.array(rows["id"]), "embedding": pa.array(list(embeddings.astype(np.float32)))}
         columns |= {f"predicted_{name}": pa.array(logits[:, index]) for index, name in enumerate(EMOTION_DIMENSIONS)}
         columns |= {"asr_confidence": pa.array(confidence)}
