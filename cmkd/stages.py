@@ -96,6 +96,7 @@ _DISTILLATION = (
     "embedding_distance",
     "unlabelled",
     "unlabelled_rest",
+    "unlabelled_hours",
     "unlabelled_ratio",
     "same_sentences",
 )

@@ -284,6 +284,19 @@ def test_a_larger_share_of_labels_has_those_of_a_smaller_one(tmp_path):
         load_run_corpus(given, labelled_share=0)
 
 
+def test_more_hours_have_those_of_fewer(tmp_path, first):
+    rows = {f"w{index},Nobody rated {index}.": 40 + index for index in range(20)}
+    plain = write(tmp_path / "long", rows, "id,audio,transcript") | {"alias": "plain"}
+    hour = 3600 * 16000 / 800  # utterances of 800 samples
+    found = {}
+    for number in (2.5, 7, 20):
+        corpus = load_run_corpus(first, plain, unlabelled_hours=number / hour)
+        found[number] = set(corpus["unlabelled"]["id"])
+    assert [len(ids) for ids in found.values()] == [3, 7, 20] and found[2.5] < found[7] < found[20]
+    with pytest.raises(ValueError, match="unlabelled_hours is 1, but there are only 0.000278 hours of unlabelled"):
+        load_run_corpus(first, plain, unlabelled_hours=1)
+
+
 def test_the_share_is_that_of_each_corpus(tmp_path, second, unrated):
     corpus = load_run_corpus([many(tmp_path, "many", 20), second], unrated, labelled_share=0.5)
     assert corpus["train"]["corpus"] == ["many"] * 10 + ["second"] * 2

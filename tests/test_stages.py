@@ -42,6 +42,7 @@ DISTILLED = {
     "embedding_distance",
     "unlabelled",
     "unlabelled_rest",
+    "unlabelled_hours",
     "unlabelled_ratio",
     "same_sentences",
 }

@@ -25,7 +25,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
@@ -128,6 +128,7 @@ def load_run_corpus(
     labelled_share: float = 1.0,
     labelled_seed: int = 0,
     unlabelled_rest: bool = True,
+    unlabelled_hours: float | None = None,
     same_sentences: SameSentences = "refuse",
 ) -> Corpus:
     """Builds all corpora of a recipe, as described at the top of this module.
@@ -138,6 +139,8 @@ def load_run_corpus(
         labelled_share: the share of the training utterances that keep their labels, above 0 and at most 1.
         labelled_seed: the seed that draws which.
         unlabelled_rest: whether the other training utterances are unlabelled speech, and not left out.
+        unlabelled_hours: how much of the unlabelled speech is used; None stands for all. Which utterances are, is drawn
+            from the ids and `labelled_seed`: more hours have all utterances of fewer.
         same_sentences: see [`SameSentences`].
 
     Returns:
@@ -168,7 +171,7 @@ def load_run_corpus(
             rest = None
     if rest is None and not without:
         return built
-    return _with_unlabelled(built, rest, without, same_sentences)
+    return _with_unlabelled(built, rest, without, same_sentences, unlabelled_hours, labelled_seed)
 
 
 def asr_confidence(ids: Sequence[str], texts: Sequence[str], source: Source) -> np.ndarray:
@@ -390,8 +393,8 @@ def _with_share(corpus: Corpus, sources: Sequence[Source], share: float, seed: i
     rows = corpus["train"]
     names = corpora_of(rows) or [""] * len(rows)
     members: dict[str, list[tuple[str, int]]] = {}
-    for index, (name, identifier) in enumerate(zip(names, rows["id"], strict=True)):
-        members.setdefault(name, []).append((hashlib.sha256(f"{seed}/{identifier}".encode()).hexdigest(), index))
+    for index, (name, drawn) in enumerate(zip(names, _drawn(rows["id"], seed), strict=True)):
+        members.setdefault(name, []).append((drawn, index))
     kept = {index for of_one in members.values() for _, index in sorted(of_one)[: math.ceil(share * len(of_one))]}
     labelled = rows.select(sorted(kept))
     confidence = np.ones(len(rows), dtype=np.float32)
@@ -423,6 +426,8 @@ def _with_unlabelled(
     rest: Dataset | None,
     sources: Sequence[Source],
     same_sentences: SameSentences,
+    hours: float | None,
+    seed: int,
 ) -> Corpus:
     report = _run_report(corpus.report)
     parts, versions = [], []
@@ -454,11 +459,30 @@ def _with_unlabelled(
     _check_ids(together, corpus)
     left_out = _check_held_out(together, corpus, same_sentences, report)
     together = _without(together, left_out)
-    key = (versions, same_sentences, sorted(left_out))
+    if hours is not None:
+        together = _of_length(together, hours, seed)
+    key = (versions, sorted(left_out), hours, seed if hours is not None else None)
     report.unlabelled_version = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     licensed = [f"{name}: {one.terms}" for name, one in report.unlabelled.items() if one.terms]
     report.terms = " ".join(filter(None, [report.terms, *licensed]))
     return Corpus(_count(report, {**corpus, UNLABELLED: together}), report)
+
+
+def _of_length(rows: Dataset, hours: float, seed: int) -> Dataset:
+    """As many of the rows as last so many hours, the last of which ends beyond them."""
+    order = np.argsort(_drawn(rows["id"], seed))
+    ends = np.cumsum(np.array(rows["duration"], dtype=float)[order]) / 3600
+    if ends[-1] < hours:
+        raise ValueError(
+            f"unlabelled_hours is {hours:g}, but there are only {ends[-1]:.3g} hours of unlabelled speech: take fewer, "
+            "or leave it out for all of them."
+        )
+    return rows.select(np.sort(order[: int(np.searchsorted(ends, hours)) + 1]))
+
+
+def _drawn(ids: Iterable[str], seed: int) -> list[str]:
+    """A key for each id, whose order is that of a draw."""
+    return [hashlib.sha256(f"{seed}/{identifier}".encode()).hexdigest() for identifier in ids]
 
 
 def _unrated(rows: Dataset, confidence: np.ndarray) -> Dataset:

@@ -75,6 +75,11 @@ class Recipe(BaseModel):
         description="Whether the training utterances that labelled_share takes the labels from are unlabelled speech; "
         "else they are left out.",
     )
+    unlabelled_hours: float | None = Field(
+        default=None,
+        gt=0,
+        description="How many hours of the unlabelled speech are used, drawn like labelled_share; null stands for all.",
+    )
     unlabelled_ratio: float = Field(
         default=1.0,
         gt=0,
@@ -283,6 +288,7 @@ class Recipe(BaseModel):
             labelled_share=self.labelled_share,
             labelled_seed=self.labelled_seed,
             unlabelled_rest=self.unlabelled_rest,
+            unlabelled_hours=self.unlabelled_hours,
             same_sentences=self.same_sentences,
         )
 
