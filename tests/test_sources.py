@@ -327,3 +327,21 @@ def test_the_strictest_licence():
     check_licence("odbl")
     with pytest.raises(ValueError, match="licence is 'cc-by-4', but must be one of .* Did you mean 'cc-by-4.0'"):
         check_licence("cc-by-4")
+
+
+def test_the_spread_of_ratings_is_kept_where_only_one_corpus_has_it(first, second, monkeypatch):
+    """As `annotators=True` gives it: NaN for the utterances of the other."""
+    load = sources.load_corpus
+
+    def with_spread(**arguments):
+        corpus = load(**arguments)
+        if "second" in arguments["data_dir"]:
+            for split, rows in corpus.items():
+                spread = pyarrow.array([0.5] * len(rows), pyarrow.float32())
+                corpus[split] = rows.add_column("valence_std", spread).add_column("raters", [3] * len(rows))
+        return corpus
+
+    monkeypatch.setattr(sources, "load_corpus", with_spread)
+    corpus = load_run_corpus([first, second])
+    np.testing.assert_array_equal(corpus["train"]["valence_std"], [np.nan] * 4 + [0.5] * 3)
+    assert "raters" not in corpus["train"].column_names

@@ -32,7 +32,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 
 from cmkd.corpora import load_corpus
 from cmkd.corpora.licences import check_licence
@@ -55,6 +55,7 @@ HELD_OUT = ("validation", "test")
 
 _RANKS = {"train": 0, "validation": 1}  # of the splits; all others are like test
 _WORD = re.compile(r"[^\W_]+")
+_NUMBER = pyarrow.float32()
 _SHOWN = 5  # ids in a message
 _SAME_SOUND = "same sound in two splits"
 
@@ -244,7 +245,7 @@ def _source(given: Mapping[str, Any]) -> Source:
     arguments = {name: value for name, value in given.items() if name not in SOURCE_SETTINGS}
     if "name" not in arguments:
         raise ValueError(f"a corpus has the settings {', '.join(given)}, but no name: say which corpus it is.")
-    alias = stated.get("alias") or arguments["name"]
+    alias = str(stated.get("alias") or arguments["name"])
     if not re.fullmatch(r"[\w.-]+", alias):
         raise ValueError(f"alias is {alias!r}, but must consist of letters, digits and '_', '.', '-'.")
     if stated.get("licence"):
@@ -284,6 +285,16 @@ def alike(parts: Sequence[Dataset]) -> Dataset:
     return concatenate_datasets([part.select_columns(names) for part in parts])
 
 
+def _completed(parts: Sequence[Dataset]) -> list[Dataset]:
+    """The data sets with every column of numbers that one of them has, such as the spread of ratings; NaN where new."""
+    numbers = {name for part in parts for name, kind in part.features.items() if kind == Value("float32")}
+    missing = [sorted(numbers - set(part.column_names)) for part in parts]
+    return [
+        _replaced(part, dict.fromkeys(names, np.full(len(part), np.nan)), _NUMBER)
+        for part, names in zip(parts, missing, strict=True)
+    ]
+
+
 def _together(sources: Sequence[Source]) -> Corpus:
     corpora = {source.alias: source.load() for source in sources}
     splits = {name: {split: _named(rows, name) for split, rows in corpus.items()} for name, corpus in corpora.items()}
@@ -306,7 +317,7 @@ def _together(sources: Sequence[Source]) -> Corpus:
     report.digest = hashlib.sha256(repr((versions, sorted(left_out))).encode()).hexdigest()[:12]
     order = [*SPLITS, *dict.fromkeys(split for of in splits.values() for split in of if split not in SPLITS)]
     parts = {split: [of[split] for of in splits.values() if split in of] for split in order}
-    together = {split: _without(alike(of_split), left_out) for split, of_split in parts.items() if of_split}
+    together = {split: _without(alike(_completed(of)), left_out) for split, of in parts.items() if of}
     for name, of_corpus in reports.items():
         _count(of_corpus, {split: rows for split, rows in _of_corpus(together, name).items() if len(rows)})
     return Corpus(_count(report, together), report)
@@ -461,7 +472,8 @@ def _with_unlabelled(
     together = _without(together, left_out)
     if hours is not None:
         together = _of_length(together, hours, seed)
-    key = (versions, sorted(left_out), hours, seed if hours is not None else None)
+    confidence = np.array(together["asr_confidence"], dtype=np.float32).tobytes()
+    key = (versions, sorted(left_out), hours, seed if hours is not None else None, confidence)
     report.unlabelled_version = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     licensed = [f"{name}: {one.terms}" for name, one in report.unlabelled.items() if one.terms]
     report.terms = " ".join(filter(None, [report.terms, *licensed]))
