@@ -313,6 +313,10 @@ def test_settings_of_several_corpora_are_given_under_their_names(recipe):
         {"name": "spoken-emobank", "max_utterances": 10, "data_dir": "c"},
     ]
     assert found.unlabelled == {"name": "manifest", "data_dir": "d", "alias": "plain"}
+    found = load_recipe(recipe(), ["--unlabelled", "{name: manifest, data_dir: e}"])
+    assert found.unlabelled == {"name": "manifest", "data_dir": "e"}
+    with pytest.raises(ValueError, match="no setting 'unlabelled.data_di' of manifest"):
+        load_recipe(recipe(), ["--unlabelled", "{name: manifest, data_di: e}"])
     both = [{"name": "manifest", "alias": "one"}, {"name": "manifest", "alias": "two"}]
     found = load_recipe(recipe(unlabelled=both), ["--unlabelled.two.data_dir", "x"])
     assert found.unlabelled == [both[0], both[1] | {"data_dir": "x"}]

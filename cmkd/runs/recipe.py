@@ -363,6 +363,7 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = (), command: str = 
         _check_sources(path, field, settings.get(field), name if field == "corpus" else None)
     given = read_arguments(_options(settings, name), arguments, f"{command} {path}")
     sources = {field: _with_given(settings.get(field), given.pop(field, None)) for field in SOURCES}
+    _check_sources(path, "unlabelled", sources["unlabelled"])
     settings = _without_replaced(settings, given) | given | {key: value for key, value in sources.items() if value}
     settings.setdefault("output_dir", str(Path("runs", path.resolve().parent.name, path.stem)))
     if isinstance(settings.get("stages"), str):
@@ -420,7 +421,8 @@ def _options(settings: Mapping[str, Any], corpus: str | None) -> Any:
             options[name] = corpus_options(settings[name]["name"], settings[name], more=SOURCE_SETTINGS)
             continue
         if name == "unlabelled":
-            continue  # only in a file, which then has settings for the command line to change
+            options[name] = option(dict[str, Any] | None, field.description or "", "default: null")
+            continue
         default = (
             "default: runs/FOLDER/NAME of the file" if field.is_required() else f"default: {shown(field.get_default())}"
         )
