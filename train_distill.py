@@ -19,14 +19,12 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from datasets import DatasetDict
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from cmkd.command_line import failures_in_words
-from cmkd.corpora import load_corpus
-from cmkd.corpora.schema import SPLITS
-from cmkd.features.inputs import UtteranceDataset
+from cmkd.corpora.schema import SPLITS, Corpus
+from cmkd.corpora.sources import corpora_of
 from cmkd.features.labels import unit_interval_labels
 from cmkd.hub.push import check_push, push_run
 from cmkd.json_files import write_json
@@ -35,7 +33,7 @@ from cmkd.reporting.report import format_systems, write_report
 from cmkd.reporting.seeds_report import format_seeds, write_seeds_report
 from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.cost import SessionCost
-from cmkd.runs.cross_fitting import fold_recipes, folds_of, keep_answers
+from cmkd.runs.fold_teachers import cross_fit
 from cmkd.runs.folder import (
     begin_stage,
     check_kind,
@@ -55,15 +53,16 @@ from cmkd.runs.preflight import (
     check_labels,
     check_teachers,
     check_words,
-    warn_of_length,
+    warn_of_steps,
 )
 from cmkd.runs.recipe import Recipe, load_recipe, split_recipe
 from cmkd.runs.seeds import gather_seeds
-from cmkd.runs.stage import build_model, split_columns, training_arguments, training_columns, training_log
+from cmkd.runs.stage import build_model, labelled_inputs, training_arguments, training_data, training_log, training_rows
+from cmkd.runs.unlabelled import judge_unlabelled
 from cmkd.scoring.evaluation import write_predictions
 from cmkd.stages import STAGES, STUDENTS, TEACHER
 from cmkd.training.collator import collate_utterances
-from cmkd.training.trainer import CMKDTrainer
+from cmkd.training.trainer import CMKDTrainer, split_metrics
 
 
 def main(arguments: Sequence[str], command: str = "cmkd train") -> None:
@@ -77,16 +76,15 @@ def main(arguments: Sequence[str], command: str = "cmkd train") -> None:
     if recipe.hub_model_id is not None:
         check_push(recipe.hub_model_id)
     with main_process_first("build the corpus"):
-        corpus = load_corpus(**recipe.corpus)
+        corpus = recipe.load_corpus()
     print_once(corpus.report)
     check_labels(corpus)
     check_words(recipe, corpus)
-    if recipe.group_by_length:
-        warn_of_length(corpus["train"])
-    version = corpus.report.version
+    warn_of_steps(recipe, corpus)
+    version, unlabelled = corpus.report.version, corpus.report.unlabelled_version
     check_teachers(recipe, corpus, commits)
     check_kind(run, "single" if recipe.seeds is None else "seeds")
-    complete = [complete_stages(training, version, commits) for training in recipe.trainings]
+    complete = [complete_stages(training, version, commits, unlabelled) for training in recipe.trainings]
     wait_for_all("read the corpus")
     if recipe.seeds is not None and state.is_main_process:
         (run / "results.json").unlink(missing_ok=True)  # the summary is made anew at the end
@@ -103,12 +101,12 @@ def main(arguments: Sequence[str], command: str = "cmkd train") -> None:
     leave_launch()
 
 
-def train_stages(recipe: Recipe, corpus: DatasetDict, complete: set[str], commits: dict[str, str]) -> None:
+def train_stages(recipe: Recipe, corpus: Corpus, complete: set[str], commits: dict[str, str]) -> None:
     """One training: the teacher and what needs none, the judgement of the teacher, the students, the report.
 
     Args:
         recipe: with one seed.
-        corpus: with the splits train, validation and test.
+        corpus: with the splits train, validation and test, and unlabelled if there is such speech.
         complete: the stages that are not to be repeated.
         commits: of the encoders, by the names of `cmkd.stages.ENCODERS`.
     """
@@ -117,9 +115,10 @@ def train_stages(recipe: Recipe, corpus: DatasetDict, complete: set[str], commit
     students = [stage for stage in STUDENTS if stage in recipe.stages]
     for stage in without_teacher:
         run_stage(stage, recipe, corpus, complete, commits)
-    cross_fit(recipe, corpus, complete, commits)
+    cross_fit(recipe, corpus, complete, commits, run_stage)
     if state.is_main_process:
         judge_teacher(recipe, complete, corpus["train"])  # Eq. 8
+    judge_unlabelled(recipe, corpus, complete)
     for stage in students:
         run_stage(stage, recipe, corpus, complete, commits)
     if state.is_main_process:
@@ -129,19 +128,7 @@ def train_stages(recipe: Recipe, corpus: DatasetDict, complete: set[str], commit
     wait_for_all("write the report")
 
 
-def cross_fit(recipe: Recipe, corpus: DatasetDict, complete: set[str], commits: dict[str, str]) -> None:
-    """Trains the teachers of cross_fitting, each without some of the speakers, whose utterances it then answers."""
-    folds = fold_recipes(recipe, complete)
-    finished = [complete_stages(fold, corpus.report.version, commits) for fold in folds]
-    wait_for_all("read the folds")
-    for number, fold in enumerate(folds):
-        print_once(f"\nfold {number + 1} of {len(folds)}")
-        run_stage(TEACHER, fold, folds_of(corpus, len(folds))[number], finished[number], commits)
-        if PartialState().is_main_process:
-            keep_answers(fold)
-
-
-def run_stage(stage: str, recipe: Recipe, corpus: DatasetDict, complete: set[str], commits: dict[str, str]) -> None:
+def run_stage(stage: str, recipe: Recipe, corpus: Corpus, complete: set[str], commits: dict[str, str]) -> None:
     """Trains a stage that is not complete, from where it stopped, and keeps account of what it costs."""
     state, run = PartialState(), Path(recipe.output_dir)
     if stage in complete:
@@ -151,48 +138,47 @@ def run_stage(stage: str, recipe: Recipe, corpus: DatasetDict, complete: set[str
         return
     cost = SessionCost(partial(record_session, run, stage))
     if state.is_main_process:
-        begin_stage(run, stage, recipe, corpus.report.version, commits)
+        begin_stage(run, stage, recipe, corpus.report.version, commits, corpus.report.unlabelled_version)
     wait_for_all(f"begin the stage {stage}")
     with cost.until_interrupted(state.is_main_process):
         train = train_lexical if STAGES[stage].learns_words else train_stage
         train(stage, recipe.pinned(commits), corpus, run, cost)
 
 
-def train_stage(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost: SessionCost) -> None:
+def train_stage(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: SessionCost) -> None:
     """Trains one system, evaluates it on every split, and saves its checkpoint and predictions."""
     print_once(f"\n{stage}")
     folder = run / stage
     set_seed(recipe.seed)
-    labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
-    scale = corpus["train"]["label_scale"][0]
+    rows = {split: corpus[split] for split in SPLITS} | {"learned": training_rows(STAGES[stage], corpus)}
+    labels = {name: unit_interval_labels(of_name) for name, of_name in rows.items()}
+    scale = [float(limit) for limit in corpus.report.label_scale]
     model, feature_extractor, tokenizer = build_model(STAGES[stage], recipe, labels["train"], scale)
     wait_for_all("load the encoders")
     model.to(PartialState().device)
-    datasets = {}
-    for split in SPLITS:
-        columns = split_columns(model, corpus, split, feature_extractor, tokenizer, recipe)
-        datasets[split] = UtteranceDataset(columns | {"labels": labels[split]})
+    datasets = labelled_inputs(model, corpus, rows, labels, feature_extractor, tokenizer, recipe)
     begin_with_start(model, stage, recipe)  # after all is stored: its frozen layers are the same
 
     trainer = CMKDTrainer(
         model=model,
         args=training_arguments(recipe, folder),
-        train_dataset=training_columns(STAGES[stage], run, datasets["train"], corpus["train"], recipe),
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
-        train_durations=corpus["train"]["duration"] if recipe.group_by_length else None,
+        compute_metrics=partial(split_metrics, corpora=corpora_of(rows["validation"])),
+        **training_data(STAGES[stage], run, datasets["learned"], rows["learned"], recipe),
     )
     trainer.add_callback(cost)
     with main_process_first("read the checkpoints"):
         checkpoint = usable_checkpoint(folder)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
-    for split, dataset in datasets.items():
-        (logits, embeddings), _, _ = trainer.predict(dataset)
+    trainer.compute_metrics = None  # it is for validation, and scores are taken from what is written
+    for split in SPLITS:
+        (logits, embeddings), _, _ = trainer.predict(datasets[split])
         if trainer.is_world_process_zero():
-            path, rows = run / "predictions" / f"{stage}_{split}.parquet", corpus[split]
-            ids, speakers, genders = (list(rows[name]) for name in ("id", "speaker", "gender"))
-            write_predictions(path, ids, logits, labels[split], speakers, genders)
+            path = run / "predictions" / f"{stage}_{split}.parquet"
+            ids, speakers, genders = (list(rows[split][name]) for name in ("id", "speaker", "gender"))
+            write_predictions(path, ids, logits, labels[split], speakers, genders, corpora_of(rows[split]))
             if stage == TEACHER and split == "train":
                 write_embeddings(run, ids, embeddings)
     weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP from the shards of all processes

@@ -68,14 +68,24 @@ def concordance_cc(
     return 2 * covariance / torch.maximum(spread, rounding)
 
 
-def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor, alpha: torch.Tensor | None = None) -> torch.Tensor:
+def ccc_loss(
+    predictions: torch.Tensor,
+    labels: torch.Tensor,
+    alpha: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The emotion loss L_EMO = sum_j alpha_j (1 - CCC_j) (Eq. 5).
+
+    With groups, which are corpora, the CCC is taken within each: 1 - CCC_j is then the mean over the groups, each with
+    the number of its utterances that are rated in dimension j as its weight. What one group is rated above another
+    gives no covariance then, so that to tell the groups apart is worth nothing but the bias that it removes in each.
 
     Args:
         predictions: (n, dims).
         labels: (n, dims); NaN means "not rated".
         alpha: (dims,) weights of the dimensions. None takes the mean over the dimensions that have a rating, so that
             the loss lies in [0, 2]; it is 1 if none has.
+        groups: (n,) whole numbers, the same for utterances of the same group. None: all are of one.
 
     Returns:
         A scalar in fp32 or better. One sample, or constant predictions or labels, count as CCC 0.
@@ -86,7 +96,16 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor, alpha: torch.Tenso
     >>> round(ccc_loss(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]])).item(), 4)
     0.0
     """
-    loss = 1 - concordance_cc(predictions, labels)
+    if groups is None:
+        loss = 1 - concordance_cc(predictions, labels)
+    elif groups.shape != labels.shape[:1]:
+        raise ValueError(f"groups {tuple(groups.shape)} must hold a number for each of the {len(labels)} utterances.")
+    else:
+        members = [groups == group for group in groups.unique()]
+        each = torch.stack([1 - concordance_cc(predictions[of_one], labels[of_one]) for of_one in members])
+        rated = (~labels.isnan()).reshape(len(labels), -1)
+        counts = torch.stack([rated[of_one].sum(0) for of_one in members]).to(each.dtype)
+        loss = (counts * each).sum(0) / counts.sum(0).clamp(min=1)
     if alpha is None:
         is_rated = (~labels.isnan()).reshape(len(labels), -1).any(0).to(loss.dtype)
         return weighted_mean(loss, is_rated) if is_rated.any() else loss.mean()

@@ -30,6 +30,10 @@ _COMMON_SETTINGS = (
     "loss_over",
     "group_by_length",
     "summarizer",
+    "corpus_sampling",
+    "ccc_within",
+    "labelled_share",
+    "labelled_seed",
 )
 """The settings that change what any stage learns."""
 
@@ -101,10 +105,16 @@ class Stage:
         """Whether the top layers of its speech encoder are trained; else all of it is frozen."""
         return "num_trainable_layers" in self.own_settings
 
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether it learns from speech without labels too."""
+        return "unlabelled" in self.own_settings
+
 
 _TUNING = ("use_weighted_layer_sum", "num_trainable_layers", "encoder_learning_rate_factor")
 _DISTILLATION = ("distillation_weight", "embedding_distance", "contrastive_temperature", "prediction_weight", "control")
 _JUDGEMENT = ("residual_threshold", "quality", "cross_fitting")
+_UNLABELLED = ("unlabelled", "unlabelled_rest", "unlabelled_hours", "unlabelled_ratio", "same_sentences")
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
@@ -156,7 +166,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="lexical",
             speech_encoder="student_speech_encoder",
             text_encoder="text_encoder",
-            own_settings=(*_TUNING, "lexical_epochs", "lexical_temperature"),
+            own_settings=(*_TUNING, "lexical_epochs", "lexical_temperature", *_UNLABELLED),
             learns_words=True,
             is_of_paper=False,
             colour="#56B4E9",
@@ -168,7 +178,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="T/S",
             speech_encoder="student_speech_encoder",
             text_encoder=None,
-            own_settings=(*_TUNING, *_DISTILLATION),
+            own_settings=(*_TUNING, *_DISTILLATION, *_UNLABELLED),
             needs_teacher=True,
             starts_from=LEXICAL,
             compared_with=(BASELINE,),
@@ -182,7 +192,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="cT/S",
             speech_encoder="student_speech_encoder",
             text_encoder=None,
-            own_settings=(*_TUNING, *_DISTILLATION, *_JUDGEMENT),
+            own_settings=(*_TUNING, *_DISTILLATION, *_JUDGEMENT, *_UNLABELLED),
             needs_teacher=True,
             is_conditional=True,
             starts_from=LEXICAL,

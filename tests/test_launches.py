@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from launching import launch, two_processes
+from mixed_sources import write_mixed_recipe
 from safetensors.torch import load_file
 from tones import SIZES
 from torch.distributed.fsdp import StateDictType
@@ -79,6 +80,26 @@ def test_a_killed_launch_ends_as_if_nothing_had_happened(
         json.loads((tmp_path / name / "finetune/training_log.json").read_text()) for name in ("killed", "whole")
     )
     assert found == expected and len(found) == 3
+
+
+def test_a_killed_student_of_several_sources_ends_as_if_nothing_had_happened(run, tmp_path):
+    """Two corpora and unrated speech on two processes, killed in the second of three epochs of the student."""
+    recipe = write_mixed_recipe(tmp_path, num_epochs=3, batch_size=4)
+    start = ("several_gpus.yaml", 2)
+    run(*start, str(recipe), "--stages", "teacher", "ts", "--output_dir", str(tmp_path / "whole"))
+    interrupted = [str(recipe), "--output_dir", str(tmp_path / "killed"), "--stages"]
+    run(*start, *interrupted, "teacher")
+    run(*start, *interrupted, "ts", killed_at=6)
+    assert [path.name for path in (tmp_path / "killed/ts").glob("checkpoint-*")] == ["checkpoint-5"]
+    run(*start, *interrupted, "ts")
+    found, expected = (load_file(tmp_path / name / "ts/model.safetensors") for name in ("killed", "whole"))
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    one = tmp_path / "one"
+    train_distill.main([str(recipe), "--stages", "teacher", "ts", "--output_dir", str(one), "--batch_size", "8"])
+    logs = [json.loads((folder / "ts/training_log.json").read_text()) for folder in (one, tmp_path / "whole")]
+    for of_one, of_two in zip(*logs, strict=True):
+        assert of_two == pytest.approx(of_one, abs=2e-5)
 
 
 def test_fsdp_learns_what_one_process_does(run, recipe, tmp_path):

@@ -284,3 +284,44 @@ def test_predictions_teach_each_dimension_where_the_teacher_is_good_in_it():
     student.grad = None
     nothing.backward()
     assert nothing.item() == 0 and student.grad.abs().sum() == 0
+
+
+def lin(predictions, labels) -> float:
+    """Lin's CCC by numpy."""
+    covariance = np.cov(predictions, labels, bias=True)
+    return 2 * covariance[0, 1] / (covariance.trace() + (np.mean(predictions) - np.mean(labels)) ** 2)
+
+
+def test_within_groups_the_loss_is_the_mean_over_them_by_their_rated_utterances():
+    generator = np.random.default_rng(0)
+    predictions, labels = generator.normal(size=(2, 30, 3))
+    groups = np.array([2] * 12 + [5] * 18)
+    labels[groups == 2, 1] = np.nan  # a corpus without this dimension
+    labels[[0, 3, 20], 0] = np.nan
+    labels[:, 2] = np.nan
+    expected = []
+    for dimension in (0, 1):
+        rated = ~np.isnan(labels[:, dimension])
+        of_group = {group: (rated & (groups == group)) for group in (2, 5) if (rated & (groups == group)).any()}
+        sizes = [chosen.sum() for chosen in of_group.values()]
+        losses = [1 - lin(predictions[chosen, dimension], labels[chosen, dimension]) for chosen in of_group.values()]
+        expected.append(np.average(losses, weights=sizes))
+    found = ccc_loss(*map(torch.from_numpy, (predictions, labels)), groups=torch.from_numpy(groups))
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-12)
+    one = ccc_loss(*map(torch.from_numpy, (predictions, labels)), groups=torch.zeros(30))
+    assert one.item() == ccc_loss(*map(torch.from_numpy, (predictions, labels))).item()
+
+
+def test_to_know_the_corpus_is_no_merit_within_groups():
+    """Two corpora that are rated differently: who answers with the mean of the corpus knows nothing of its speech."""
+    generator = np.random.default_rng(1)
+    groups = torch.arange(2).repeat_interleave(50)
+    labels = torch.from_numpy(0.2 + 0.6 * groups.numpy()[:, None] + 0.05 * generator.normal(size=(100, 1)))
+    answers = (0.2 + 0.6 * groups)[:, None].double()
+    assert ccc_loss(answers, labels).item() < 0.05
+    assert ccc_loss(answers, labels, groups=groups).item() == 1.0
+
+
+def test_groups_must_fit():
+    with pytest.raises(ValueError, match=r"groups \(2,\) must hold a number for each of the 3 utterances"):
+        ccc_loss(torch.zeros(3, 1), torch.zeros(3, 1), groups=torch.zeros(2))

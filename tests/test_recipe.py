@@ -7,9 +7,11 @@ from typing import get_args
 import pytest
 import yaml
 
+from cmkd.corpora.sources import SameSentences
 from cmkd.losses import Distance
 from cmkd.quality import Quality
 from cmkd.runs.recipe import Recipe, load_recipe, split_recipe
+from cmkd.training.sampler import Sampling
 
 
 @pytest.fixture
@@ -306,3 +308,59 @@ def test_a_control_that_would_change_nothing_is_refused(recipe):
     with pytest.raises(ValueError, match="control is 'shuffled_teacher', but stages has none of ts and cts"):
         load_recipe(recipe(control="shuffled_teacher", stages=["teacher"]))
     assert load_recipe(recipe(control="random_quality", stages=["cts"])).control == "random_quality"
+
+
+def several(**more):
+    first = {"name": "manifest", "alias": "mine", "label_scale": [1, 7]}
+    return {"corpus": [first, {"name": "spoken-emobank", "max_utterances": 10}]} | more
+
+
+def test_settings_of_several_corpora_are_given_under_their_names(recipe):
+    path = recipe(**several(unlabelled={"name": "manifest", "data_dir": "here", "alias": "plain"}))
+    arguments = ["--corpus.mine.data_dir", "a b", "--corpus.spoken-emobank.data_dir=c", "--unlabelled.data_dir", "d"]
+    found = load_recipe(path, arguments)
+    assert found.corpus == [
+        {"name": "manifest", "alias": "mine", "label_scale": [1, 7], "data_dir": "a b"},
+        {"name": "spoken-emobank", "max_utterances": 10, "data_dir": "c"},
+    ]
+    assert found.unlabelled == {"name": "manifest", "data_dir": "d", "alias": "plain"}
+    found = load_recipe(recipe(), ["--unlabelled", "{name: manifest, data_dir: e}"])
+    assert found.unlabelled == {"name": "manifest", "data_dir": "e"}
+    with pytest.raises(ValueError, match="no setting 'unlabelled.data_di' of manifest"):
+        load_recipe(recipe(), ["--unlabelled", "{name: manifest, data_di: e}"])
+    both = [{"name": "manifest", "alias": "one"}, {"name": "manifest", "alias": "two"}]
+    found = load_recipe(recipe(unlabelled=both), ["--unlabelled.two.data_dir", "x"])
+    assert found.unlabelled == [both[0], both[1] | {"data_dir": "x"}]
+
+
+def test_a_list_replaces_what_is_inherited(tmp_path, recipe):
+    (tmp_path / "common.yaml").write_text(yaml.safe_dump({"corpus": {"name": "iemocap", "fold": 2}}))
+    child = tmp_path / "child.yaml"
+    child.write_text(yaml.safe_dump({"inherits": "common.yaml", **several()}))
+    assert load_recipe(child).corpus == several()["corpus"]
+    child.write_text(yaml.safe_dump({"inherits": "common.yaml", "corpus": {"data_dir": "x"}}))
+    assert load_recipe(child).corpus == {"name": "iemocap", "fold": 2, "data_dir": "x"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corpus": [{"name": "iemocap"}]}, "corpus is a list of 1: a list is for two or more corpora"),
+        ({"corpus": [{"name": "manifest"}] * 2}, "corpus has 'manifest' twice: give each corpus an alias"),
+        ({"corpus": [{"name": "manifest"}, {"alias": "x"}]}, "corpus x.name is missing: it must be one of manifest,"),
+        (several(unlabelled={"name": "manifest", "data_di": "x"}), "no setting 'unlabelled.data_di' of manifest. Did"),
+        (several(unlabelled={"data_dir": "x"}), "unlabelled.name is missing"),
+        ({"corpus": ["manifest"]}, r"corpus is \['manifest'\], but must be a mapping of settings to values, or a list"),
+        ({"unlabelled": []}, r"unlabelled is \[\], but must be a mapping"),
+        ({"labelled_share": 0}, "labelled_share = 0: .*greater than 0"),
+        ({"unlabelled_ratio": -1}, "unlabelled_ratio = -1: .*greater than 0"),
+    ],
+)
+def test_sources_that_are_refused(recipe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe(**settings))
+
+
+def test_the_names_of_samplings_are_those_of_the_sampler():
+    assert get_args(Recipe.model_fields["corpus_sampling"].annotation) == get_args(Sampling)
+    assert get_args(Recipe.model_fields["same_sentences"].annotation) == get_args(SameSentences)

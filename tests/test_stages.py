@@ -26,6 +26,10 @@ COMMON = {
     "loss_over",
     "group_by_length",
     "summarizer",
+    "corpus_sampling",
+    "ccc_within",
+    "labelled_share",
+    "labelled_seed",
 }
 TUNED = {
     "student_speech_encoder",
@@ -41,14 +45,15 @@ DISTILLED = {
     "prediction_weight",
     "control",
 }
+UNLABELLED = {"unlabelled", "unlabelled_rest", "unlabelled_hours", "unlabelled_ratio", "same_sentences"}
 SETTINGS = {
     "audio": COMMON | {"student_speech_encoder", "use_weighted_layer_sum"},
     "text": COMMON | {"text_encoder"},
     "teacher": COMMON | OF_TEACHER,
     "finetune": COMMON | TUNED,
-    "lexical": COMMON | TUNED | {"text_encoder", "lexical_epochs", "lexical_temperature"},
-    "ts": COMMON | TUNED | OF_TEACHER | DISTILLED,
-    "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | {"residual_threshold", "quality", "cross_fitting"},
+    "lexical": COMMON | TUNED | UNLABELLED | {"text_encoder", "lexical_epochs", "lexical_temperature"},
+    "ts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED,
+    "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | {"residual_threshold", "quality", "cross_fitting"},
 }
 WRITTEN_IN_ANOTHER_FORM = {
     "batch_size",  # as utterances_a_step

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from launching import output_of, start_processes
-from whole_step_worker import NUMBER, Dropping, columns_beyond
+from whole_step_worker import LABELLED, NUMBER, Dropping, columns, columns_beyond
 
 from cmkd.losses import ccc_loss
 from cmkd.training.whole_step import RandomState, backward, loss_and_output_gradients
@@ -16,7 +16,7 @@ from cmkd.training.whole_step import RandomState, backward, loss_and_output_grad
 pytestmark = pytest.mark.slow
 
 CASES = ["float64-1-step", "float64-2-step", "float64-4-step", "float32-2-step", "float64-2-batch", "sharded"]
-CASES += ["float64-1-step-beyond", "float64-2-step-beyond"]
+CASES += ["float64-1-step-beyond", "float64-2-step-beyond", "float64-1-step-mixed", "float64-2-step-mixed"]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
@@ -84,6 +84,43 @@ def oracle(
 def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     difference = torch.cat([(found[name].double() - expected[name]).flatten() for name in expected])
     return (difference.norm() / torch.cat([value.flatten() for value in expected.values()]).norm()).item()
+
+
+def mixed_oracle(masks: dict[int, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same of a step of two corpora and unlabelled utterances, from the outputs of all of them together."""
+    torch.manual_seed(0)
+    model, rows = Dropping().double(), sorted(masks)
+    data = {name: value[rows] for name, value in columns(torch.float64, mixed=True).items()}
+    embeddings = torch.tanh(model.embedding(data["inputs"] * torch.stack([masks[row][-1] for row in rows])))
+    logits, labels, corpora = model.prediction(embeddings), data["labels"], data["corpora"]
+    of_dimensions = []
+    for dimension in range(3):
+        losses, numbers = [], []
+        for corpus in (0, 1):
+            chosen = (corpora == corpus) & ~labels[:, dimension].isnan()
+            if not chosen.any():
+                continue
+            p, y = logits[chosen, dimension], labels[chosen, dimension]
+            covariance = ((p - p.mean()) * (y - y.mean())).mean()
+            spread = p.var(correction=0) + y.var(correction=0) + (p.mean() - y.mean()) ** 2
+            losses.append(1 - 2 * covariance / spread)
+            numbers.append(len(p))
+        of_dimensions.append(sum(n * one for n, one in zip(numbers, losses, strict=True)) / sum(numbers))
+    kept = data["quality_weights"] > 0  # of labelled and unlabelled utterances alike
+    distances = (embeddings - data["teacher_embeddings"])[kept].norm(dim=1)
+    loss = sum(of_dimensions) / 3 + 2.0 * distances.mean()
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_gradient_of_a_mixed_step_is_that_of_one_batch(runs, accumulation):
+    gradient, masks, loss = read(runs, f"float64-{accumulation}-step-mixed")
+    of_step = np.array(sorted(masks))
+    assert (of_step < LABELLED).sum() in (20, 21) and (of_step >= LABELLED).sum() == 10
+    expected_loss, expected = mixed_oracle(masks)
+    assert relative_error(gradient, expected) < 1e-12
+    assert loss == pytest.approx(expected_loss, rel=1e-4)  # Trainer logs four digits
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])

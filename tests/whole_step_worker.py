@@ -1,8 +1,9 @@
 """Run by test_whole_step.py in 1, 2 and 4 processes: the first step of several trainers; each saves what it saw.
 
-A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, or that and "-beyond" for the terms that the paper does not have, and the
-name of its folder. The case "sharded" is a step of one batch a
-device in fp64 with FSDP in the place of DistributedDataParallel, which accelerate does not offer on a CPU.
+A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, and the name of its folder. Behind that it may have "-beyond", for the
+terms that the paper does not have, or "-mixed": the first `LABELLED` utterances are of two corpora, within each of
+which the CCC is taken, and the others have no labels. The case "sharded" is a step of one batch per device in fp64
+with FSDP in the place of DistributedDataParallel, which accelerate does not offer on a CPU.
 """
 
 import os
@@ -21,11 +22,14 @@ from cmkd.features.inputs import UtteranceDataset
 from cmkd.losses import ccc_loss, embedding_distance, weighted_mean
 from cmkd.training.arguments import CMKDTrainingArguments
 from cmkd.training.collator import collate_utterances
+from cmkd.training.sampler import Mixture
 from cmkd.training.trainer import CMKDTrainer
 from cmkd.training.whole_step import backward, loss_and_output_gradients
 
 NUMBER = 61  # of utterances, in steps of 31 and 30: no device or accumulation step gets its even share
 STEP_SIZE = 32
+LABELLED = 41
+CORPORA = [0] * 25 + [1] * (LABELLED - 25)
 
 
 @dataclass
@@ -53,15 +57,19 @@ class Dropping(torch.nn.Module):
         return Output(logits=self.prediction(embeddings), embeddings=embeddings)
 
 
-def columns(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def columns(dtype: torch.dtype, mixed: bool = False) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(NUMBER, 6, generator=generator, dtype=dtype)
     labels = torch.randn(NUMBER, 3, generator=generator, dtype=dtype) + inputs[:, :3]
     labels[torch.rand(NUMBER, 3, generator=generator) < 0.1] = torch.nan
     teacher = torch.randn(NUMBER, 5, generator=generator, dtype=dtype)
     weights = (torch.rand(NUMBER, generator=generator) < 0.8).to(dtype)
-    rows = torch.arange(NUMBER)
-    return {"inputs": inputs, "labels": labels, "teacher_embeddings": teacher, "quality_weights": weights, "row": rows}
+    found = {"inputs": inputs, "labels": labels, "teacher_embeddings": teacher, "quality_weights": weights}
+    if mixed:
+        labels[:LABELLED][:, 2][torch.tensor(CORPORA) == 1] = torch.nan  # the second corpus lacks a dimension
+        labels[LABELLED:] = torch.nan
+        found["corpora"] = torch.tensor([*CORPORA, *[2] * (NUMBER - LABELLED)])
+    return found | {"row": torch.arange(NUMBER)}
 
 
 def columns_beyond(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -85,7 +93,7 @@ class SaveGradient(TrainerCallback):
         control.should_training_stop = True
 
 
-def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str, is_beyond: bool) -> None:
+def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str, kind: str) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     torch.manual_seed(0)
     model = Dropping().to(dtype)
@@ -98,9 +106,9 @@ def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str, is
         gradient_accumulation_steps=accumulation,
         loss_over=loss_over,
         distillation_weight=2.0,
-        embedding_distance="contrastive" if is_beyond else "norm",
+        embedding_distance="contrastive" if kind == "beyond" else "norm",
         contrastive_temperature=0.2,
-        prediction_weight=1.5 if is_beyond else 0.0,
+        prediction_weight=1.5 if kind == "beyond" else 0.0,
         eval_strategy="no",
         save_strategy="no",
         load_best_model_at_end=False,
@@ -110,7 +118,8 @@ def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str, is
     trainer = CMKDTrainer(
         model=model,
         args=arguments,
-        train_dataset=UtteranceDataset(columns_beyond(dtype) if is_beyond else columns(dtype)),
+        train_dataset=UtteranceDataset(columns_beyond(dtype) if kind == "beyond" else columns(dtype, kind == "mixed")),
+        train_mixture=Mixture(CORPORA, "proportional", NUMBER - LABELLED, 0.5) if kind == "mixed" else None,
         data_collator=collate_utterances,
         callbacks=[SaveGradient(folder)],
     )
@@ -150,8 +159,8 @@ def run(place: str, *cases: str) -> None:
         if case == "sharded":
             sharded(folder)
             continue
-        dtype, accumulation, loss_over, *beyond = case.split("-")
-        main(folder, getattr(torch, dtype), int(accumulation), loss_over, beyond == ["beyond"])
+        dtype, accumulation, loss_over, *kind = case.split("-")
+        main(folder, getattr(torch, dtype), int(accumulation), loss_over, "".join(kind))
     if torch.distributed.is_initialized():  # else a thread of gloo may outlive the interpreter, which aborts
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

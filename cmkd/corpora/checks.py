@@ -222,7 +222,9 @@ class _Candidate:
         self.start, self.end = self._start_and_end()
         self.channel = self._channel()
         self.split = sys.intern(self._split())  # many rows, few values: each is in memory once
-        self.labels = self._labels(report.label_scale, report.label_limits or report.label_scale)
+        self.labels = [math.nan] * len(EMOTION_DIMENSIONS)
+        if report.is_rated:
+            self.labels = self._labels(report.label_scale, report.label_limits or report.label_scale)
         self.transcript = self._text("transcript")
         self.speaker = sys.intern(self._name("speaker"))
         self.gender = self._name("gender")

@@ -63,7 +63,8 @@ def read_columns(
         report (`CorpusReport`): The report, which gets notes on what is read under another name and what is not read.
         columns (`dict[str, str | None]`, *optional*): The table's names by those of `COLUMNS`, given by the user; None
             says that the table has no such column, whatever its names look like.
-        required (sequence of `str`, *optional*): Columns that must exist, besides one of the three dimensions.
+        required (sequence of `str`, *optional*): Columns that must exist, besides one of the three dimensions; none of
+            these is needed, or read, if the corpus of the report is not rated.
 
     Raises:
         CorpusError: A required column is missing, or it is not clear which one is meant.
@@ -98,7 +99,11 @@ def read_columns(
     for column in required:
         if column not in reading:
             report.refuse(CorpusProblem(table, f"no column {column!r}", listed), fix)
-    if not set(EMOTION_DIMENSIONS) & set(reading):
+    if not report.is_rated:
+        ratings = [reading.pop(dimension) for dimension in EMOTION_DIMENSIONS if dimension in reading]
+        if ratings:
+            report.notes.append(f"ratings are not read: {', '.join(map(repr, ratings))}")
+    elif not set(EMOTION_DIMENSIONS) & set(reading):
         report.refuse(CorpusProblem(table, f"none of the columns {', '.join(EMOTION_DIMENSIONS)}", listed), fix)
     if "id" not in reading and "audio" in reading:
         report.notes.append(

@@ -42,7 +42,7 @@ from cmkd.corpora import Preference
 from cmkd.corpora.building import build_corpus, measured_row
 from cmkd.corpora.checks import SourceRow, check_rows
 from cmkd.corpora.columns import Reading, flat, flat_names, read_columns
-from cmkd.corpora.manifest import checked_scale
+from cmkd.corpora.manifest import UNRATED_SCALE, checked_scale
 from cmkd.corpora.report import CorpusProblem, CorpusReport
 from cmkd.corpora.schema import FEATURES, Corpus, StreamedCorpus, normalise_split, rows_by_split, stored_features
 from cmkd.corpora.transcripts import join_transcripts
@@ -58,6 +58,7 @@ def build(
     *,
     path: str,
     label_scale: Sequence[float] | None = None,
+    rated: bool = True,
     columns: Mapping[str, str | None] | None = None,
     splits: Mapping[str, str] | None = None,
     config_name: str | None = None,
@@ -78,6 +79,8 @@ def build(
             takes it; or a folder of `save_to_disk`.
         label_scale (`tuple[float, float]`, *optional*): Minimum and maximum of the scale of the labels; by default that
             in the column `label_scale`, which data sets that `cmkd.push_corpus` made have.
+        rated (`bool`, *optional*, defaults to `True`): Whether the utterances are rated. With `False` no rating is read
+            or needed, as for `unlabelled` speech in a recipe.
         columns (`dict[str, str | None]`, *optional*): The data set's own names of columns, by the names that they
             have in a manifest, as in `{valence: V}`; None where it has no such column, whatever its names look like.
         splits (`dict[str, str]`, *optional*): Splits of the data set, or slices of them, by the names that they get,
@@ -112,12 +115,16 @@ def build(
         label_scale=(0.0, 1.0),  # until it is known
         config={"path": path, "splits": splits and dict(splits), "columns": columns and dict(columns)}
         | {name: str(value) for name, value in arguments.items() if value is not None},
+        is_rated=rated,
     )
     _check_alike(parts, path, report)
     columns = _with_audio(columns, first.features, report)
     reading = read_columns(flat_names(first.features.arrow_schema), path, report, columns, required=("audio",))
-    own = _own_scale(parts, path, report) if label_scale is None else label_scale
-    report.label_scale = checked_scale(own)
+    if rated:
+        own = _own_scale(parts, path, report) if label_scale is None else label_scale
+        report.label_scale = checked_scale(own)
+    else:
+        report.label_scale = UNRATED_SCALE
     report.config["label_scale"] = list(report.label_scale)
     with _without_torchcodec():
         source_rows = _source_rows(parts, reading, columns, path, report)

@@ -22,6 +22,8 @@ The table is a CSV, TSV, JSONL or Parquet file, with text in UTF-8; fields of CS
 - The setting `columns` says which column is which if the table has other names:
   `{"activation": "labels.act", "audio": "file"}`; `{"start": None}` says that no column is meant.
 - Other columns are not read, and the report says so; the duration is measured.
+- Speech that nobody has rated takes the setting `rated=False`: it needs neither labels nor a scale, and a table
+  without the column `split` is all of the split train.
 - Paths may be absolute, but may not leave the folder in which they start.
 
 The corpus is checked once and kept in the cache of datasets, see `cmkd.corpora.building`. Its version is a digest of
@@ -55,6 +57,9 @@ from cmkd.corpora.transcripts import join_transcripts
 
 _WHOLE = re.compile(r"\d+(\.0)?", re.ASCII)
 
+UNRATED_SCALE = (0.0, 1.0)
+"""The scale that a corpus has where nothing is rated."""
+
 Row = tuple[str, dict[str, Any]]
 """A row: where it stands, and its values by column."""
 
@@ -66,7 +71,8 @@ def build(
     data_dir: str | os.PathLike[str] | None,
     on_error: str,
     *,
-    label_scale: Sequence[float],
+    label_scale: Sequence[float] | None = None,
+    rated: bool = True,
     manifest: str | os.PathLike[str] | None = None,
     columns: Mapping[str, str | None] | None = None,
     transcripts: str | os.PathLike[str] | None = None,
@@ -79,7 +85,10 @@ def build(
     Args:
         data_dir (path or None): The folder in which audio paths start; the manifest's folder if None.
         on_error (`str`): See `load_corpus`.
-        label_scale (`tuple[float, float]`): Minimum and maximum of the scale of the labels, for example `(1, 7)`.
+        label_scale (`tuple[float, float]`, *optional*): Minimum and maximum of the scale of the labels, for example
+            `(1, 7)`. Needed unless nothing is rated.
+        rated (`bool`, *optional*, defaults to `True`): Whether the utterances are rated. With `False` no rating is read
+            or needed, as for `unlabelled` speech in a recipe.
         manifest (path, *optional*): The table; by default the one file in `data_dir` that is named manifest.csv,
             manifest.tsv, manifest.jsonl or manifest.parquet.
         columns (`dict[str, str | None]`, *optional*): The table's own names of columns, by the names that they have in
@@ -97,7 +106,12 @@ def build(
         FileNotFoundError: There is no such manifest.
         ValueError: A setting is not valid.
     """
-    scale = checked_scale(label_scale)
+    if rated and label_scale is None:
+        raise ValueError(
+            "the corpus 'manifest' needs 'label_scale', the minimum and the maximum of the scale of the labels, for "
+            "example (1, 7); speech that nobody has rated takes rated=False."
+        )
+    scale = checked_scale(label_scale) if rated and label_scale is not None else UNRATED_SCALE
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"data_dir is {str(data_dir)!r}, but no such folder exists.")
     path = _find(data_dir) if manifest is None else Path(manifest)
@@ -112,14 +126,18 @@ def build(
         release=hashlib.sha256(content).hexdigest()[:12],
         label_scale=scale,
         config={"manifest": str(path), "data_dir": str(folder), "label_scale": list(scale)},
+        is_rated=rated,
     )
     if columns is not None:
         report.config["columns"] = dict(columns)
     names, rows = READERS[path.suffix.lower()](content, path.name, report)
-    reading = read_columns(names, path.name, report, columns)
+    reading = read_columns(names, path.name, report, columns, ("audio", "split") if rated else ("audio",))
     if path.suffix.lower() in (".csv", ".tsv"):
         _read_whole_numbers(rows, reading, report)
     source_rows = [_source_row(row, values, reading) for row, values in rows]
+    if "split" not in reading:
+        for source_row in source_rows:
+            source_row.split = "train"
     source_rows = join_transcripts(source_rows, transcripts, prefer_transcripts, report)
     return build_corpus(source_rows, report, on_error, folder, num_proc=num_proc, streaming=streaming)
 
@@ -161,7 +179,7 @@ def _source_row(row: str, values: dict[str, Any], reading: Reading) -> SourceRow
         name = audio.get("path") if isinstance(audio, dict) else audio
         stretch = (known.get(column) for column in ("start", "end", "channel"))
         known["id"] = row if name is None or isinstance(name, bytes) else default_id(name, *stretch)
-    return SourceRow(row=row, **known)
+    return SourceRow(row=row, **({"split": None} | known))
 
 
 def _read_whole_numbers(rows: Sequence[Row], reading: Reading, report: CorpusReport) -> None:

@@ -42,7 +42,7 @@ ADVICE = {
     "two files of this name": "keep one of them in the audio folder",
     "stretch outside the audio": "correct start and end, which are in seconds from the beginning of the file",
     "truncated audio": "restore the file, or remove the row",
-    "unrated": "rate at least one dimension, or remove the row",
+    "unrated": "rate at least one dimension, or remove the row (speech for `unlabelled` takes rated=False)",
     "unreadable audio": "convert the file to wav or flac",
 }
 """What to do about a row, by the reason why it is refused."""
@@ -99,6 +99,11 @@ class CorpusReport:
         digest (`str`): A digest of all rows and their sound, whatever folder they are in; "" if the sound was not read.
         is_streamed (`bool`): Whether the sound is read only when its row is reached.
         terms (`str`): The licence that forbids passing the corpus on, "" if there is none.
+        licence (`str`): The licence as the user states it, by the Hub's name for it; "" if they do not.
+        language (`str`): The language as the user states it; "" if they do not.
+        unlabelled_version (`str`): A digest of the speech without labels that a run learns from beside it; "" if there
+            is none.
+        is_rated (`bool`): Whether its utterances need ratings; if not, none are read.
         label_limits (`tuple[float, float]`, *optional*): The lowest and the highest label that the checks admit, for a
             corpus that publishes labels beyond its scale.
     """
@@ -120,6 +125,10 @@ class CorpusReport:
     digest: str = ""
     is_streamed: bool = False
     terms: str = ""
+    licence: str = ""
+    language: str = ""
+    unlabelled_version: str = ""
+    is_rated: bool = True
     label_limits: tuple[float, float] | None = None
 
     @property
@@ -172,6 +181,8 @@ class CorpusReport:
             "warnings": self.warnings,
             "notes": self.notes,
             "terms": self.terms,
+            "licence": self.licence,
+            "language": self.language,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -195,7 +206,8 @@ class CorpusReport:
     def __str__(self) -> str:
         """The card of the corpus, for the terminal."""
         minimum, maximum = self.label_scale
-        lines = [f"{self.name} {self.version}, labels from {minimum:g} to {maximum:g} (mean ± standard deviation)"]
+        labels = f"labels from {minimum:g} to {maximum:g} (mean ± standard deviation)" if self.is_rated else "not rated"
+        lines = [f"{self.name} {self.version}, {labels}"]
         lines += [f"WARNING: {warning}" for warning in self.warnings]
         lines += [_table_line("", "utterances", "hours", "speakers", *EMOTION_DIMENSIONS)]
         for split, utterances in self.utterances.items():

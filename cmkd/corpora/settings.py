@@ -12,6 +12,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypedDict, cast
 
 import docstring_parser
@@ -39,6 +40,31 @@ class Setting:
     annotation: Any
     default: Any
     description: str
+
+
+SOURCES = ("corpus", "unlabelled")
+"""The settings of a recipe that are a corpus or a list of them."""
+
+SOURCE_SETTINGS = {
+    "alias": Setting(
+        str | None,
+        None,
+        "What ids, speakers and scores call this corpus, where several are learned from; null stands for its name.",
+    ),
+    "licence": Setting(
+        str | None,
+        None,
+        "The licence of the corpus, by the Hub's name for it, such as cc-by-4.0; null where the package knows it. "
+        "Cards need it; nothing that is learned depends on it.",
+    ),
+    "language": Setting(
+        str | None,
+        None,
+        "The language of the speech, such as en; null where the package knows it. Cards show it; nothing that is "
+        "learned depends on it.",
+    ),
+}
+"""What a recipe may say of a corpus beside the settings of its builder."""
 
 
 class CorpusSettings(dict[str, Any]):
@@ -75,20 +101,26 @@ def corpus_settings(name: str) -> dict[str, Setting]:
     return settings
 
 
-def corpus_options(name: str | None, values: Mapping[str, Any], leave_out: Collection[str] = ()) -> Any:
+def corpus_options(
+    name: str | None,
+    values: Mapping[str, Any],
+    leave_out: Collection[str] = (),
+    more: Mapping[str, Setting] = MappingProxyType({}),
+) -> Any:
     """The options `--corpus.KEY` of a command, a type for [`cmkd.command_line.read_arguments`].
 
     Args:
         name: of the corpus; None if it is not known yet, and only `name` is an option.
         values: what a recipe says.
         leave_out: settings that the command has another way to give.
+        more: settings that are not of its builder.
 
     Raises:
         ValueError: there is no such corpus.
     """
     settings = {"name": Setting(str, REQUIRED, f"Which corpus: {', '.join(CORPORA)}.")}
     if name is not None:
-        settings |= corpus_settings(name)
+        settings |= {**corpus_settings(name), **more}
     options = {}
     for key, setting in settings.items():
         default = "required" if setting.default is REQUIRED else f"default: {shown(setting.default)}"

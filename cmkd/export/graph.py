@@ -120,6 +120,7 @@ class StudentGraph(nn.Module):
     def shortest(self) -> int:
         """The samples, or frames of a spectrogram, that one frame of the encoder hears."""
         length = 1
+        assert self.model.speech_encoder is not None  # a model that only reads is not exported
         for kernel, stride, padding in reversed(self.model.speech_encoder.convolutions):
             length = (length - 1) * stride + kernel - 2 * padding
         return length
@@ -156,7 +157,7 @@ def _normalized(waves: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) 
     return centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + 1e-7)
 
 
-@symbolic_helper.parse_args("v", "i", "i", "none")  # type: ignore[attr-defined]
+@symbolic_helper.parse_args("v", "i", "i", "none")
 def _repeat_interleave(graph: Any, tensor: Any, repeats: int, dim: int, output_size: None) -> Any:
     """`repeat_interleave` along the last axis, by which Moonshine turns pairs of numbers.
 
@@ -172,11 +173,13 @@ def _repeat_interleave(graph: Any, tensor: Any, repeats: int, dim: int, output_s
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    torch.onnx.register_custom_op_symbolic("aten::repeat_interleave", _repeat_interleave, OPSET)
+    torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
+        "aten::repeat_interleave", _repeat_interleave, OPSET
+    )
     try:
         yield
     finally:
-        torch.onnx.unregister_custom_op_symbolic("aten::repeat_interleave", OPSET)
+        torch.onnx.unregister_custom_op_symbolic("aten::repeat_interleave", OPSET)  # type: ignore[attr-defined]
 
 
 def trace(graph: nn.Module, example: tuple[torch.Tensor, torch.Tensor], name: str) -> tuple[onnx.ModelProto, list[str]]:

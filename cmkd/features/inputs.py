@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 
@@ -29,7 +30,7 @@ class UtteranceDataset(torch.utils.data.Dataset):
 class ChosenRows(Sequence):
     """Some rows of a column, in the order in which they were chosen; each is looked up when it is asked for."""
 
-    def __init__(self, column: Sequence, rows: Sequence[int]):
+    def __init__(self, column: Sequence, rows: np.ndarray | Sequence[int]):
         self.column = column
         self.rows = rows
 

@@ -7,8 +7,8 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 
 def unit_interval_labels(rows: Dataset) -> np.ndarray:
-    """The labels (n, 3) of a split on the unit interval, with NaN where not rated."""
-    minimum, maximum = rows["label_scale"][0]
+    """The labels (n, 3) of a split on the unit interval, each by its own row's scale, with NaN where not rated."""
+    minimum, maximum = np.array(rows["label_scale"], dtype=np.float32).reshape(-1, 2, 1).swapaxes(0, 1)
     values = np.stack([np.array(rows[name], dtype=np.float32) for name in EMOTION_DIMENSIONS], axis=1)
     return (values - minimum) / (maximum - minimum)
 

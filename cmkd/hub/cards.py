@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, UndefinedError
 
+from cmkd.corpora.licences import strictest
 from cmkd.places import of_root
 from cmkd.scoring.scores import describe_intervals, describe_test, format_p
 from cmkd.stages import BASELINE, STAGES, TEACHER, describe_control
@@ -60,11 +61,79 @@ _AGAIN = "results.json is of another version of cmkd, or of a run that is not co
 ENGLISH_CORPORA = (*OPEN_CORPORA, "msp-podcast", "iemocap")
 
 
+@dataclass(frozen=True)
+class TrainingSource:
+    """A corpus that a model was trained on.
+
+    Attributes:
+        name: what it is called in the run.
+        corpus: its entry in results.json.
+        is_labelled: whether its labels were used.
+        licence: what is known about its licence.
+    """
+
+    name: str
+    corpus: Mapping[str, Any]
+    is_labelled: bool
+    licence: Licence
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether nobody speaks in it."""
+        return self.corpus["name"] in OPEN_CORPORA
+
+    @property
+    def language(self) -> str:
+        """The language of its speech, as the recipe states it or the package knows it; "" if neither does."""
+        return self.corpus.get("language") or ("en" if self.corpus["name"] in ENGLISH_CORPORA else "")
+
+
+def training_sources(corpus: Mapping[str, Any]) -> list[TrainingSource]:
+    """The corpora that a model was trained on, those with labels first.
+
+    Args:
+        corpus: the entry `corpus` in results.json.
+
+    Raises:
+        ValueError: there are several, and the licence of one is not known.
+    """
+    labelled = corpus.get("corpora") or {corpus["name"]: corpus}
+    without = corpus["unlabelled"]["corpora"] if "unlabelled" in corpus else {}
+    named = [(name, one, True) for name, one in labelled.items()]
+    named += [(name, one, False) for name, one in without.items()]
+    sources = [TrainingSource(name, one, is_labelled, training_licence(one)) for name, one, is_labelled in named]
+    unknown = [source.name for source in sources if source.licence.identifier == "other" and not _is_stated(source)]
+    if len(sources) > 1 and unknown:
+        raise ValueError(
+            f"the licence of {' and '.join(unknown)} is not known, and the card of a model that was trained on several "
+            "corpora takes the strictest: state it with the setting licence of that corpus in the recipe, and run cmkd "
+            "train again, which trains nothing anew."
+        )
+    return sources
+
+
+def _is_stated(source: TrainingSource) -> bool:
+    return bool(source.corpus["terms"] or source.corpus.get("licence"))
+
+
+def _licence_of_all(sources: Sequence[TrainingSource]) -> tuple[str, str | None]:
+    """The Hub's identifier of the strictest licence, and its own name where the Hub has none."""
+    if len(sources) == 1:
+        (source,) = sources
+        is_other = source.licence.identifier == "other"
+        return source.licence.identifier, _licence_name(source.corpus) if is_other else None
+    most = strictest(source.licence.identifier for source in sources)
+    if most == ["other"]:
+        names = [_licence_name(source.corpus) for source in sources if source.licence.identifier == "other"]
+        return "other", "-and-".join(dict.fromkeys(names))
+    return (most[0], None) if len(most) == 1 else ("other", "-and-".join(most))
+
+
 def training_licence(corpus: Mapping[str, Any]) -> Licence:
     """What is known about the licence of a corpus that a model was trained on.
 
     Args:
-        corpus: its entry in results.json, with `name` and `terms`.
+        corpus: its entry in results.json, with `name`, `terms`, and `licence` as the recipe states it.
     """
     if corpus["terms"]:
         return Licence(
@@ -78,6 +147,11 @@ def training_licence(corpus: Mapping[str, Any]) -> Licence:
         "The licence of the training data is not recorded. Whoever trained the model knows it: ask before you pass the "
         "model on.",
     )
+    if stated := corpus.get("licence"):
+        text = f"Its licence is {stated}, as whoever trained the model states it."
+        if stated == "other":
+            text = "It has a licence of its own, which whoever trained the model knows: ask before you pass it on."
+        return Licence(stated, text)
     return OPEN_CORPORA.get(corpus["name"], unknown)
 
 
@@ -193,7 +267,9 @@ def _model_card(
     corpus = results["corpus"]
     if stage not in results["systems"]:
         raise ValueError(f"results.json has no scores of {stage!r}: a card needs them; run the stage {stage}.")
-    of_data = training_licence(corpus)
+    sources = training_sources(corpus)
+    identifier, licence_name = _licence_of_all(sources)
+    languages = list(dict.fromkeys(source.language for source in sources))
     comparisons = {
         entry["split"]: entry
         for entry in results["comparisons"]
@@ -215,9 +291,9 @@ def _model_card(
         ),
         "has_baseline": BASELINE in results["systems"],
         "has_teacher": TEACHER in results["systems"],
-        "licence": of_data,
-        "is_synthetic": corpus["name"] in OPEN_CORPORA,
-        "is_english": corpus["name"] in ENGLISH_CORPORA,
+        "sources": sources,
+        "is_synthetic": all(source.is_synthetic for source in sources),
+        "languages": languages if all(languages) else [],
         "has_pipeline": "pipeline_cmkd.py" in files,
         "code_files": [name for name in files if name.endswith(".py")],
         "repo_id": repo_id,
@@ -226,14 +302,14 @@ def _model_card(
     }
     metadata = ModelCardData(
         model_name=repo_id.split("/")[-1],
-        language="en" if values["is_english"] else None,
-        license=licence or of_data.identifier,
-        license_name=_licence_name(corpus) if (licence or of_data.identifier) == "other" else None,
+        language=(languages[0] if len(languages) == 1 else languages) if all(languages) else None,
+        license=licence or identifier,
+        license_name=licence_name if (licence or identifier) == "other" else None,
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["cmkd", "speech-emotion-recognition", "arxiv:2112.00158"],
         base_model=_base_models(config),
-        eval_results=_eval_results(corpus, results["systems"][stage]),
+        eval_results=_eval_results(sources, results["systems"][stage]["test"]),
     )
     text = render("model_teacher.md" if is_teacher else "model_student.md", metadata=metadata.to_yaml(), **values)
     return ModelCard(text)
@@ -269,7 +345,9 @@ def _checked(value: Any) -> float:
 
 
 def _licence_name(corpus: Mapping[str, Any]) -> str:
-    return f"{corpus['name']}-terms" if corpus["terms"] else "not-recorded"
+    if corpus["terms"] or corpus.get("licence"):
+        return f"{corpus['name']}-terms"
+    return "not-recorded"
 
 
 def _base_models(config: Mapping[str, Any]) -> list[str] | None:
@@ -279,7 +357,13 @@ def _base_models(config: Mapping[str, Any]) -> list[str] | None:
     return [name for name in names if name.count("/") == 1 and not name.startswith((".", "/"))] or None
 
 
-def _eval_results(corpus: Mapping[str, Any], splits: Mapping[str, Any]) -> list[EvalResult]:
+def _eval_results(sources: Sequence[TrainingSource], scores: Mapping[str, Any]) -> list[EvalResult]:
+    labelled = {source.name: source.corpus for source in sources if source.is_labelled}
+    by_corpus = scores["by_corpus"] if len(labelled) > 1 else dict.fromkeys(labelled, scores)
+    return [result for name, of_it in by_corpus.items() for result in _eval_results_of(labelled[name], of_it)]
+
+
+def _eval_results_of(corpus: Mapping[str, Any], scores: Mapping[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="audio-classification",
@@ -292,6 +376,6 @@ def _eval_results(corpus: Mapping[str, Any], splits: Mapping[str, Any]) -> list[
             metric_config=dimension,
             metric_value=round(_checked(value), 4),
         )
-        for dimension, value in splits["test"]["ccc"].items()
+        for dimension, value in scores["ccc"].items()
         if value is not None
     ]

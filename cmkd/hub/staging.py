@@ -21,6 +21,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.dynamic_module_utils import get_relative_imports
 
+from cmkd.corpora.settings import SOURCES
 from cmkd.formats import check_version
 from cmkd.hub.cards import OPEN_CORPORA, model_card
 from cmkd.json_files import read_json, write_json
@@ -191,11 +192,35 @@ def published_results(results: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"results.json lacks {', '.join(missing)}: run cmkd train again.")
     content = dict(results)
-    if content["corpus"]["name"] not in OPEN_CORPORA:
-        content["corpus"] = content["corpus"] | {"notes": []}
-    corpus = {key: value for key, value in content["recipe"]["corpus"].items() if key != "data_dir"}
-    content["recipe"] = content["recipe"] | {"corpus": corpus}
+    content["corpus"] = _without_notes(content["corpus"])
+    recipe = content["recipe"]
+    content["recipe"] = recipe | {name: _without_folder(recipe[name]) for name in SOURCES if recipe.get(name)}
     return without_paths(content, _encoder_names(results))
+
+
+def _without_notes(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a corpus, with notes only where CMKD makes it itself; and so of those that it consists of."""
+    content = dict(corpus) if corpus["name"] in OPEN_CORPORA else {**corpus, "notes": []}
+    if "corpora" in content:
+        content["corpora"] = {name: _without_notes(one) for name, one in content["corpora"].items()}
+    if "unlabelled" in content:
+        parts = {name: _without_notes(one) for name, one in content["unlabelled"]["corpora"].items()}
+        content["unlabelled"] = content["unlabelled"] | {"corpora": parts}
+    return content
+
+
+def _without_folder(source: Any) -> Any:
+    """A corpus of a recipe, or a list of them, without its folder."""
+    if isinstance(source, list):
+        return [_without_folder(one) for one in source]
+    return {key: value for key, value in source.items() if key != "data_dir"}
+
+
+def _folders(recipe: Mapping[str, Any]) -> list[Path]:
+    """The folders of all corpora of a recipe."""
+    given = [recipe.get(name) or [] for name in SOURCES]
+    sources = [one for of_field in given for one in (of_field if isinstance(of_field, list) else [of_field])]
+    return [Path(source["data_dir"]).resolve() for source in sources if source.get("data_dir")]
 
 
 def without_paths(content: Any, encoders: tuple[str, ...] = ()) -> Any:
@@ -238,9 +263,8 @@ def _encoder_names(results: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _check_private(folder: Path, run: Path, results: Mapping[str, Any], token: str | None) -> None:
     """Raises a ValueError if a file holds a token, a folder of this machine or, in JSON and YAML, any absolute path."""
-    data_dir = results["recipe"]["corpus"].get("data_dir")
     places = [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), run.resolve(), run.resolve().parent]
-    places += [Path(data_dir).resolve()] if data_dir else []
+    places += _folders(results["recipe"])
     roots = {f"{place}/" for place in places if len(place.parts) > 1}
     for path in sorted(folder.iterdir()):
         content = _header(path) if path.suffix == ".safetensors" else path.read_bytes()

@@ -78,6 +78,7 @@ def write_report(output_dir: str | os.PathLike[str]) -> Path:
         sections = [
             _run_section(results),
             _systems_section(results, figures),
+            *corpora_sections(results),
             _gap_section(results),
             _comparisons_section(results),
             *([_lexical_section(results)] if "lexical" in results else []),
@@ -157,13 +158,17 @@ def _run_section(results: Mapping[str, Any]) -> str:
         for split, utterances in corpus["utterances"].items()
     ]
     parts.append(_table(["split", "utterances", "hours", "speakers"], sizes))
+    parts += [_sources_table(corpus)] if "corpora" in corpus or "unlabelled" in corpus else []
     low, high = corpus["label_scale"]
+    scale = (
+        f"Labels are rated from {low:g} to {high:g}; every number below is computed on the unit interval (0 stands for "
+        f"{low:g}, 1 for {high:g})."
+    )
+    if len({tuple(one["label_scale"]) for one in corpus.get("corpora", {}).values()}) > 1:
+        scale = "Every number below is on the unit interval: 0 is the minimum of the corpus's own scale, 1 its maximum."
     skipped = ", ".join(f"{count:,} ({reason})" for reason, count in corpus["skipped"].items())
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    parts.append(
-        f"Labels are rated from {low:g} to {high:g}; every number below is computed on the unit interval (0 stands for "
-        f"{low:g}, 1 for {high:g}). Utterances skipped: {skipped or 'none'}. Versions: {versions}."
-    )
+    parts.append(f"{scale} Utterances skipped: {skipped or 'none'}. Versions: {versions}.")
     parts.append(_cost_sentence(results))
     if "control" in results:
         parts.insert(1, f"> **{describe_control(results['control'])}.**")
@@ -210,6 +215,61 @@ def _systems_section(results: Mapping[str, Any], figures: Path) -> str:
         _save(figure, figures / "valence.png", "Valence CCC of every system: rings on validation, dots on test.")
     )
     return "\n\n".join(parts)
+
+
+def corpora_sections(results: Mapping[str, Any]) -> list[str]:
+    """A section with the scores on test within each corpus of a run of several; none of a run of one.
+
+    Args:
+        results: the content of `results.json`, of one seed or several.
+    """
+    names = results["corpus"].get("corpora", {})
+    if not names:
+        return []
+    rows = [
+        [
+            f"{label}, {name}",
+            f"{scores['n']:,}",
+            *(_ccc_and_interval(scores, dimension) for dimension in EMOTION_DIMENSIONS),
+        ]
+        for system, label in SYSTEM_NAMES.items()
+        for name, scores in results["systems"].get(system, {}).get("test", {}).get("by_corpus", {}).items()
+    ]
+    text = (
+        "CCC on test within each corpus, with its interval over the speakers. Over all corpora together a CCC also "
+        "says whether one is rated above another, so that it can be higher than within any of them. Checkpoints and "
+        "the student were chosen on validation by the mean of the CCC within each, all corpora counting alike."
+    )
+    return ["\n\n".join(["## Each corpus", text, _table(["system, corpus", "utterances", *EMOTION_DIMENSIONS], rows)])]
+
+
+def _ccc_and_interval(scores: Mapping[str, Any], dimension: str) -> str:
+    ccc, interval = scores["ccc"][dimension], scores["interval"][dimension]
+    if ccc is None:
+        return "not rated"
+    return format_number(ccc) + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _sources_table(corpus: Mapping[str, Any]) -> str:
+    """What each corpus holds and how it is rated, on its own scale."""
+    labelled = corpus.get("corpora", {corpus["name"]: corpus})
+    rows = [
+        [
+            f"{name} {one['version']}",
+            ", ".join(f"{split} {number:,}" for split, number in one["utterances"].items()),
+            "{:g} to {:g}".format(*one["label_scale"]),
+            *(_mean_and_std(one["labels"].get("train", {}).get(dimension, {})) for dimension in EMOTION_DIMENSIONS),
+        ]
+        for name, one in labelled.items()
+    ]
+    for name, one in corpus.get("unlabelled", {"corpora": {}})["corpora"].items():
+        used = f"train {one['utterances']['train']:,}, without labels"
+        rows.append([f"{name} {one['version']}", used, "", "", "", ""])
+    return _table(["corpus", "utterances", "scale", *(f"{name}, train" for name in EMOTION_DIMENSIONS)], rows)
+
+
+def _mean_and_std(statistics: Mapping[str, Any]) -> str:
+    return f"{statistics['mean']:.2f} ± {statistics['std']:.2f}" if statistics.get("rated") else "not rated"
 
 
 def _gap_section(results: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from cmkd.atomic import written_whole
 from cmkd.json_files import read_json
 from cmkd.reporting.figures import draw_seeds, figure_style, format_number
+from cmkd.reporting.report import corpora_sections
 from cmkd.scoring.scores import NOTHING_COMPARED, describe_intervals, describe_test, format_p
 from cmkd.stages import BASELINE, LEXICAL, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control
 from configuration_cmkd import EMOTION_DIMENSIONS
@@ -83,6 +84,7 @@ def _report(results: Mapping[str, Any]) -> str:
         "![valence of each seed](figures/seeds.png)\n\n"
         "Valence CCC on test: a dot for each seed, a stroke for the mean, a bar for its interval over speakers."
     )
+    parts += corpora_sections(results)
     parts += _gap(results)
     parts.append(_comparisons(results))
     parts += _lexical(results)

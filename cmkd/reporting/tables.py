@@ -33,7 +33,7 @@ from cmkd.scoring.scores import compare, describe_confidence, describe_intervals
 from cmkd.stages import CONTROLS, ENCODERS, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control, describe_variant
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-_SHOWN_APART = {"corpus", "seed", "cache_dtype", *ENCODERS}
+_SHOWN_APART = {"corpus", "unlabelled", "seed", "cache_dtype", *ENCODERS}
 _SETTINGS = tuple(
     dict.fromkeys(setting for stage in STAGES.values() for setting in stage.settings if setting not in _SHOWN_APART)
 )
@@ -516,6 +516,8 @@ def _describe_run(run: _Run, slots: Sequence[_Slot]) -> dict[str, Any]:
     if step != default:
         settings["utterances a step"] = [step, default]
     corpus = run.results["corpus"]
+    if "unlabelled" in corpus["utterances"] and any(stage.needs_teacher for stage in stages):
+        settings["unlabelled utterances"] = [corpus["utterances"]["unlabelled"], 0]
     return {
         "folder": run.name,
         "rows": list(dict.fromkeys(slot.number for slot in slots)),

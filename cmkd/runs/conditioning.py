@@ -1,9 +1,10 @@
-"""What the students take from the teacher: its outputs for each training utterance, and how far it is trusted there.
+"""What the students take from the teacher: its outputs for each utterance, and how far it is trusted there.
 
 `<run>/conditioning/train.parquet` has a row per training utterance: `id`, `embedding` and `predicted_activation`, … of
 the teacher; `residual_activation`, … (Eq. 8), which with `cross_fitting` are those of a teacher that has not heard the
 speaker; `weight_activation`, … from `cmkd.dimension_weights`, and `weight` from `cmkd.quality_weights`. Its metadata
-say by which settings, in JSON under `cmkd`.
+say by which settings, in JSON under `cmkd`. Speech without labels is in `unlabelled.parquet` beside it
+(`cmkd.runs.unlabelled`).
 """
 
 from __future__ import annotations
@@ -102,24 +103,26 @@ def write_conditioning(recipe: Recipe, train: Dataset) -> None:
 
 
 def read_conditioning(run: Path, ids: Sequence[str]) -> Conditioning:
-    """What students take from the teacher about these utterances.
+    """What students take from the teacher about these utterances, with labels and without.
 
     Raises:
         ValueError: the teacher has not seen an utterance.
     """
     path = run / "conditioning" / "train.parquet"
-    table = pq.read_table(path)
-    rows = {identifier: row for row, identifier in enumerate(table["id"].to_pylist())}
+    tables = [pq.read_table(file) for file in (path, path.with_name("unlabelled.parquet")) if file.is_file()]
+    known = [identifier for table in tables for identifier in table["id"].to_pylist()]
+    rows = {identifier: row for row, identifier in enumerate(known)}
     missing = [identifier for identifier in ids if identifier not in rows]
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} utterances, such as {missing[0]!r}: repeat the stage teacher.")
     order = np.array([rows[identifier] for identifier in ids])
-    return Conditioning(
-        np.stack(table["embedding"].to_numpy(zero_copy_only=False))[order],
-        _by_dimension(table, "predicted").astype(np.float32)[order],
-        table["weight"].to_numpy()[order],
-        _by_dimension(table, "weight")[order],
+    values = (
+        [np.stack(table["embedding"].to_numpy(zero_copy_only=False)) for table in tables],
+        [_by_dimension(table, "predicted").astype(np.float32) for table in tables],
+        [table["weight"].to_numpy() for table in tables],
+        [_by_dimension(table, "weight") for table in tables],
     )
+    return Conditioning(*(np.concatenate(of_tables)[order] for of_tables in values))
 
 
 def describe_conditioning(run: Path, threshold: float) -> dict[str, Any]:

@@ -74,6 +74,10 @@ def number_of_folds(recipe: Recipe) -> int:
     Raises:
         ValueError: the corpus has none, or the recipe asks for one of them, for several seeds, or for a push.
     """
+    if not isinstance(recipe.corpus, dict):
+        raise ValueError(f"corpus is a list of {len(recipe.corpus)}: folds are those of one corpus. Use cmkd train.")
+    if recipe.unlabelled is not None:
+        raise ValueError("unlabelled is given, but folds have none: leave it out, or use cmkd train.")
     if recipe.corpus["name"] != "iemocap":
         raise ValueError(f"the corpus {recipe.corpus['name']!r} has no folds; iemocap has. Use cmkd train.")
     if "fold" in recipe.corpus:

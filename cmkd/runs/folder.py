@@ -8,6 +8,7 @@
 <run>/predictions/<stage>_<split>.parquet
 <run>/conditioning/train.parquet  what the students take from the teacher, see cmkd/runs/conditioning.py
 <run>/cross_fitting/           see cmkd/runs/cross_fitting.py
+<run>/conditioning/unlabelled.parquet  the same of speech without labels, see cmkd/runs/unlabelled.py
 <run>/results.json  report.md  figures/
 <run>/cache/                   stored output of frozen encoders; may be deleted
 ```
@@ -33,6 +34,7 @@ from datasets import Dataset
 
 from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
 from cmkd.corpora.schema import SPLITS
+from cmkd.corpora.settings import SOURCES
 from cmkd.formats import check_version, with_version
 from cmkd.identity import precision
 from cmkd.json_files import read_json, write_json
@@ -41,7 +43,7 @@ from cmkd.runs.conditioning import describe_conditioning, write_conditioning
 from cmkd.runs.cost import total_cost
 from cmkd.runs.cross_fitting import fold_folders
 from cmkd.runs.recipe import Recipe
-from cmkd.scoring.evaluation import evaluate_predictions, read_predictions
+from cmkd.scoring.evaluation import ccc_by_which_to_choose, mean_over_corpora, read_predictions
 from cmkd.scoring.scores import score_systems
 from cmkd.spelling import enumerated
 from cmkd.stages import LEXICAL, STAGES, STUDENTS, TEACHER, followers
@@ -53,11 +55,13 @@ Kind = Literal["single", "folds", "seeds"]
 _KINDS = {"single": "a single run", "folds": "a cross-validation", "seeds": "a run of several seeds"}
 
 
-def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, str]) -> set[str]:
+def complete_stages(
+    recipe: Recipe, corpus_version: str, commits: Mapping[str, str], unlabelled_version: str = ""
+) -> set[str]:
     """The stages of a run that need not be repeated.
 
     Args:
-        recipe, corpus_version, commits: as for [`stage_is_complete`].
+        recipe, corpus_version, commits, unlabelled_version: as for [`stage_is_complete`].
 
     Raises:
         ValueError: a stage was finished, or begun, with other settings.
@@ -66,7 +70,7 @@ def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, s
     complete = {
         stage
         for stage in STAGES
-        if stage not in repeated and stage_is_complete(run, stage, recipe, corpus_version, commits)
+        if stage not in repeated and stage_is_complete(run, stage, recipe, corpus_version, commits, unlabelled_version)
     }
     for stage in set(recipe.stages) - complete:
         complete -= set(followers(stage))  # the students start anew with their teacher
@@ -74,7 +78,12 @@ def complete_stages(recipe: Recipe, corpus_version: str, commits: Mapping[str, s
 
 
 def stage_is_complete(
-    run: Path, stage: str, recipe: Recipe, corpus_version: str, commits: Mapping[str, str] | None = None
+    run: Path,
+    stage: str,
+    recipe: Recipe,
+    corpus_version: str,
+    commits: Mapping[str, str] | None = None,
+    unlabelled_version: str = "",
 ) -> bool:
     """Whether a stage need not be repeated; False if it never started or was interrupted.
 
@@ -86,6 +95,7 @@ def stage_is_complete(
         recipe: the present recipe.
         corpus_version: the version of the present corpus.
         commits: the commits of the encoders that this launch loads, by the names of `cmkd.stages.ENCODERS`.
+        unlabelled_version: the version of the present speech without labels; "" if there is none.
 
     Raises:
         ValueError: it was finished, or begun, with other settings, or its stage.json cannot be read.
@@ -95,7 +105,7 @@ def stage_is_complete(
         return False
     state = _read_json(marker)
     check_version(marker, state)
-    wanted = _stage_settings(stage, recipe, corpus_version)
+    wanted = _stage_settings(stage, recipe, corpus_version, unlabelled_version)
     once = {name: field.get_default() for name, field in Recipe.model_fields.items() if name in wanted}
     once["precision"] = wanted["precision"] if state["complete"] else "fp32"
     then = once | state["settings"]
@@ -189,7 +199,12 @@ def _kind(run: Path) -> Kind | None:
 
 
 def begin_stage(
-    run: Path, stage: str, recipe: Recipe, corpus_version: str, commits: Mapping[str, str] | None = None
+    run: Path,
+    stage: str,
+    recipe: Recipe,
+    corpus_version: str,
+    commits: Mapping[str, str] | None = None,
+    unlabelled_version: str = "",
 ) -> None:
     """Prepares a stage's folder for starting or going on, and records its settings and that a session has begun.
 
@@ -198,7 +213,7 @@ def begin_stage(
     stage.json that records the settings they began with are set aside.
 
     Args:
-        run, stage, recipe, corpus_version, commits: as for [`stage_is_complete`].
+        run, stage, recipe, corpus_version, commits, unlabelled_version: as for [`stage_is_complete`].
     """
     folder = run / stage
     (run / "results.json").unlink(missing_ok=True)
@@ -213,7 +228,7 @@ def begin_stage(
     state = {
         "stage": stage,
         "complete": False,
-        "settings": _stage_settings(stage, recipe, corpus_version),
+        "settings": _stage_settings(stage, recipe, corpus_version, unlabelled_version),
         "encoders": _encoders(stage, recipe, commits or {}),
         "sessions": [*before.get("sessions", []), None],
     }
@@ -318,7 +333,7 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: di
     results["precision"] = {stage: state["settings"].get("precision") for stage, state in stages.items()}
     results["encoders"] = _encoders_of(run, recipe, stages)
     if TEACHER in systems:
-        results["teacher"] = _fingerprint(run)
+        results["teacher"] = teacher_fingerprint(run)
     for name in systems.keys() & set(STUDENTS):
         if "teacher_embeddings" in stages[name]["settings"]:
             results["teacher"] = stages[name]["settings"]["teacher_embeddings"]
@@ -330,6 +345,8 @@ def write_results(run: Path, corpus: dict[str, Any], recipe: Recipe, student: di
         results["conditioning"] = describe_conditioning(run, recipe.residual_threshold)
     if recipe.control is not None:
         results["control"] = recipe.control
+    if "unlabelled" in corpus and (run / "conditioning" / "unlabelled.parquet").is_file():
+        results["unlabelled"] = _unlabelled(run)
     if student is not None:
         results["student"] = student
     results = with_version("results.json", results)
@@ -354,7 +371,8 @@ def keep_student(run: Path, kept: str) -> dict[str, str] | None:
     if kept == "better":
         answers = {name: read_predictions(run / "predictions" / f"{name}_validation.parquet") for name in trained}
         scores = {
-            name: mean_ccc(evaluate_predictions(answer.predictions, answer.labels)) for name, answer in answers.items()
+            name: mean_ccc({"ccc": ccc_by_which_to_choose(answer.predictions, answer.labels, answer.corpora)})
+            for name, answer in answers.items()
         }
         listed = ", ".join(f"{STAGES[name].short_name} {score:.3f}" for name, score in scores.items())
         stage, reason = max(scores, key=scores.__getitem__), f"better mean CCC on validation ({listed})"
@@ -378,8 +396,12 @@ def versions() -> dict[str, str]:
     return known
 
 
-def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str, Any]:
+def _stage_settings(stage: str, recipe: Recipe, corpus_version: str, unlabelled_version: str = "") -> dict[str, Any]:
     settings = recipe.model_dump(mode="json", include=set(STAGES[stage].settings)) | {"corpus_version": corpus_version}
+    for name in settings.keys() & set(SOURCES):
+        settings[name] = _without_statements(settings[name])
+    if STAGES[stage].learns_unlabelled and unlabelled_version:
+        settings["unlabelled_version"] = unlabelled_version
     settings["precision"] = precision(PartialState().device)
     batches = recipe.gradient_accumulation_steps * PartialState().num_processes
     settings["utterances_a_step"] = recipe.batch_size * batches
@@ -389,8 +411,15 @@ def _stage_settings(stage: str, recipe: Recipe, corpus_version: str) -> dict[str
     if start is not None:
         settings["starts_from"] = start
     if STAGES[stage].needs_teacher and recipe.teacher_run is not None:
-        settings["teacher_embeddings"] = _fingerprint(recipe.teacher_folder)
+        settings["teacher_embeddings"] = teacher_fingerprint(recipe.teacher_folder)
     return settings
+
+
+def _without_statements(source: Any) -> Any:
+    """A corpus of a recipe, or a list of them, without what the recipe only states of it."""
+    if isinstance(source, list):
+        return [_without_statements(one) for one in source]
+    return source and {key: value for key, value in source.items() if key not in ("licence", "language")}
 
 
 def _encoders(stage: str, recipe: Recipe, commits: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
@@ -449,7 +478,7 @@ def _encoders_of(run: Path, recipe: Recipe, stages: Mapping[Any, Mapping[str, An
     return encoders
 
 
-def _fingerprint(teacher_run: Path) -> str:
+def teacher_fingerprint(teacher_run: Path) -> str:
     """A digest that tells one training of a teacher from another."""
     embeddings = teacher_run / TEACHER / "train_embeddings.parquet"
     return hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16] if embeddings.is_file() else "not there"
@@ -477,6 +506,20 @@ def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
 
 
 def mean_ccc(scores: Mapping[str, Any]) -> float:
-    """The mean CCC over the rated dimensions, by which students are chosen."""
-    values = [value for value in scores["ccc"].values() if value is not None]
+    """The mean CCC over the rated dimensions, by which students are chosen; with several corpora within each of them.
+
+    Args:
+        scores: those of a system on a split, as [`cmkd.scoring.scores.score_systems`] has them.
+    """
+    ccc = mean_over_corpora(scores["by_corpus"]) if "by_corpus" in scores else scores["ccc"]
+    values = [value for value in ccc.values() if value is not None]
     return sum(values) / len(values)
+
+
+def _unlabelled(run: Path) -> dict[str, Any]:
+    table = pq.read_table(run / "conditioning" / "unlabelled.parquet", columns=["asr_confidence", "weight"])
+    return {
+        "utterances": len(table),
+        "mean_asr_confidence": float(table["asr_confidence"].to_numpy().mean()),
+        "mean_weight": float(table["weight"].to_numpy().mean()),
+    }

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Subset
 from transformers import set_seed
 
 from cmkd.atomic import written_whole
-from cmkd.corpora.schema import SPLITS
+from cmkd.corpora.schema import SPLITS, Corpus
 from cmkd.features.inputs import TextInputs, UtteranceDataset
 from cmkd.features.labels import unit_interval_labels
 from cmkd.features.store import FrozenPart, Storage, frozen_features
@@ -33,7 +33,7 @@ from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.cost import SessionCost
 from cmkd.runs.folder import complete_stage, start_of
 from cmkd.runs.recipe import Recipe
-from cmkd.runs.stage import build_model, cache_folder, input_columns, training_arguments, training_log
+from cmkd.runs.stage import build_model, cache_folder, input_columns, training_arguments, training_log, training_rows
 from cmkd.scoring.lexical import retrieval_scores, ridge_scores
 from cmkd.stages import STAGES
 from cmkd.training.collator import collate_utterances
@@ -50,14 +50,14 @@ _HEAD = "prediction_head."
 _ROUNDING = 1e-6  # of a number in fp32: a coordinate that varies by less does not
 
 
-def train_lexical(stage: str, recipe: Recipe, corpus: DatasetDict, run: Path, cost: SessionCost) -> None:
+def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: SessionCost) -> None:
     """Trains the stage, measures what was learned, and saves the weights that the students begin with."""
     print_once(f"\n{stage}")
     folder = run / stage
     set_seed(recipe.seed)
-    rows = {"learned": corpus["train"], "validation": corpus["validation"], "test": corpus["test"]}
+    rows = {"learned": training_rows(STAGES[stage], corpus), "validation": corpus["validation"], "test": corpus["test"]}
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
-    scale = corpus["train"]["label_scale"][0]
+    scale = [float(limit) for limit in corpus.report.label_scale]
     student, feature_extractor, tokenizer = build_model(STAGES[stage], recipe, labels["train"], scale)
     wait_for_all("load the encoders")
     device = PartialState().device

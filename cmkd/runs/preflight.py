@@ -1,6 +1,7 @@
 """The checks that are made before anything trains."""
 
 import functools
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from cmkd.corpora.schema import SPLITS, StreamedCorpus
+from cmkd.corpora.sources import corpora_of
 from cmkd.features.labels import label_variance, rated_dimensions, unit_interval_labels
 from cmkd.identity import read_encoder
 from cmkd.processes import print_once
@@ -18,6 +20,7 @@ from cmkd.runs.recipe import Recipe
 from cmkd.stages import ENCODERS, STAGES, STUDENTS
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
 
+UTTERANCES_FOR_A_CCC = 8  # of a corpus in a step, below which there is a warning
 LENGTH_CORRELATION = 0.3  # between a label and the duration, above which there is a warning
 
 
@@ -114,6 +117,13 @@ def check_words(recipe: Recipe, corpus: DatasetDict) -> None:
                 )
 
 
+def warn_of_steps(recipe: Recipe, corpus: DatasetDict) -> None:
+    """Warns of what makes the CCC of a step a poor estimate, see [`warn_of_shares`] and [`warn_of_length`]."""
+    warn_of_shares(recipe, corpus["train"])
+    if recipe.group_by_length:
+        warn_of_length(corpus["train"])
+
+
 def warn_of_length(rows: Dataset) -> None:
     """Warns if labels correlate with length, because steps of similar length then have less of their spread."""
     durations = np.array(rows["duration"])
@@ -126,6 +136,21 @@ def warn_of_length(rows: Dataset) -> None:
             print_once(
                 f"WARNING: {name} correlates with the length of the utterance ({correlation:.2f}), so steps of similar "
                 "length have less of its spread, which may lower the CCC: compare with --group_by_length false"
+            )
+
+
+def warn_of_shares(recipe: Recipe, rows: Dataset) -> None:
+    """Warns if a step has few utterances of a corpus, within which the CCC of the loss is then taken."""
+    corpora = corpora_of(rows)
+    if not corpora or recipe.corpus_sampling == "equal" or recipe.ccc_within == "all":
+        return
+    size = recipe.batch_size * recipe.gradient_accumulation_steps * PartialState().num_processes
+    for name, number in Counter(corpora).items():
+        expected = size * number / len(corpora)
+        if expected < UTTERANCES_FOR_A_CCC:
+            print_once(
+                f"WARNING: a step of {size} utterances has about {expected:.1f} of {name}, whose CCC is then mostly "
+                "chance: use larger steps, or --corpus_sampling equal"
             )
 
 

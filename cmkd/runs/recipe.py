@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, 
 
 from cmkd.command_line import option, paragraphs, read_arguments, shown
 from cmkd.corpora import CORPORA
-from cmkd.corpora.settings import corpus_options, corpus_settings
+from cmkd.corpora.settings import SOURCE_SETTINGS, SOURCES, corpus_options, corpus_settings
 from cmkd.features.cache import StoredDtype
 from cmkd.spelling import did_you_mean, enumerated
 from cmkd.stages import CONTROLS, LEXICAL, PAPER_STAGES, STAGES, STUDENTS, TEACHER, followers
 
 if TYPE_CHECKING:  # a type checker takes no Literal that is made from a table
+    from cmkd.corpora.schema import Corpus
+
     StageName: TypeAlias = str
     KeptStudent: TypeAlias = str
     Control: TypeAlias = str
@@ -43,8 +45,53 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    corpus: dict[str, Any] = Field(
-        description="The corpus: its `name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`."
+    corpus: dict[str, Any] | list[dict[str, Any]] = Field(
+        description="The corpus: its `name`, and what `cmkd.load_corpus` takes for it, such as `data_dir`. Or a list "
+        "of two or more of these, which are learned together."
+    )
+    corpus_sampling: Literal["proportional", "equal"] = Field(
+        default="proportional",
+        description="How often several corpora occur: by their sizes, each utterance once per epoch (`proportional`), "
+        "or equally often in every step, where those of the largest corpus occur once per epoch (`equal`).",
+    )
+    ccc_within: Literal["corpus", "all"] = Field(
+        default="corpus",
+        description="What the CCC of the loss is computed within: each corpus (`corpus`), or all of them together "
+        "(`all`), in which case the student gains by telling corpora apart. Without effect on a single corpus.",
+    )
+    labelled_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the training utterances that keep their labels. A larger share has all utterances of a "
+        "smaller one.",
+    )
+    labelled_seed: int = Field(default=0, ge=0, description="Seed that draws which utterances keep their labels.")
+    unlabelled: dict[str, Any] | list[dict[str, Any]] | None = Field(
+        default=None,
+        description="Speech with words and without ratings, on which the students learn from the teacher alone: a "
+        "corpus as under `corpus`, or a list. Its split train is used, and ratings are dropped. Null stands for none.",
+    )
+    unlabelled_rest: bool = Field(
+        default=True,
+        description="Whether the training utterances that labelled_share takes the labels from are unlabelled speech; "
+        "else they are left out.",
+    )
+    unlabelled_hours: float | None = Field(
+        default=None,
+        gt=0,
+        description="How many hours of the unlabelled speech are used, drawn like labelled_share; null stands for all.",
+    )
+    unlabelled_ratio: float = Field(
+        default=1.0,
+        gt=0,
+        description="Unlabelled utterances for each labelled one in every step of a student. They come on top of "
+        "batch_size.",
+    )
+    same_sentences: Literal["refuse", "leave_out", "allow"] = Field(
+        default="refuse",
+        description="What to do about unlabelled speech that says a sentence of validation or test: refuse it, leave "
+        "those utterances out, or allow them.",
     )
     output_dir: str = Field(
         description="Folder that the run is written to. A file that does not say is run in runs/FOLDER/NAME, after its "
@@ -119,7 +166,9 @@ class Recipe(BaseModel):
         "the paper, or a weighted mean over all frames with learned weights.",
     )
 
-    batch_size: int = Field(default=32, ge=1, description="Utterances per device and accumulation step.")
+    batch_size: int = Field(
+        default=32, ge=1, description="Utterances per device and accumulation step, unlabelled ones not counted."
+    )
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, description="Batches of each device between two updates of the weights."
     )
@@ -133,7 +182,11 @@ class Recipe(BaseModel):
         description="What the loss is computed over: all utterances between two updates of the weights, on all devices "
         "(`step`, which is Eq. 7), or each device's batch on its own, averaged (`batch`).",
     )
-    num_epochs: int = Field(default=50, ge=1, description="How many times each stage goes through the training split.")
+    num_epochs: int = Field(
+        default=50,
+        ge=1,
+        description="How many times each stage goes through the training split, unlabelled speech not counted.",
+    )
     learning_rate: float = Field(
         default=5e-4, gt=0, description="Learning rate of Adam at the start, for all but the speech encoder's layers."
     )
@@ -270,6 +323,14 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _has_several_corpora_in_a_list(self) -> "Recipe":
+        if isinstance(self.corpus, list) and len(self.corpus) < 2:
+            raise ValueError(
+                f"corpus is a list of {len(self.corpus)}: a list is for two or more corpora, and one is a mapping."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_one_kind_of_seed(self) -> "Recipe":
         if self.seeds is None:
             return self
@@ -280,6 +341,20 @@ class Recipe(BaseModel):
                 f"seeds is {self.seeds}, but no seed may be given twice: the same seed gives the same training."
             )
         return self
+
+    def load_corpus(self) -> "Corpus":
+        """Builds everything that is learned from, see [`cmkd.corpora.sources.load_run_corpus`]."""
+        from cmkd.corpora.sources import load_run_corpus  # imports torch, for which help does not wait
+
+        return load_run_corpus(
+            self.corpus,
+            self.unlabelled,
+            labelled_share=self.labelled_share,
+            labelled_seed=self.labelled_seed,
+            unlabelled_rest=self.unlabelled_rest,
+            unlabelled_hours=self.unlabelled_hours,
+            same_sentences=self.same_sentences,
+        )
 
     def of_seed(self, seed: int) -> "Recipe":
         """The recipe of one training of a recipe with `seeds`: in a folder of its own, with the same cache.
@@ -346,15 +421,14 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = (), command: str = 
     path = Path(path)
     settings = _read_with_inherited(path)
     name = _corpus_name(settings, arguments)
-    if name is None and settings.get("corpus") is not None:
+    if name is None and settings.get("corpus") is not None and not isinstance(settings["corpus"], list):
         raise ValueError(f"{path}: corpus.name is missing: it must be one of {', '.join(CORPORA)}.")
-    known = ["name", *(corpus_settings(name) if name is not None else ())]
-    for key in settings.get("corpus", {}):
-        if key not in known:
-            raise ValueError(f"{path}: there is no setting 'corpus.{key}' of {name}.{did_you_mean(key, known)}")
+    for field in SOURCES:
+        _check_sources(path, field, settings.get(field), name if field == "corpus" else None)
     given = read_arguments(_options(settings, name), arguments, f"{command} {path}")
-    corpus = settings.get("corpus", {}) | given.pop("corpus", {})
-    settings = _without_replaced(settings, given) | given | ({"corpus": corpus} if corpus else {})
+    sources = {field: _with_given(settings.get(field), given.pop(field, None)) for field in SOURCES}
+    _check_sources(path, "unlabelled", sources["unlabelled"])
+    settings = _without_replaced(settings, given) | given | {key: value for key, value in sources.items() if value}
     settings.setdefault("output_dir", str(Path("runs", path.resolve().parent.name, path.stem)))
     if isinstance(settings.get("stages"), str):
         settings["stages"] = [settings["stages"]]
@@ -401,8 +475,17 @@ def _options(settings: Mapping[str, Any], corpus: str | None) -> Any:
     """The options of a recipe, a type for [`cmkd.command_line.read_arguments`], with the values of its file in help."""
     options = {}
     for name, field in Recipe.model_fields.items():
+        if name in SOURCES and isinstance(settings.get(name), list):
+            options[name] = _options_of_several(name, settings[name])
+            continue
         if name == "corpus":
-            options[name] = corpus_options(corpus, settings.get("corpus", {}))
+            options[name] = corpus_options(corpus, settings.get("corpus", {}), more=SOURCE_SETTINGS)
+            continue
+        if name == "unlabelled" and settings.get(name) is not None:
+            options[name] = corpus_options(settings[name]["name"], settings[name], more=SOURCE_SETTINGS)
+            continue
+        if name == "unlabelled":
+            options[name] = option(dict[str, Any] | None, field.description or "", "default: null")
             continue
         default = (
             "default: runs/FOLDER/NAME of the file" if field.is_required() else f"default: {shown(field.get_default())}"
@@ -412,9 +495,49 @@ def _options(settings: Mapping[str, Any], corpus: str | None) -> Any:
     return cast(Any, TypedDict)("RecipeOptions", options, total=False)
 
 
+def _check_sources(path: Path, field: str, given: Any, name: str | None = None) -> None:
+    """Checks that each mapping of `corpus` or `unlabelled` names a corpus, and has settings that it knows."""
+    for source in given if isinstance(given, list) else [given or {}]:
+        place = f"{field} {source_name(source)}" if isinstance(given, list) else field
+        of_source = source.get("name", name)
+        if source and of_source is None:
+            raise ValueError(f"{path}: {place}.name is missing: it must be one of {', '.join(CORPORA)}.")
+        known = ["name", *SOURCE_SETTINGS, *(corpus_settings(of_source) if of_source is not None else ())]
+        for key in source:
+            if key not in known:
+                raise ValueError(
+                    f"{path}: there is no setting '{place}.{key}' of {of_source}.{did_you_mean(key, known)}"
+                )
+
+
+def source_name(source: Mapping[str, Any]) -> str:
+    """What a corpus of several is called in the run and on the command line."""
+    return str(source.get("alias") or source.get("name"))
+
+
+def _options_of_several(field: str, sources: Sequence[Mapping[str, Any]]) -> Any:
+    """The options `--corpus.NAME.KEY` of several corpora, each under its own name."""
+    options = {
+        source_name(source): corpus_options(source["name"], source, ("name", "alias"), more=SOURCE_SETTINGS)
+        for source in sources
+    }
+    kind = cast(Any, TypedDict)(f"{field.title()}Options", options, total=False)
+    kind.__doc__ = "Settings of each corpus, under its name."
+    return kind
+
+
+def _with_given(sources: Any, given: Mapping[str, Any] | None) -> Any:
+    """The mapping or list of a recipe with what the command line gives over it."""
+    if not isinstance(sources, list):
+        return {**(sources or {}), **(given or {})}
+    return [{**source, **(given or {}).get(source_name(source), {})} for source in sources]
+
+
 def _corpus_name(settings: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
     """Of the corpus that a recipe names, or else the command line, whose options depend on it."""
-    name = settings.get("corpus", {}).get("name")
+    if isinstance(settings.get("corpus"), list):
+        return None
+    name = (settings.get("corpus") or {}).get("name")
     for word, following in zip(arguments, [*arguments[1:], None], strict=False):
         if word == "--corpus.name":
             name = following
@@ -433,12 +556,20 @@ def _read_with_inherited(path: Path) -> dict[str, Any]:
         inherited = _read(path.parent / base)
         if "inherits" in inherited:
             raise ValueError(f"{path}: inherits is {base!r}, which inherits itself; one level is all there is.")
-        corpus = inherited.get("corpus", {}) | settings.get("corpus", {})
-        settings = _without_replaced(inherited, settings) | settings | {"corpus": corpus}
+        sources = {field: _over_inherited(inherited.get(field), settings.get(field)) for field in SOURCES}
+        settings = _without_replaced(inherited, settings) | settings
+        settings |= {field: value for field, value in sources.items() if value is not None}
     for key in settings:
         if key not in Recipe.model_fields:
             raise ValueError(f"{path}: there is no setting {key!r}.{did_you_mean(key, Recipe.model_fields)}")
     return settings
+
+
+def _over_inherited(inherited: Any, own: Any) -> Any:
+    """Settings of a mapping come over those of the inherited one; a list stands for itself."""
+    if isinstance(inherited, dict) and isinstance(own, dict):
+        return inherited | own
+    return inherited if own is None else own
 
 
 def _without_replaced(settings: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
@@ -454,6 +585,20 @@ def _read(path: Path) -> dict[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("corpus", {}), dict):
-        raise ValueError(f"{path}: a recipe is a mapping of settings to values, and so is its corpus.")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of settings to values.")
+    for field in SOURCES:
+        given = settings.get(field)
+        sources = given if isinstance(given, list) else [] if given is None else [given]
+        if field in settings and not (sources and all(isinstance(source, dict) for source in sources)):
+            if field == "unlabelled" and given is None:
+                continue
+            raise ValueError(
+                f"{path}: {field} is {given!r}, but must be a mapping of settings to values, or a list of such "
+                "mappings."
+            )
+        names = [source_name(source) for source in sources]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{path}: {field} has {twice!r} twice: give each corpus an alias of its own.")
     return settings

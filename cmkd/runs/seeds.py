@@ -28,7 +28,13 @@ from cmkd.json_files import read_json, write_json
 from cmkd.runs.folder import mean_ccc
 from cmkd.scoring.confidence import ccc_interval
 from cmkd.scoring.evaluation import Predictions, read_predictions
-from cmkd.scoring.scores import compare, describe_confidence, pairs_to_compare
+from cmkd.scoring.scores import (
+    compare,
+    compare_by_corpus,
+    describe_confidence,
+    intervals_by_corpus,
+    pairs_to_compare,
+)
 from cmkd.stages import STAGES
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -57,7 +63,7 @@ def read_answers(run: Path, seeds: Sequence[int], stage: str, split: str) -> Pre
             )
     first = each[0]
     stacked = np.stack([answer.predictions for answer in each])
-    return Predictions(first.ids, stacked, first.labels, first.speakers, first.genders)
+    return Predictions(first.ids, stacked, first.labels, first.speakers, first.genders, first.corpora)
 
 
 def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
@@ -100,12 +106,18 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
             each = [other["systems"][stage][split] for other in runs]
             interval = ccc_interval(answer.labels, answer.predictions, answer.speakers)
             systems[stage][split] = _over_seeds(each) | {"interval": interval}
+            if answer.corpora:
+                systems[stage][split]["by_corpus"] = {
+                    name: _over_seeds([one["by_corpus"][name] for one in each]) | {"interval": of_corpus}
+                    for name, of_corpus in intervals_by_corpus(answer).items()
+                }
             speakers[split] = answer.speakers
         for system, baseline in pairs_to_compare(split, answers):
             differences = [
                 _difference(*(other["systems"][name][split]["ccc"] for name in (system, baseline))) for other in runs
             ]
-            comparison = compare(answers[system], answers[system].predictions, answers[baseline].predictions)
+            pair = answers[system].predictions, answers[baseline].predictions
+            comparison = compare(answers[system], *pair) | compare_by_corpus(answers[system], *pair)
             names = {"system": system, "baseline": baseline, "split": split}
             comparisons.append(names | comparison | {"std": _summary(stdev, differences), "each": differences})
     results: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoFeatureExtractor, AutoTokenizer
 
+from cmkd.corpora.sources import UNLABELLED, alike, corpora_of
 from cmkd.features.inputs import ChosenRows, SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.features.labels import rated_dimensions
 from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
@@ -18,6 +20,7 @@ from cmkd.runs.cross_fitting import Fold
 from cmkd.runs.recipe import Recipe
 from cmkd.stages import Stage
 from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
+from cmkd.training.sampler import Mixture
 from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
@@ -66,7 +69,7 @@ def build_model(
     # The recipe's names go into the checkpoint, not the folders where the encoders were found.
     if stage.speech_encoder is not None:
         model.config.speech_config.name_or_path = settings[stage.speech_encoder]
-    if not stage.only_hears:
+    if stage.text_encoder is not None and not stage.only_hears:
         model.config.text_config.name_or_path = settings[stage.text_encoder]
     return (
         model,
@@ -76,13 +79,45 @@ def build_model(
 
 
 def split_columns(
-    model: Any, corpus: DatasetDict, split: str, feature_extractor: Any, tokenizer: Any, recipe: Recipe
+    model: Any, corpus: DatasetDict, split: str, rows: Dataset, feature_extractor: Any, tokenizer: Any, recipe: Recipe
 ) -> dict[str, Any]:
-    """[`input_columns`] of a split; of a fold they are chosen from what is stored for the whole training split."""
+    """[`input_columns`] of the rows of a split; of a fold they are chosen from what is stored for all that is rated.
+
+    Args:
+        corpus: that of the run, or a fold of it.
+        split: "train", for what [`training_rows`] returned, "validation" or "test".
+        model, rows, feature_extractor, tokenizer, recipe: as for [`input_columns`].
+    """
     if isinstance(corpus, Fold) and split in corpus.rows_of_whole:
         whole = input_columns(model, corpus.whole["train"], feature_extractor, tokenizer, recipe)
         return {name: ChosenRows(column, corpus.rows_of_whole[split]) for name, column in whole.items()}
-    return input_columns(model, corpus[split], feature_extractor, tokenizer, recipe)
+    return input_columns(model, rows, feature_extractor, tokenizer, recipe)
+
+
+def labelled_inputs(
+    model: Any,
+    corpus: DatasetDict,
+    rows: Mapping[str, Dataset],
+    labels: Mapping[str, np.ndarray],
+    feature_extractor: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+) -> dict[str, UtteranceDataset]:
+    """The inputs of the model with their labels, by split, and as "learned" those of what a stage learns from.
+
+    Args:
+        corpus: that of the run, or a fold of it.
+        rows: by split, and as "learned" what [`training_rows`] returned, with the training split first.
+        labels: those of `rows`, each (n, 3) on the unit interval.
+        model, feature_extractor, tokenizer, recipe: as for [`input_columns`].
+    """
+    datasets = {}
+    for name, split in (("learned", "train"), ("validation", "validation"), ("test", "test")):
+        columns = split_columns(model, corpus, split, rows[name], feature_extractor, tokenizer, recipe)
+        datasets[name] = UtteranceDataset(columns | {"labels": labels[name]})
+    rated = range(len(rows["train"]))
+    columns = {name: ChosenRows(column, rated) for name, column in datasets["learned"].columns.items()}
+    return datasets | {"train": UtteranceDataset(columns)}
 
 
 def input_columns(model: Any, rows: Dataset, feature_extractor: Any, tokenizer: Any, recipe: Recipe) -> dict[str, Any]:
@@ -110,6 +145,26 @@ def cache_folder(recipe: Recipe) -> Path:
     return Path(recipe.cache_dir or Path(recipe.output_dir) / "cache")
 
 
+def training_rows(stage: Stage, corpus: DatasetDict) -> Dataset:
+    """The utterances that a stage learns from: the training split, and where it needs no labels others behind it."""
+    if not stage.learns_unlabelled or UNLABELLED not in corpus:
+        return corpus["train"]
+    return alike([corpus["train"], corpus[UNLABELLED]])
+
+
+def training_data(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset, recipe: Recipe) -> dict[str, Any]:
+    """The arguments of [`cmkd.training.trainer.CMKDTrainer`] that say what it trains on, and in which order.
+
+    Args:
+        stage, run, inputs, rows, recipe: as for [`training_columns`].
+    """
+    return {
+        "train_dataset": training_columns(stage, run, inputs, rows, recipe),
+        "train_durations": rows["duration"] if recipe.group_by_length else None,
+        "train_mixture": training_mixture(rows, recipe),
+    }
+
+
 def training_columns(
     stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset, recipe: Recipe
 ) -> UtteranceDataset:
@@ -118,8 +173,8 @@ def training_columns(
     Args:
         stage: the stage.
         run: the folder of the run, in which the teacher has been judged if the stage needs one.
-        inputs: the columns of the training split.
-        rows: the training split.
+        inputs: the columns of the rows.
+        rows: what [`training_rows`] returned.
         recipe: the recipe of the run.
     """
     columns = inputs.columns | {"id": list(rows["id"])}
@@ -131,7 +186,34 @@ def training_columns(
             by_dimension = taught.dimension_weights
             columns["teacher_predictions"] = taught.predictions
             columns["dimension_weights"] = by_dimension if stage.is_conditional else np.ones_like(by_dimension)
+    if "corpus" in rows.column_names and recipe.ccc_within == "corpus":
+        columns["corpora"] = np.array(_numbered(rows["corpus"]))
     return UtteranceDataset(columns)
+
+
+def training_mixture(rows: Dataset, recipe: Recipe) -> Mixture | None:
+    """How the utterances of a stage are mixed; None if they are all of one corpus and have labels.
+
+    Args:
+        rows: what [`training_rows`] returned.
+        recipe: the recipe of the run.
+    """
+    unlabelled, corpora = list(rows["split"]).count(UNLABELLED), corpora_of(rows)
+    if not unlabelled and not corpora:
+        return None
+    labelled = len(rows) - unlabelled
+    numbers = _numbered(corpora[:labelled]) if corpora else [0] * labelled
+    return Mixture(numbers, recipe.corpus_sampling, unlabelled, recipe.unlabelled_ratio if unlabelled else 0.0)
+
+
+def _numbered(names: Iterable[str]) -> list[int]:
+    """The number of each name, in the order in which they first occur.
+
+    >>> _numbered(["b", "a", "b"])
+    [0, 1, 0]
+    """
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names]
 
 
 def training_arguments(recipe: Recipe, folder: Path, **others: Any) -> CMKDTrainingArguments:

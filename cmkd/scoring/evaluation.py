@@ -7,8 +7,8 @@ interval: 0 is the minimum of the corpus's scale and 1 its maximum. A NaN label 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,62 @@ def evaluate_predictions(predictions: np.ndarray, labels: np.ndarray) -> dict[st
     return scores
 
 
+def evaluate_by_corpus(predictions: np.ndarray, labels: np.ndarray, corpora: Sequence[str]) -> dict[str, Any]:
+    """Scores one system on the utterances of each corpus.
+
+    Args:
+        predictions, labels: as for `evaluate_predictions`.
+        corpora: the corpus of each utterance.
+
+    Returns:
+        By corpus, in the order in which they come, what `evaluate_predictions` returns.
+
+    >>> values = np.array([[0.1, 0.2, 0.3], [0.4, 0.1, 0.2], [0.1, 0.9, 0.5]])
+    >>> {name: scores["n"] for name, scores in evaluate_by_corpus(values, values, ["a", "a", "b"]).items()}
+    {'a': 2, 'b': 1}
+    """
+    names = np.array(corpora)
+    return {
+        name: evaluate_predictions(predictions[names == name], labels[names == name]) for name in dict.fromkeys(corpora)
+    }
+
+
+def ccc_by_which_to_choose(
+    predictions: np.ndarray, labels: np.ndarray, corpora: Sequence[str] = ()
+) -> dict[str, float | None]:
+    """The CCC of each dimension by which checkpoints and students are chosen on the validation split.
+
+    With several corpora it is the mean of the CCC within each that rates the dimension, so that all count alike, and
+    so that to know which corpus an utterance is of, and what that corpus is rated on average, is no merit.
+
+    Args:
+        predictions, labels: as for `evaluate_predictions`.
+        corpora: the corpus of each utterance; empty where there is one.
+    """
+    if not corpora:
+        ccc: dict[str, float | None] = evaluate_predictions(predictions, labels)["ccc"]
+        return ccc
+    return mean_over_corpora(evaluate_by_corpus(predictions, labels, corpora))
+
+
+def mean_over_corpora(by_corpus: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """The mean over the corpora of their CCC in each dimension; None where none rates it.
+
+    Args:
+        by_corpus: as `evaluate_by_corpus` returns it.
+
+    >>> scores = {name: {"ccc": {"activation": ccc, "valence": None, "dominance": ccc}} for name, ccc in
+    ...           (("a", 0.5), ("b", 0.25))}
+    >>> mean_over_corpora(scores)
+    {'activation': 0.375, 'valence': None, 'dominance': 0.375}
+    """
+    means: dict[str, float | None] = {}
+    for dimension in EMOTION_DIMENSIONS:
+        rated = [ccc for scores in by_corpus.values() if (ccc := scores["ccc"][dimension]) is not None]
+        means[dimension] = sum(rated) / len(rated) if rated else None
+    return means
+
+
 def _agreement(prediction: np.ndarray, label: np.ndarray) -> tuple[float | None, float | None, float | None]:
     """CCC, Pearson and mean absolute error of two fp64 vectors without NaN; None where undefined."""
     if len(label) == 0:
@@ -120,6 +176,7 @@ class Predictions:
         labels: (n, 3), on the unit interval, NaN where not rated.
         speakers: the speaker of each utterance, "" where unknown.
         genders: the gender of each utterance's speaker, "female", "male" or "" where unknown.
+        corpora: the corpus of each utterance, by the name that it has in the run; empty where there is one corpus.
     """
 
     ids: list[str]
@@ -127,6 +184,7 @@ class Predictions:
     labels: np.ndarray
     speakers: list[str]
     genders: list[str]
+    corpora: list[str] = field(default_factory=list)
 
 
 def write_predictions(
@@ -136,8 +194,11 @@ def write_predictions(
     labels: np.ndarray,
     speakers: Sequence[str],
     genders: Sequence[str],
+    corpora: Sequence[str] = (),
 ) -> None:
     """Writes a Parquet file with the columns id, speaker, gender, predicted_activation, …, activation, … (float64).
+
+    With several corpora it has the column corpus, too.
 
     The file appears whole or not at all: it is written beside its place and renamed. Missing folders are made.
 
@@ -149,9 +210,10 @@ def write_predictions(
         labels: (n, 3), on the unit interval, NaN where not rated.
         speakers: n names, "" where unknown.
         genders: n of "female", "male" and "" (unknown).
+        corpora: n names; none where there is one corpus.
 
     Raises:
-        ValueError: if the five do not describe the same n utterances in three dimensions.
+        ValueError: if these do not describe the same n utterances in three dimensions.
     """
     expected = (len(ids), len(EMOTION_DIMENSIONS))
     if predictions.shape != expected or labels.shape != expected:
@@ -160,7 +222,8 @@ def write_predictions(
             f"got {predictions.shape} and {labels.shape}"
         )
     columns: dict[str, Any] = {}
-    for name, texts in (("id", ids), ("speaker", speakers), ("gender", genders)):
+    texts_by_name = {"id": ids, "speaker": speakers, "gender": genders} | ({"corpus": corpora} if len(corpora) else {})
+    for name, texts in texts_by_name.items():
         if len(texts) != len(ids):
             raise ValueError(f"there must be a {name} for each of the {len(ids)} ids; got {len(texts)}")
         columns[name] = pa.array(list(texts), pa.string())
@@ -198,4 +261,5 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     speakers, genders = (
         table[name].to_pylist() if name in table.column_names else [""] * len(table) for name in ("speaker", "gender")
     )
-    return Predictions(table["id"].to_pylist(), predictions, labels, speakers, genders)
+    corpora = table["corpus"].to_pylist() if "corpus" in table.column_names else []
+    return Predictions(table["id"].to_pylist(), predictions, labels, speakers, genders, corpora)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cmkd.scoring.confidence import LEVEL, PERMUTATIONS, SEED, ccc_interval, paired_test
-from cmkd.scoring.evaluation import Predictions, evaluate_predictions
+from cmkd.scoring.evaluation import Predictions, evaluate_by_corpus, evaluate_predictions
 from cmkd.spelling import enumerated
 from cmkd.stages import COMPARISONS, STAGES
 
@@ -31,11 +31,12 @@ def score_systems(predictions: Mapping[str, Mapping[str, Predictions]]) -> dict[
 
         - `systems`: by system and split, what `evaluate_predictions` returns, and in addition `interval`, by dimension
           [low, high], or None if the split has fewer than two rated speakers, and `by_gender`, by "female" and "male"
-          where there are any, `{"n": …, "ccc": {…}}`.
+          where there are any, `{"n": …, "ccc": {…}}`. With several corpora also `by_corpus`, by the corpus's name
+          what `evaluate_predictions` returns of its utterances, and their `interval`.
         - `comparisons`: for each pair of COMPARISONS that were both scored on validation or test
           `{"system", "baseline", "split", "difference", "interval", "p", "smallest_p"}`. The last four are by
           dimension, as `cmkd.paired_test` returns them, or None if nobody rated it; the difference is the CCC of the
-          system minus that of the baseline.
+          system minus that of the baseline. With several corpora also `by_corpus`, the last four by the corpus's name.
         - `confidence`: as `describe_confidence` returns it.
 
     Raises:
@@ -52,11 +53,13 @@ def score_systems(predictions: Mapping[str, Mapping[str, Predictions]]) -> dict[
             scores = evaluate_predictions(answer.predictions, answer.labels)
             scores["interval"] = ccc_interval(answer.labels, answer.predictions, answer.speakers)
             scores["by_gender"] = _by_gender(answer)
+            if answer.corpora:
+                scores["by_corpus"] = _by_corpus(answer)
             systems.setdefault(system, {})[split] = scores
         for system, baseline in pairs_to_compare(split, answers):
             pair = answers[system].predictions, answers[baseline].predictions
             names = {"system": system, "baseline": baseline, "split": split}
-            comparisons.append(names | compare(first, *pair))
+            comparisons.append(names | compare(first, *pair) | compare_by_corpus(first, *pair))
     order = [system for answers in predictions.values() for system in answers]
     return {
         "systems": {system: systems[system] for system in dict.fromkeys(order)},
@@ -85,6 +88,27 @@ def compare(answers: Predictions, predictions: np.ndarray, others: np.ndarray) -
         field: {dimension: entry and entry[field] for dimension, entry in tests.items()}
         for field in ("difference", "interval", "p", "smallest_p")
     }
+
+
+def compare_by_corpus(answers: Predictions, predictions: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    """The same for the utterances of each corpus, as `{"by_corpus": {name: …}}`; empty where there is one corpus."""
+    if not answers.corpora:
+        return {}
+    parts = {name: _of_corpus(answers, name) for name in dict.fromkeys(answers.corpora)}
+    names = np.array(answers.corpora)
+    return {
+        "by_corpus": {
+            name: compare(part, predictions[..., names == name, :], others[..., names == name, :])
+            for name, part in parts.items()
+        }
+    }
+
+
+def _of_corpus(answer: Predictions, name: str) -> Predictions:
+    """The answers to the utterances of one corpus."""
+    rows = [row for row, corpus in enumerate(answer.corpora) if corpus == name]
+    ids, speakers, genders = ([values[row] for row in rows] for values in (answer.ids, answer.speakers, answer.genders))
+    return Predictions(ids, answer.predictions[..., rows, :], answer.labels[rows], speakers, genders)
 
 
 def describe_confidence(speakers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -171,6 +195,18 @@ def _same_utterances(split: str, answers: Mapping[str, Predictions]) -> Predicti
                 "from different corpora; repeat one of the two stages with --overwrite."
             )
     return first
+
+
+def _by_corpus(answer: Predictions) -> dict[str, Any]:
+    by_corpus = evaluate_by_corpus(answer.predictions, answer.labels, answer.corpora)
+    intervals = intervals_by_corpus(answer)
+    return {name: scores | {"interval": intervals[name]} for name, scores in by_corpus.items()}
+
+
+def intervals_by_corpus(answer: Predictions) -> dict[str, dict[str, list[float] | None]]:
+    """The result of `cmkd.ccc_interval` for the utterances of each corpus."""
+    parts = {name: _of_corpus(answer, name) for name in dict.fromkeys(answer.corpora)}
+    return {name: ccc_interval(part.labels, part.predictions, part.speakers) for name, part in parts.items()}
 
 
 def _by_gender(answer: Predictions) -> dict[str, Any]:

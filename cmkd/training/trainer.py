@@ -24,14 +24,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from cmkd.atomic import sync
 from cmkd.losses import ccc_loss, embedding_distance, prediction_distance, weighted_mean
 from cmkd.processes import READING_TIMEOUT
-from cmkd.scoring.evaluation import evaluate_predictions
+from cmkd.scoring.evaluation import ccc_by_which_to_choose
 from cmkd.training.arguments import CMKDTrainingArguments
 from cmkd.training.out_of_memory import is_out_of_memory
-from cmkd.training.sampler import DeviceBatchSampler, StepSampler
+from cmkd.training.sampler import DeviceBatchSampler, Mixture, StepSampler
 from cmkd.training.whole_step import OUTPUTS, RandomState, backward, loss_and_output_gradients
 
 TARGETS = (
     *("labels", "teacher_embeddings", "quality_weights", "teacher_predictions", "dimension_weights"),
+    "corpora",
     *("sentences", "sentence_groups", "has_words"),  # of `cmkd.training.lexical`
 )
 
@@ -54,7 +55,9 @@ class CMKDTrainer(Trainer):
     and `quality_weights` (batch,) in [0, 1]; without these two the loss is L_EMO alone. With a `prediction_weight`
     above 0 a student also needs `teacher_predictions` (batch, 3), on the scale of the labels, and `dimension_weights`
     (batch, 3) in [0, 1]. `id`, a list of names, is for error messages. `docs/training.md` has an example with a model
-    of one's own.
+    of one's own. With several corpora it may also hold `corpora` (batch,), the number of each utterance's corpus, and
+    L_EMO is then taken within each ([`cmkd.losses.ccc_loss`]). An utterance whose labels are all NaN counts in the
+    other terms only.
 
     The loss and its gradient are those of all utterances of a step, however many devices and accumulation steps they
     are spread over (see `cmkd.training.whole_step`). If `args.loss_over` is "batch", the loss is the mean of the losses
@@ -66,6 +69,8 @@ class CMKDTrainer(Trainer):
         train_durations (sequence of `float`, *optional*):
             Durations of the training utterances in seconds; those of a step are then of similar length, see
             [`cmkd.training.sampler.StepSampler`]. Without them the order is random.
+        train_mixture ([`cmkd.training.sampler.Mixture`], *optional*):
+            Of which corpora the training utterances are, and which have no labels.
 
     Raises:
         ValueError: an argument is given that would be ignored.
@@ -74,7 +79,13 @@ class CMKDTrainer(Trainer):
     args: CMKDTrainingArguments
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *args: Any, train_durations: Sequence[float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        train_durations: Sequence[float] | None = None,
+        train_mixture: Mixture | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("compute_metrics", split_metrics)
         for argument, instead in _REFUSED.items():
             if kwargs.get(argument) is not None:
@@ -85,6 +96,7 @@ class CMKDTrainer(Trainer):
         if self.args.gradient_accumulation_steps > 1 and self.args.loss_over == "step":
             RandomState(self.args.device)  # refuses a device whose generators cannot be set back, before training
         self.train_durations = train_durations
+        self.train_mixture = train_mixture
         self._batches: list[dict[str, Any]] = []
         self._second_passes: list[tuple[RandomState, dict[str, torch.Tensor]]] = []
         self._step_loss = torch.tensor(0.0)
@@ -103,12 +115,13 @@ class CMKDTrainer(Trainer):
         quality_weights: torch.Tensor | None = None,
         teacher_predictions: torch.Tensor | None = None,
         dimension_weights: torch.Tensor | None = None,
+        corpora: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """L_TOTAL = L_EMO + lambda * L_STU (Eq. 7), L_STU being the weighted mean over the utterances that are kept.
 
         With a `prediction_weight` kappa, which the paper does not have, + kappa * L_PRE.
         """
-        loss = ccc_loss(logits, labels)
+        loss = ccc_loss(logits, labels, groups=corpora)
         if teacher_embeddings is None:
             return loss
         if quality_weights is None:
@@ -242,7 +255,7 @@ class CMKDTrainer(Trainer):
         """Batches of similar length, in steps that are the same on any number of devices (`cmkd.training.sampler`)."""
         args = self.args
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = StepSampler(len(self.train_dataset), size, args.seed, self.train_durations)
+        steps = StepSampler(len(self.train_dataset), size, args.seed, self.train_durations, self.train_mixture)
         batches = DeviceBatchSampler(steps, args.gradient_accumulation_steps, args.world_size, args.process_index)
         return DataLoader(
             self.train_dataset,
@@ -335,10 +348,15 @@ def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tor
     return inputs, targets, ids
 
 
-def split_metrics(evaluation: EvalPrediction) -> dict[str, float]:
-    """Loss and CCC over the whole split; `loss` takes the place of Trainer's mean over batches."""
+def split_metrics(evaluation: EvalPrediction, corpora: Sequence[str] = ()) -> dict[str, float]:
+    """Loss and CCC over the whole split; `loss` takes the place of Trainer's mean over batches.
+
+    Args:
+        evaluation: of all utterances of the split, in their order.
+        corpora: the corpus of each; the CCC of a dimension is then the mean over the corpora that rate it.
+    """
     logits = evaluation.predictions[0]
-    scores = evaluate_predictions(logits, evaluation.label_ids)["ccc"]
+    scores = ccc_by_which_to_choose(logits, evaluation.label_ids, corpora)
     ccc = {name: value for name, value in scores.items() if value is not None}  # None: nobody rated this dimension
     mean = sum(ccc.values()) / len(ccc)
     return {"loss": 1 - mean, "ccc": mean} | {f"ccc_{name}": value for name, value in ccc.items()}

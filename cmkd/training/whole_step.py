@@ -33,8 +33,8 @@ def loss_and_output_gradients(
         accelerator: that of the launch; every process must call this function.
         loss: a function that takes the tensors of all utterances of the step, by name.
         batches: those of this device, each with `logits` (n, 3), `embeddings` (n, size), `labels` (n, 3), and for a
-            student also `teacher_embeddings` (n, size) and `quality_weights` (n,), and where predictions are compared
-            `teacher_predictions` and `dimension_weights` (n, 3); n may differ between batches.
+            student also `teacher_embeddings` (n, size) and `quality_weights` (n,), and whatever else the loss takes by
+            utterance; n may differ between batches.
 
     Returns:
         The loss, the same on every device, and for each batch the gradients by the names of `OUTPUTS`, multiplied by

@@ -1,0 +1,38 @@
+"""Trains the teachers of cross-fitting, see `cmkd.runs.cross_fitting`."""
+
+from collections.abc import Callable
+
+from accelerate import PartialState
+
+from cmkd.corpora.schema import Corpus
+from cmkd.processes import print_once, wait_for_all
+from cmkd.runs.cross_fitting import fold_recipes, folds_of, keep_answers
+from cmkd.runs.folder import complete_stages
+from cmkd.runs.recipe import Recipe
+from cmkd.runs.unlabelled import answer_unlabelled
+from cmkd.stages import TEACHER
+
+RunStage = Callable[[str, Recipe, Corpus, set[str], dict[str, str]], None]
+
+
+def cross_fit(recipe: Recipe, corpus: Corpus, complete: set[str], commits: dict[str, str], run_stage: RunStage) -> None:
+    """Trains the teachers of the folds, each without some of the speakers, whose utterances it then answers.
+
+    All processes must call this. Nothing is done without `cross_fitting`, or if another run has the teachers.
+
+    Args:
+        recipe: the recipe of the run.
+        corpus: that of the run.
+        complete: the stages that need not be repeated.
+        commits: of the encoders, by the names of `cmkd.stages.ENCODERS`.
+        run_stage: trains a stage of a run: its name, recipe, corpus, complete stages and commits.
+    """
+    folds = fold_recipes(recipe, complete)
+    finished = [complete_stages(fold, corpus.report.version, commits) for fold in folds]
+    wait_for_all("read the folds")
+    for number, fold in enumerate(folds):
+        print_once(f"\nfold {number + 1} of {len(folds)}")
+        run_stage(TEACHER, fold, folds_of(corpus, len(folds))[number], finished[number], commits)
+        answer_unlabelled(fold, corpus)
+        if PartialState().is_main_process:
+            keep_answers(fold)
