@@ -356,7 +356,6 @@ def test_what_is_no_student_is_not_exported(tmp_path, capsys):
         (["teacher"], "is a teacher that reads a transcript"),
         (["bert"], "is a 'bert' model: only students and teachers of CMKD are exported"),
         (["extractor"], "is of a WhisperFeatureExtractor, which gives input_features, but the hubert encoder takes"),
-        (["whisper", "--page"], "has a Whisper encoder, which takes a log-mel spectrogram; the page computes none"),
         (["whisper", "--revision", "main"], "revision='main', but .* is a folder, which has no revisions"),
         (["whisper", "--onnxruntime_web", "x.tgz"], "--onnxruntime_web is for the page: add --page"),
     ]
