@@ -366,6 +366,16 @@ def test_what_is_no_student_is_not_exported(tmp_path, capsys):
     assert not (tmp_path / "onnx").exists() or not list((tmp_path / "onnx").iterdir())
 
 
+@pytest.mark.parametrize("words", [["export", "student", "folder"], ["push-space", "user/page", "user/student"]])
+def test_without_onnx_it_is_said_how_to_install_it(words, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert re.search(
+        "The package onnx, which .*, is missing: pip install onnx", str(error.value.code) + capsys.readouterr().err
+    )
+
+
 def test_the_command_says_what_it_wrote(tmp_path, capsys):
     save(student(ALL_CONFIGS["hubert"]), "hubert", tmp_path / "student")
     main(["export", str(tmp_path / "student"), str(tmp_path / "onnx"), "--fp16"])

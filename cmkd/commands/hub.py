@@ -129,9 +129,13 @@ def push_space(
             private model goes into one that is public only with this.
         onnxruntime_web: The file that `npm pack` fetched, for machines without npm.
     """
+    from audio_cmkd import import_package
     from cmkd.hub.push import HUB_STORAGE
     from cmkd.hub.push import push_space as push_page
     from cmkd.json_files import read_json
+
+    for package in ("onnx", "onnxruntime"):
+        import_package(package, "exports the model for the page")
 
     def write(name: str, commit: str, folder: Path) -> str | None:
         from cmkd.export.folder import export_folder
