@@ -42,12 +42,13 @@ def main(wheel: Path) -> None:
     check(wheel.name.startswith(f"cmkd-{cmkd.__version__}-"), f"{wheel.name} says that it is {cmkd.__version__}")
     check((package / "py.typed").is_file(), "py.typed is missing")
     check(package / "hub_cards" == TEMPLATES, f"the templates are taken from {TEMPLATES}")
-    check("user/student" in space_card("user/student", "0123abc"), "the card of a Space names no model")
+    check("user/student" in space_card("user/student", "0123abc", None), "the card of a Space names no model")
     check(
         "CCC" in metric_card("CCC", "How well two agree.", "predictions", "@misc{}"),
         "the card of the metric does not say what it is",
     )
-    check((TEMPLATES / "space_app.py").is_file(), "the page of a Space is missing")
+    static = {path.name for path in (package / "export/static").iterdir()}
+    check(static >= {"index.html", "page.js"}, f"the page without a server has {sorted(static)} only")
     check(SpeechEmotionPipeline.__module__ == "pipeline_cmkd", "the pipeline is of another module")
     check(CMKDTeacherModel.config_class is CMKDTeacherConfig, "the teacher has another configuration")
 

@@ -249,7 +249,9 @@ def test_what_is_no_number_is_refused(results, value):
 def test_cards_of_metric_and_space():
     card = metric_card("CCC: how well", "Agreement.", "predictions: numbers", "@article{lin}")
     assert ModelCard(card).data.to_dict()["title"] == "CCC: how well" and "@article{lin}" in card
-    assert ModelCard(space_card("user/toys", "0123")).data.to_dict()["models"] == ["user/toys"]
+    fields = ModelCard(space_card("user/toys", "0123", "mit")).data.to_dict()
+    assert (fields["models"], fields["sdk"], fields["license"]) == (["user/toys"], "static", "mit")
+    assert "license" not in ModelCard(space_card("user/toys", "0123", None)).data.to_dict()
 
 
 def test_every_template_refuses_a_missing_value():

@@ -361,7 +361,6 @@ def test_what_is_no_student_is_not_exported(tmp_path, capsys):
         (["teacher"], "is a teacher that reads a transcript"),
         (["bert"], "is a 'bert' model: only students and teachers of CMKD are exported"),
         (["extractor"], "is of a WhisperFeatureExtractor, which gives input_features, but the hubert encoder takes"),
-        (["whisper", "--page"], "has a Whisper encoder, which takes a log-mel spectrogram; the page computes none"),
         (["whisper", "--revision", "main"], "revision='main', but .* is a folder, which has no revisions"),
         (["whisper", "--onnxruntime_web", "x.tgz"], "--onnxruntime_web is for the page: add --page"),
     ]
@@ -370,6 +369,16 @@ def test_what_is_no_student_is_not_exported(tmp_path, capsys):
             main(["export", str(tmp_path / name), str(tmp_path / "onnx"), *options])
         assert re.search(message, str(error.value.code) + capsys.readouterr().err), message
     assert not (tmp_path / "onnx").exists() or not list((tmp_path / "onnx").iterdir())
+
+
+@pytest.mark.parametrize("words", [["export", "student", "folder"], ["push-space", "user/page", "user/student"]])
+def test_without_onnx_it_is_said_how_to_install_it(words, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert re.search(
+        "The package onnx, which .*, is missing: pip install onnx", str(error.value.code) + capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

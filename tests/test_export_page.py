@@ -1,25 +1,24 @@
 """The page that `cmkd export --page` writes, driven in Chromium."""
 
-import functools
 import json
 import re
-import shutil
-import subprocess
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from predictions import save_student
+from sounds import encoded, mp3
 from transformers import AutoFeatureExtractor, pipeline
 
 pytest.importorskip("onnxruntime", reason='needs the extra "export"')
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, which drives a browser")
 
+from browser import chromium, served, web_runtime  # noqa: E402
+
 from cmkd.export.folder import export_folder  # noqa: E402
-from cmkd.export.page import PACKAGE  # noqa: E402
 from modeling_cmkd import CMKDStudentModel  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -31,22 +30,14 @@ PATIENCE = 120_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium on this machine")
-    return found
+def web(tmp_path_factory) -> Path:
+    return web_runtime(tmp_path_factory.mktemp("npm"))
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(web, tmp_path_factory) -> Path:
     """A student on the demo's encoder, whose scores spread over the interval, and its page."""
     folder = tmp_path_factory.mktemp("site")
-    if shutil.which("npm") is None:
-        pytest.skip("no npm on this machine, which fetches what runs the page")
-    probe = subprocess.run(["npm", "view", PACKAGE, "version"], capture_output=True, check=False, timeout=120)
-    if probe.returncode:
-        pytest.skip(f"npm cannot reach a registry that has {PACKAGE}")
     torch.manual_seed(0)
     student = CMKDStudentModel.from_pretrained_encoder(str(ENCODER), label_scale=(1, 7))
     with torch.no_grad():
@@ -54,41 +45,47 @@ def site(tmp_path_factory) -> Path:
         student.prediction_head.bias.fill_(0.5)
     student.save_pretrained(folder / "student")
     AutoFeatureExtractor.from_pretrained(ENCODER).save_pretrained(folder / "student")
-    export_folder(str(folder / "student"), folder / "page", page=True)
+    export_folder(str(folder / "student"), folder / "page", page=True, onnxruntime_web=web)
     return folder
 
 
 @pytest.fixture(scope="module")
-def address(site):
-    handler = functools.partial(_Quiet, directory=site / "page")
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments) -> None:
-        pass
+def spoken(sounds) -> Path:
+    """What the microphone hears, again and again."""
+    path = sounds / "spoken.wav"
+    soundfile.write(path, np.sin(np.arange(2 * 48000) / 30) / 4, 48000, subtype="PCM_16")
+    return path
 
 
 @pytest.fixture
-def page(address, chromium):
-    """The page with its model loaded; it has asked nobody but the server for anything, and logged no error."""
+def browser(spoken):
     arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    arguments.append(f"--use-file-for-fake-audio-capture={spoken}")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=arguments)
-        opened = browser.new_page()
-        requests, errors = [], []
-        opened.on("request", lambda request: requests.append(request.url))
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        opened.goto(address)
-        playwright.expect(opened.locator("#status")).to_have_text("Ready.", timeout=PATIENCE)
+        launched = driver.chromium.launch(executable_path=chromium(), args=arguments)
+        yield launched
+        launched.close()
+
+
+@contextmanager
+def ready(browser, address):
+    """The page with its model loaded; it has asked nobody but the server for anything, and logged no error."""
+    opened = browser.new_page()
+    requests, errors = [], []
+    opened.on("request", lambda request: requests.append(request.url))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.goto(address)
+    playwright.expect(opened.locator("#status")).to_have_text("Ready.", timeout=PATIENCE)
+    yield opened
+    assert [url for url in requests if not url.startswith((address, f"blob:{address}"))] == []
+    assert errors == []
+
+
+@pytest.fixture
+def page(site, browser):
+    with served(site / "page") as address, ready(browser, address) as opened:
         yield opened
-        assert [url for url in requests if not url.startswith((address, f"blob:{address}"))] == []
-        assert errors == []
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +103,17 @@ def sounds(site) -> Path:
     soundfile.write(folder / "instant.wav", samples[:800], RATE)
     soundfile.write(folder / "44100.wav", np.sin(np.arange(3 * 44100) / 20) / 4, 44100)
     (folder / "broken.mp3").write_bytes(b"this is no sound" * 50)
+    for name in ("short.wav", "stereo.flac"):
+        content = (folder / name).read_bytes()
+        (folder / f"cut_{name}").write_bytes(content[: len(content) * 2 // 3])
+    tone = np.sin(np.arange(4 * RATE) / 20) / 4
+    (folder / "whole.mp3").write_bytes(mp3(tone))
+    (folder / "whole.m4a").write_bytes(encoded(tone, RATE, "mp4", "aac"))
+    for name in ("whole.mp3", "whole.m4a"):
+        content = (folder / name).read_bytes()
+        (folder / f"cut_{name}").write_bytes(content[: len(content) * 2 // 3])
+    minutes = np.tile(samples, 6)[: 200 * RATE] * np.linspace(0.2, 1, 200 * RATE, dtype=np.float32)
+    soundfile.write(folder / "minutes.wav", minutes, RATE, subtype="FLOAT")
     return folder
 
 
@@ -141,8 +149,20 @@ def test_another_rate_is_resampled_by_the_browser(page, site, sounds):
     assert shown(page, sounds / "44100.wav")["scores"] == pytest.approx(expected, abs=0.02)
 
 
-def test_a_window_can_be_chosen_and_heard(page, site, sounds):
+HEARD = """() => {
+  window.heard = [];
+  const start = AudioBufferSourceNode.prototype.start;
+  AudioBufferSourceNode.prototype.start = function (...words) {
+    window.heard.push(Array.from(this.buffer.getChannelData(0)));
+    return start.apply(this, words);
+  };
+}"""
+"""From now on the page keeps what it plays."""
+
+
+def test_a_click_on_the_timeline_plays_that_window(page, site, sounds):
     score = pipeline(model=str(site / "student"), trust_remote_code=True)
+    page.evaluate(HEARD)
     page.fill("#window", "1.25")
     found = shown(page, sounds / "short.wav")
     expected = score(str(sounds / "short.wav"), window=1.25)["timeline"]
@@ -153,12 +173,40 @@ def test_a_window_can_be_chosen_and_heard(page, site, sounds):
     assert panes.count() == len(expected) == 3
     panes.nth(1).click()
     playwright.expect(page.locator("#status")).to_have_text("Playing 1.25 to 2.50 s")
+    playwright.expect(page.locator("#chart .playing")).to_have_count(1)
+    samples, _ = soundfile.read(sounds / "short.wav", dtype="float32")
+    np.testing.assert_array_equal(np.float32(page.evaluate("heard[0]")), samples[20000:40000])
+    playwright.expect(page.locator("#chart .playing")).to_have_count(0, timeout=10_000)  # it ends where the window ends
+    panes.nth(0).press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("#status")).to_have_text("Playing 1.88 to 3.13 s")
+    np.testing.assert_array_equal(np.float32(page.evaluate("heard[1]")), samples[30000:])
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("#status")).to_have_text("Stopped at 1.88 to 3.13 s")
     page.fill("#window", "0.01")
     page.set_input_files("#file", sounds / "short.wav")
     playwright.expect(page.locator("#status")).to_contain_text("a window of 0.01 s: must be at least 0.1 s")
 
 
+def test_a_long_file_is_scored_in_windows_that_lie_where_they_are_heard(page, site, sounds):
+    found = shown(page, sounds / "minutes.wav")
+    expected = pipeline(model=str(site / "student"), trust_remote_code=True)(str(sounds / "minutes.wav"))
+    assert found["scores"] == pytest.approx(expected["scores"], abs=1e-3)
+    assert len(found["timeline"]) == len(expected["timeline"]) == 20
+    box = page.locator("#chart svg").bounding_box()
+    left, width = 36, box["width"] - 36  # the numbers of the scores
+    for seconds in (3, 77, 195):
+        page.mouse.click(box["x"] + left + width * seconds / 200, box["y"] + 0.9 * box["height"])  # on the waveform
+        window = f"Playing {seconds // 10 * 10}.00 to {seconds // 10 * 10 + 10}.00 s"
+        playwright.expect(page.locator("#status")).to_have_text(window)
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360  # nothing is wider than a phone
+
+
 def test_the_microphone_is_scored(page):
+    """The tone that it hears, 48000 / 30 / 2 pi = 255 Hz, is what is scored and played."""
+    page.evaluate(HEARD)
     page.click("#record")
     playwright.expect(page.locator("#status")).to_have_text("Recording …")
     page.wait_for_timeout(1500)
@@ -167,12 +215,26 @@ def test_the_microphone_is_scored(page):
     playwright.expect(page.locator("#status")).to_have_text(SCORED, timeout=PATIENCE)
     seconds = float(page.locator("#status").inner_text().split(" s of audio")[0])
     assert 0.5 < seconds < 5
+    page.locator("#chart .pane").click()
+    heard = np.array(page.evaluate("heard[0]"))
+    assert len(heard) == round(seconds * RATE)
+    strongest = np.argmax(np.abs(np.fft.rfft(heard))) / len(heard) * RATE
+    assert strongest == pytest.approx(48000 / 30 / 2 / np.pi, abs=4)
+
+
+def test_formats_that_say_how_long_they_are_score_whole(page, sounds):
+    for name in ("whole.mp3", "whole.m4a"):
+        assert shown(page, sounds / name)["duration"] == pytest.approx(4, abs=0.15), name
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("broken.mp3", "broken.mp3: the browser cannot read this as sound."),
+        ("cut_short.wav", "cut_short.wav: it is truncated: its header promises 200,0"),
+        ("cut_stereo.flac", "cut_stereo.flac: "),
+        ("cut_whole.mp3", "cut_whole.mp3: it is truncated: its header promises "),
+        ("cut_whole.m4a", "cut_whole.m4a: "),
         ("instant.wav", "instant.wav: audio of 0.050 s is too short: it must be at least 0.1 s long."),
         ("cancelled.wav", "cancelled.wav: its channels cancel each other out"),
     ],
@@ -192,3 +254,18 @@ def test_the_folder_is_complete_and_says_its_licences(site):
     assert (about["file"], about["label_scale"], about["precision"]) == ("model.onnx", [1, 7], "fp32")
     for name in re.findall(r'(?:src|href)="([^"#]+)"', (folder / "index.html").read_text()):
         assert (folder / name).is_file(), name
+
+
+def test_whisper_hears_in_the_page_what_it_hears_in_python(web, browser, sounds, tmp_path):
+    save_student(tmp_path / "student", "whisper")
+    export_folder(str(tmp_path / "student"), tmp_path / "page", page=True, onnxruntime_web=web)
+    score = pipeline(model=str(tmp_path / "student"), trust_remote_code=True)
+    with served(tmp_path / "page") as address, ready(browser, address) as opened:
+        for name in ("short.wav", "long.wav"):
+            found, expected = shown(opened, sounds / name), score(str(sounds / name))
+            for window, other in zip(found["timeline"], expected["timeline"], strict=True):
+                assert window["scores"] == pytest.approx(other["scores"], abs=1e-3), name
+        opened.fill("#window", "40")
+        opened.set_input_files("#file", sounds / "long.wav")
+        message = "a window of 40 s: must be at least 0.1 s and at most 30 s"
+        playwright.expect(opened.locator("#status")).to_contain_text(message)

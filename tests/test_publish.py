@@ -3,23 +3,22 @@
 import json
 import os
 import re
-import runpy
-import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
+from browser import ISOLATED, chromium, served, web_runtime
 from command import call
+from huggingface_hub import ModelCard
 from local_hub import TOKEN, USER, Fault, LocalHub
 from tiny_run import SECRET, TERMS, copy_run, make_run
 from transformers import pipeline
 from warm import Warm, module
 
+import cmkd.export.page
 from cmkd.corpora import load_corpus
-from cmkd.hub.cards import TEMPLATES
 from cmkd.hub.staging import published_results, stage_run, without_paths
 from cmkd.metrics import CONCORDANCE_CC
 
@@ -607,32 +606,52 @@ def test_a_corpus_that_cannot_be_pushed_says_why(corpus_pushes, hub, name, messa
 
 
 @pytest.fixture(scope="module")
-def pages(python, pushes, hub, tmp_path_factory) -> dict[str, list]:
-    """Answers of `cmkd push-space` and `push-metric`; after the pushes of student and teacher."""
+def web(tmp_path_factory) -> Path:
+    pytest.importorskip("onnxruntime", reason='needs the extra "export"')
+    return web_runtime(tmp_path_factory.mktemp("npm"))
+
+
+@pytest.fixture(scope="module")
+def pages(python, pushes, hub, web, tmp_path_factory) -> dict[str, list]:
+    """Answers of `cmkd push-space`; after the pushes of student and teacher."""
     home = tmp_path_factory.mktemp("home_of_pages")
+    old = {"app.py": b"import gradio", "model.json": b"{}", "requirements.txt": b"torch", "mine.png": b"mine"}
+    hub.make("spaces", "user/page", old, private=True)
+    hub.make("spaces", "user/open_page", {}, private=False)
     calls = {
         "page": ["push-space", "user/page", "user/student"],
-        "again": ["push-space", "user/page", "user/student"],
-        "old": ["push-space", "user/old_page", "user/teacher", "--revision", "students", "--public"],
+        "public": ["push-space", "user/public_page", "user/student", "--revision", "main", "--public"],
+        "private_model": ["push-space", "user/open_page", "user/student"],
         "teacher": ["push-space", "user/nothing", "user/teacher"],
         "no_model": ["push-space", "user/nothing", "user/absent"],
     }
+    calls = {name: [*words, "--onnxruntime_web", str(web)] for name, words in calls.items()}
     environment = hub.environment(home)
     return in_process(python, PUSHES, json.dumps(calls), environment=environment, cwd=home)
 
 
-def test_a_page_is_pinned_to_a_commit_of_its_model(pages, hub):
+def test_a_page_holds_the_model_of_one_commit(pages, hub):
+    code, output, error = pages["page"]
+    assert code == 0, error
     sha = hub.repositories["models", "user/student"].branches["main"]
     files = hub.files("spaces", "user/page")
-    assert set(files) == {"README.md", "app.py", "model.json", "requirements.txt"}
-    assert json.loads(files["model.json"]) == {"model": "user/student", "revision": sha}
-    assert sha.encode() in files["README.md"] and files["app.py"] == (TEMPLATES / "space_app.py").read_bytes()
-    assert hub.repositories["spaces", "user/page"].private
-    assert len(hub.repositories["spaces", "user/page"].commits) == 2  # the first and one, however often it is pushed
-    assert f"pipeline(model='user/student', revision={sha!r}, trust_remote_code=True)" in pages["page"][1]
-    pinned = json.loads(hub.files("spaces", "user/old_page")["model.json"])
-    assert pinned["revision"] == hub.repositories["models", "user/teacher"].branches["students"]
-    assert not hub.repositories["spaces", "user/old_page"].private
+    student = json.loads(files["student.json"])
+    assert (student["model"], student["identity"], student["precision"]) == ("user/student", sha, "fp16")
+    static = {path.name for path in (Path(cmkd.export.page.__file__).parent / "static").iterdir()}
+    runtime = {name for name in files if name.startswith("runtime/")}
+    assert set(files) == static | runtime | {"README.md", "student.json", student["file"], "mine.png"}
+    assert {"runtime/LICENSE", "runtime/ThirdPartyNotices.txt"} < runtime
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.sdk, card.data.models, card.data.license) == ("static", ["user/student"], student["licence"])
+    assert sha in card.text and hub.repositories["spaces", "user/page"].private
+    assert f"pipeline(model='user/student', revision={sha!r}, trust_remote_code=True)" in output
+    assert pages["public"][0] == 0 and not hub.repositories["spaces", "user/public_page"].private
+
+
+def test_a_private_model_goes_into_the_open_only_on_request(pages, hub):
+    code, _, error = pages["private_model"]
+    assert code == 1 and "'user/open_page', which exists and is public, but the model is private" in error
+    assert hub.files("spaces", "user/open_page") == {}
 
 
 def test_a_page_needs_a_model_that_scores_speech_alone(pages, hub):
@@ -642,37 +661,30 @@ def test_a_page_needs_a_model_that_scores_speech_alone(pages, hub):
     assert ("spaces", "user/nothing") not in hub.repositories
 
 
-class RefusedError(Exception):
-    """In the place of gradio's own."""
-
-
-@pytest.fixture
-def page(run, tmp_path, monkeypatch) -> dict:
-    """The names of app.py on the model of the run, without gradio."""
-    gradio = mock.MagicMock()
-    gradio.Error = RefusedError
-    monkeypatch.setitem(sys.modules, "gradio", gradio)
-    (tmp_path / "app.py").write_bytes((TEMPLATES / "space_app.py").read_bytes())
-    (tmp_path / "model.json").write_text(json.dumps({"model": str(run / "student"), "revision": None}))
-    return runpy.run_path(str(tmp_path / "app.py"))
-
-
-def test_the_page_shows_what_the_pipeline_answers(page, run, tmp_path):
-    soundfile.write(tmp_path / "speech.wav", 0.1 * np.random.default_rng(0).standard_normal(16000 * 35), 16000)
-    whole, timeline = page["rate"](str(tmp_path / "speech.wav"))
-    expected = pipeline(model=str(run / "student"), trust_remote_code=True)(tmp_path / "speech.wav")
-    assert [row[0] for row in whole] == ["activation", "valence", "dominance"]
-    assert [row[1] for row in whole] == pytest.approx(list(expected["scores"].values()), abs=6e-4)
-    assert [row[2] for row in whole] == pytest.approx(list(expected["ratings"].values()), abs=6e-3)
-    valence = timeline[timeline["dimension"] == "valence"]
-    assert [(window["start"], window["end"]) for window in expected["timeline"]][-2:] == [(20, 30), (25, 35)]
-    assert valence["second"].tolist() == [0, 10, 10, 20, 20, 30, 30, 35]  # no zigzag
-    assert valence["score"].tolist()[::2] == [window["scores"]["valence"] for window in expected["timeline"]]
-    soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
-    with pytest.raises(RefusedError, match=r"^short.wav: audio of 0.006 s is too short"):
-        page["rate"](str(tmp_path / "short.wav"))
-    with pytest.raises(RefusedError, match="Upload or record"):
-        page["rate"](None)
+def test_the_page_of_a_space_scores_as_the_pipeline_does(pages, hub, run, tmp_path):
+    """As the Hub serves it, large files included, from the files that were pushed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, which drives a browser")
+    for name, content in hub.files("spaces", "user/page").items():
+        (tmp_path / "page" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "page" / name).write_bytes(content)
+    speech = 0.1 * np.random.default_rng(0).standard_normal(16000 * 35)
+    soundfile.write(tmp_path / "speech.wav", speech, 16000, subtype="FLOAT")
+    expected = pipeline(model=str(run / "student"), trust_remote_code=True)(tmp_path / "speech.wav")["timeline"]
+    with served(tmp_path / "page", ISOLATED) as address, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        playwright.expect(page.locator("#status")).to_have_text("Ready.", timeout=120_000)
+        assert page.evaluate("crossOriginIsolated")  # as it is with the headers of the card
+        page.set_input_files("#file", tmp_path / "speech.wav")
+        playwright.expect(page.locator("#status")).to_contain_text("scored in", timeout=120_000)
+        page.locator("summary").click()
+        rows = page.eval_on_selector_all("#timeline tbody tr", "rows => rows.map(row => row.innerText.split('\t'))")
+        browser.close()
+    found = [[float(value) for value in row[:5]] for row in rows]
+    assert found == [
+        pytest.approx([window["start"], window["end"], *window["scores"].values()], abs=2e-3) for window in expected
+    ]
 
 
 def test_weights_that_are_no_safetensors_are_not_even_fetched(pulls, hub):

@@ -46,6 +46,10 @@ def export(
     """
     from transformers.utils import logging
 
+    from audio_cmkd import import_package
+
+    for package in ("onnx", "onnxruntime"):
+        import_package(package, "writes and checks the graph")
     from cmkd.export.folder import export_folder
 
     logging.disable_progress_bar()

@@ -112,23 +112,41 @@ def push_space(
     model: Model,
     revision: str | None = None,
     public: bool = False,
+    onnxruntime_web: Path | None = None,
 ) -> None:
-    """Puts a page on the Hub that scores uploaded or recorded speech, as a Space.
+    """Puts a page on the Hub that scores uploaded or recorded speech in the browser, as a static Space.
 
         cmkd push-space user/cmkd-demo-page user/cmkd-demo
 
-    The page stays with the commit of the model that it is made for. For a private model give the Space a secret
-    HF_TOKEN that may read it; whoever sees the page can then use the model.
+    It is the page of `cmkd export --page`, which needs no server, with the model of this commit in it, its weights in
+    16 bits: whoever sees the page can take the model, and what is recorded there stays in the browser.
 
     Args:
         repo_id: The Space, user/name on the Hub; it is made if it is not there.
         model: A student on the Hub, user/name.
         revision: The branch, tag or commit of the model; null stands for its newest commit.
-        public: Whether everybody may see a Space that has to be made; one that is there stays as it is.
+        public: Whether everybody may see a Space that has to be made; one that is there stays as it is. The page of a
+            private model goes into one that is public only with this.
+        onnxruntime_web: The file that `npm pack` fetched, for machines without npm.
     """
+    from audio_cmkd import import_package
+    from cmkd.hub.push import HUB_STORAGE
     from cmkd.hub.push import push_space as push_page
+    from cmkd.json_files import read_json
 
-    print(push_page(repo_id, model, revision=revision, private=not public))
+    for package in ("onnx", "onnxruntime"):
+        import_package(package, "exports the model for the page")
+
+    def write(name: str, commit: str, folder: Path) -> str | None:
+        from cmkd.export.folder import export_folder
+        from cmkd.export.page import write_page
+
+        with tempfile.TemporaryDirectory(prefix="cmkd-export-") as exported:
+            _, graph = export_folder(name, Path(exported), ("fp16",), commit)
+            write_page(graph.path, folder, onnxruntime_web, HUB_STORAGE)
+        return read_json(folder / "student.json", "push the page again.")["licence"]
+
+    print(push_page(repo_id, model, write, revision=revision, private=not public))
 
 
 def push_metric(repo_id: RepoId, public: bool = False) -> None:

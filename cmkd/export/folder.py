@@ -16,7 +16,7 @@ import windows_cmkd
 from cmkd.atomic import written_whole
 from cmkd.export import runtime
 from cmkd.export.graph import StudentGraph, metadata_of, speech_input, trace, write_metadata
-from cmkd.export.page import check_page, write_page
+from cmkd.export.page import write_page
 from cmkd.export.smaller import with_half_weights, with_int8_activations, with_int8_weights
 from cmkd.export.verify import verify
 from cmkd.identity import folder_digest, hub_commit
@@ -172,8 +172,6 @@ def export_folder(
     graph = StudentGraph(source.model, speech_input(source.model, source.extractor)).eval()
     samples = round(_EXAMPLE * graph.speech.sampling_rate)
     length = samples if graph.speech.log_mel is None else samples // graph.speech.log_mel["hop_samples"]
-    if page:
-        check_page(graph.speech.log_mel is not None, name_or_path)
     model, doubts = trace(graph, graph.example(2, length), graph.speech.name)
     about = {
         "model": source.name,
@@ -190,7 +188,7 @@ def export_folder(
         report(str(written[-1]))
     _write_runtime(folder)
     if page:
-        write_page(min(written, key=lambda graph: graph.size).path, folder, onnxruntime_web, report)
+        write_page(min(written, key=lambda graph: graph.size).path, folder, onnxruntime_web, report=report)
     return written
 
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,35 +27,28 @@ _LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # which npm's package lacks, a
 _OWN = Path(__file__).with_name("static")
 
 
-def check_page(takes_log_mel: bool, name: str) -> None:
-    """Refuses a student that the page cannot run.
-
-    Raises:
-        ValueError: it takes a spectrogram, which the page does not compute.
-    """
-    if takes_log_mel:
-        raise ValueError(
-            f"{name} has a Whisper encoder, which takes a log-mel spectrogram; the page computes none. Export a page "
-            "of a student that takes the waveform: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Moonshine or CPC."
-        )
-
-
-def write_page(graph: Path, folder: Path, package: Path | None = None, report: Callable[[str], object] = print) -> None:
+def write_page(
+    graph: Path,
+    folder: Path,
+    package: Path | None = None,
+    origins: Sequence[str] = (),
+    report: Callable[[str], object] = print,
+) -> None:
     """Writes a folder that any server of static files can serve; the page opens no connection but to it.
 
     Args:
         graph: a file that `cmkd export` wrote.
         folder: the folder to write; what else is in it stays.
         package: the file of the npm package `PACKAGE`; None: npm fetches it.
+        origins: other servers that files of the folder may come from, as a content security policy names them.
         report: takes a line that says what was written.
 
     Raises:
-        ValueError: the student is not for the page, or the package is another one.
+        ValueError: `graph` is not of `cmkd export`, or the package is another one.
         OSError: npm is missing or fails, or the folder cannot be written.
     """
     model = onnx.load(str(graph))
     metadata = read_metadata({entry.key: entry.value for entry in model.metadata_props}, str(graph))
-    check_page(metadata["log_mel"] is not None, str(graph))
     with tempfile.TemporaryDirectory(prefix="cmkd-page-") as temporary:
         archive = package or _fetched(Path(temporary))
         _check_integrity(archive)
@@ -72,10 +65,14 @@ def write_page(graph: Path, folder: Path, package: Path | None = None, report: C
         _copy(Path(spec.origin).with_name(name), folder / "runtime" / name)
     if graph.resolve() != (folder / graph.name).resolve():
         _copy(graph, folder / graph.name)
-    about = {name: value for name, value in metadata.items() if name != "card"} | {"file": graph.name}
-    write_json(folder / "student.json", about)
+    about = {name: value for name, value in metadata.items() if name != "card"}
+    write_json(folder / "student.json", about | {"file": graph.name, "size": graph.stat().st_size})
     for path in sorted(_OWN.iterdir()):
         _copy(path, folder / path.name)
+    policy = "connect-src 'self'"
+    text = (_OWN / "index.html").read_text(encoding="utf-8").replace(policy, " ".join([policy, *origins]))
+    with written_whole(folder / "index.html") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     report(f"{folder}: the page. Look at it with: python -m http.server --directory {folder}")
 
 

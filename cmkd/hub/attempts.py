@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+T = TypeVar("T")
 
 ATTEMPTS = 3
 FIRST_PAUSE = 1.0
@@ -22,7 +25,7 @@ class PushError(OSError):
     """A push that did not succeed; the message says what to do."""
 
 
-def repeated(send: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+def repeated(send: Callable[[], T]) -> T:
     """Calls `send`, and again if it fails in a way that may pass; a step that was done before must then do nothing.
 
     huggingface_hub itself repeats the upload of large files five times, but neither the commit nor the creation of the

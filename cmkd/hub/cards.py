@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TEMPLATES = of_root("hub_cards")
 
 GRADIO = "6.31.0"
-"""The version of Gradio with which the pages of the Spaces were tested."""
+"""The version of Gradio with which the page of the metric was tested."""
 
 
 @dataclass(frozen=True)
@@ -222,13 +222,13 @@ def metric_card(title: str, description: str, inputs: str, citation: str) -> str
     return render("metric.md", gradio=GRADIO, title=title, description=description, inputs=inputs, citation=citation)
 
 
-def space_card(repo_id: str, revision: str) -> str:
-    """The README.md of a Space that shows a model, pinned to a commit.
+def space_card(repo_id: str, revision: str, licence: str | None) -> str:
+    """The README.md of a Space that holds a model of one commit, in a page without a server.
 
-    >>> "user/student" in space_card("user/student", "0123abc")
+    >>> "user/student" in space_card("user/student", "0123abc", "apache-2.0")
     True
     """
-    return render("space.md", gradio=GRADIO, repo_id=repo_id, revision=revision)
+    return render("space.md", repo_id=repo_id, revision=revision, licence=licence)
 
 
 def render(template: str, **values: Any) -> str:

@@ -7,8 +7,8 @@ time.
 
 from __future__ import annotations
 
-import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from cmkd.hub import attempts
 from cmkd.hub.attempts import PushError, explained, repeated
-from cmkd.hub.cards import TEMPLATES, space_card
+from cmkd.hub.cards import space_card
 from cmkd.hub.staging import ALLOWED, MADE_HERE, TOKENIZER_FILES, WEIGHTS, stage_run
 from cmkd.json_files import read_json
 from cmkd.metrics import CONCORDANCE_CC
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 COMMIT_MESSAGE = "Model, card and results, by CMKD"
 METRIC_FILES = ("README.md", "app.py", "concordance_cc.py", "requirements.txt")
-SPACE_REQUIREMENTS = ("av>=15.1,<20", "soundfile>=0.13,<1", "soxr>=0.5,<2", "torch>=2.9.1,<3", "transformers>=5.18,<6")
+HUB_STORAGE = ("https://huggingface.co", "https://*.huggingface.co", "https://*.hf.co")
+"""Where the Hub may keep the large files of a static Space."""
+
+OLD_SPACE_FILES = ("app.py", "model.json", "requirements.txt")
+"""Of the page on a server of its own that earlier versions pushed."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def push_metric(repo_id: str, *, private: bool = True, token: str | None = None)
             f"repo_id is {repo_id!r}, but must end in /{folder.name}: evaluate looks for a file of this name."
         )
     files = [CommitOperationAdd(name, folder / name) for name in METRIC_FILES]
-    sha, url = _send_page(HfApi(token=token), repo_id, files, private)
+    sha, url = _send_page(HfApi(token=token), repo_id, files, private, sdk="gradio")
     return Pushed(repo_id, sha, sha, url, f"evaluate.load({repo_id!r}, revision={sha!r})")
 
 
@@ -193,54 +197,81 @@ def push_corpus(
 
 
 def push_space(
-    repo_id: str, model: str, *, revision: str | None = None, private: bool = True, token: str | None = None
+    repo_id: str,
+    model: str,
+    write_page: Callable[[str, str, Path], str | None],
+    *,
+    revision: str | None = None,
+    private: bool = True,
+    token: str | None = None,
 ) -> Pushed:
-    """Pushes a page that scores uploaded or recorded speech, as a Space, in one commit.
+    """Pushes a page that scores uploaded or recorded speech in the browser, as a static Space, in one commit.
 
     Args:
         repo_id: "user/name" of the Space, which is made if it does not exist.
         model: "user/name" of a student that `push_run` has pushed.
-        revision: the revision of the model; None is the newest. The page is pinned to its commit.
-        private: whether the Space is made private if it does not exist.
+        write_page: takes the model, its commit and a folder, writes the page there with the model in it, and returns
+            the licence of the model as its card has it.
+        revision: the revision of the model; None is the newest. The page has the model of this commit.
+        private: whether the Space is made private if it does not exist; an existing one stays as it is. The page of a
+            private model is refused if the Space is public, unless this is False.
         token: the user's token; None is the stored one.
 
     Raises:
         PushError: the Hub refuses the push or cannot be reached, or has no such model.
+        PermissionError: the model is private and the Space public.
         ValueError: a name is not valid, or the model does not score speech alone.
     """
     token = token or check_push(repo_id)
     validate_repo_id(model)
     api = HfApi(token=token)
 
-    def find() -> tuple[str, str]:
-        sha = str(api.model_info(model, revision=revision, timeout=attempts.TIMEOUT).sha)
-        return sha, api.hf_hub_download(model, "config.json", revision=sha)
+    def find() -> tuple[str, bool, str]:
+        info = api.model_info(model, revision=revision, timeout=attempts.TIMEOUT)
+        return str(info.sha), bool(info.private), api.hf_hub_download(model, "config.json", revision=info.sha)
 
     with explained(model):
-        pinned, path = repeated(find)
+        pinned, is_private, path = repeated(find)
     config = read_json(Path(path), f"push {model} again.")
     if "custom_pipelines" not in config or config.get("text_config") is not None:
         raise ValueError(
             f"model is {model!r}, which is a {config.get('model_type')}, but must be a CMKD model that scores speech "
             "alone: name a student that `cmkd push` has pushed."
         )
-    content = {
-        "README.md": space_card(model, pinned).encode(),
-        "app.py": (TEMPLATES / "space_app.py").read_bytes(),
-        "model.json": json.dumps({"model": model, "revision": pinned}).encode(),
-        "requirements.txt": "".join(f"{line}\n" for line in SPACE_REQUIREMENTS).encode(),
-    }
-    files = [CommitOperationAdd(name, data) for name, data in content.items()]
-    sha, url = _send_page(api, repo_id, files, private)
+    with tempfile.TemporaryDirectory(prefix="cmkd-space-") as name:
+        folder = Path(name)
+        licence = write_page(model, pinned, folder)
+        files = [
+            CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+        files.append(CommitOperationAdd("README.md", space_card(model, pinned, licence).encode()))
+        sha, url = _send_page(api, repo_id, files, private, sdk="static", keeps_private=private and is_private)
     return Pushed(repo_id, sha, sha, url, f"pipeline(model={model!r}, revision={pinned!r}, trust_remote_code=True)")
 
 
-def _send_page(api: HfApi, repo_id: str, files: list[CommitOperationAdd], private: bool) -> tuple[str, str]:
-    """Puts files into a Gradio Space, which is made if it does not exist; returns the commit and its address."""
+def _send_page(
+    api: HfApi, repo_id: str, files: list[CommitOperationAdd], private: bool, sdk: str, keeps_private: bool = False
+) -> tuple[str, str]:
+    """Puts files into a Space, which is made if it does not exist; returns the commit and its address.
+
+    What a page on a server had is removed from a static Space. With `keeps_private` a public Space is refused.
+    """
 
     def send() -> tuple[str, str]:
-        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-        info = api.create_commit(repo_id, files, repo_type="space", commit_message=COMMIT_MESSAGE)
+        api.create_repo(repo_id, repo_type="space", space_sdk=sdk, private=private, exist_ok=True)
+        there = api.space_info(repo_id, timeout=attempts.TIMEOUT)
+        if keeps_private and not there.private:
+            raise PermissionError(
+                f"repo_id is {repo_id!r}, which exists and is public, but the model is private, and its weights are in "
+                "the page. Make the Space private or choose another name, or pass --public if everybody may have them."
+            )
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [*files]
+        if sdk == "static":
+            names = {file.rfilename for file in there.siblings or []}
+            operations += [CommitOperationDelete(name) for name in OLD_SPACE_FILES if name in names]
+        info = api.create_commit(repo_id, operations, repo_type="space", commit_message=COMMIT_MESSAGE)
         return info.oid, info.commit_url
 
     with explained(repo_id):

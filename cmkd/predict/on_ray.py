@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -35,8 +35,9 @@ WAVE = 1024
 BLOCK_BYTES = 2**24
 """What Ray Data puts together at most; a full piece is more, and so is on its own."""
 
-READING_CPUS = 0.25
-"""What a task that reads a chunk counts, so that there is always room for one beside the models."""
+CPUS_PER_READER = 4
+"""For so many CPUs of the cluster one task reads and decodes. It counts none of them for itself: the models may hold
+all, and what a lost machine had read could then never be read again."""
 
 
 @dataclass(frozen=True)
@@ -52,40 +53,48 @@ class Cluster:
     actor_cpus: int
 
 
-def run_on_ray(
-    job: Job,
-    choice: ModelChoice,
-    identity: str,
-    reading: Reading,
-    rate: int,
-    batch_seconds: float | None,
-    cluster: Cluster,
-    shown: Progress,
-) -> None:
-    """Scores all chunks that are not scored, and assembles their shards.
+@dataclass(frozen=True)
+class Work:
+    """What is done on a cluster.
 
-    Args:
-        job: What is scored, and where it is written.
-        choice: The model; every machine has to be able to load it.
-        identity: Of the model, which is compared on every machine.
-        reading: How files are read.
-        rate: Hz of what the model hears.
-        batch_seconds: As for `predict`.
-        cluster: Where.
-        shown: Counts what is done.
+    Attributes:
+        job (`Job`): What is scored, and where it is written.
+        choice (`ModelChoice`): The model; every machine has to be able to load it.
+        identity (`str`): Of the model, which is compared on every machine.
+        reading (`Reading`): How files are read.
+        rate (`int`): Hz of what the model hears.
+        batch_seconds (`float`, *optional*): As for `predict`.
+        cluster (`Cluster`): Where.
+        shown (`Progress`): Counts what is done.
+    """
+
+    job: Job
+    choice: ModelChoice
+    identity: str
+    reading: Reading
+    rate: int
+    batch_seconds: float | None
+    cluster: Cluster
+    shown: Progress
+
+
+def run_on_ray(work: Work) -> None:
+    """Scores all chunks that are not scored, and assembles their shards.
 
     Raises:
         ImportError: ray is missing.
         ConnectionError: There is no cluster at the address.
+        ValueError: No machine of the cluster has as many CPUs as a model is to have.
         RuntimeError: The cluster could not do the work.
     """
     ray = import_package("ray", "runs --engine ray")
     import_package("ray.data", "runs --engine ray")
-    is_own = _connect(ray, cluster.address)
+    job = work.job
+    is_own = _connect(ray, work.cluster.address)
     try:
         chunks = (chunk for chunk in job.plan.chunks if not job.is_scored(chunk))
         while wave := list(islice(chunks, WAVE)):
-            _run_wave(ray, job, wave, choice, identity, reading, rate, batch_seconds, cluster, shown)
+            _run_wave(ray, work, wave)
     finally:
         if is_own:
             ray.shutdown()
@@ -109,22 +118,12 @@ def _connect(ray: Any, address: str | None) -> bool:
     return True
 
 
-def _run_wave(
-    ray: Any,
-    job: Job,
-    wave: list[int],
-    choice: ModelChoice,
-    identity: str,
-    reading: Reading,
-    rate: int,
-    batch_seconds: float | None,
-    cluster: Cluster,
-    shown: Progress,
-) -> None:
+def _run_wave(ray: Any, work: Work, wave: list[int]) -> None:
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    job = work.job
     items = [
         {
             "chunk": chunk,
@@ -133,37 +132,47 @@ def _run_wave(
         }
         for chunk in wave
     ]
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources, models, readers = _room(machines, work.cluster.actor_cpus)
     read = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
-        _read_chunk, fn_args=(replace(reading, downloads=None), pieces.PIECE_SECONDS * rate), num_cpus=READING_CPUS
+        _read_chunk,
+        fn_args=(replace(work.reading, downloads=None), pieces.PIECE_SECONDS * work.rate),
+        compute=ray.data.TaskPoolStrategy(size=readers),
+        num_cpus=0,
     )
-    resources, most = _room(ray.cluster_resources(), cluster.actor_cpus)
     scored = read.map_batches(
         _Scorer,
-        fn_constructor_args=(choice, identity, batch_seconds, job.embeddings),
+        fn_constructor_args=(work.choice, work.identity, work.batch_seconds, job.embeddings),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=models),
         **resources,
     )
     for row in scored.iter_rows():
         piece = Piece(row["chunk"], row["number"], bool(row["is_last"]))
         job.write(piece, pyarrow.parquet.read_table(io.BytesIO(row["table"])))
-        shown.add(row["seconds"], row["read"])
+        work.shown.add(row["seconds"], row["read"])
         if job.is_scored(piece.chunk):
             job.assemble(job.plan.chunks[piece.chunk].shard)
 
 
-def _room(resources: dict[str, float], actor_cpus: int) -> tuple[dict[str, float], int]:
-    """What a model needs, and how many of them there may be.
+def _room(machines: Sequence[Mapping[str, float]], actor_cpus: int) -> tuple[dict[str, float], int, int]:
+    """What a model needs, how many of them there may be, and how many tasks that read.
 
-    >>> _room({"CPU": 64.0, "GPU": 8.0}, 4)
-    ({'num_gpus': 1}, 8)
-    >>> _room({"CPU": 16.0}, 4), _room({"CPU": 1.0}, 1)
-    (({'num_cpus': 4}, 3), ({'num_cpus': 0.75}, 1))
+    >>> _room([{"CPU": 64.0, "GPU": 8.0}], 4)
+    ({'num_gpus': 1}, 8, 16)
+    >>> _room([{"CPU": 6.0}, {"CPU": 6.0}, {"memory": 1e9}], 4)
+    ({'num_cpus': 4}, 2, 3)
     """
-    if gpus := int(resources.get("GPU", 0)):
-        return {"num_gpus": 1}, gpus
-    free = resources.get("CPU", 1.0) - READING_CPUS
-    return {"num_cpus": min(actor_cpus, free)}, max(1, int(free // actor_cpus))
+    cpus = [int(machine.get("CPU", 0)) for machine in machines]
+    readers = max(1, sum(cpus) // CPUS_PER_READER)
+    if gpus := sum(int(machine.get("GPU", 0)) for machine in machines):
+        return {"num_gpus": 1}, gpus, readers
+    if max(cpus) < actor_cpus:
+        raise ValueError(
+            f"actor_cpus is {actor_cpus}, but the machines of the cluster have {max(cpus)} CPUs at most: a model is on "
+            "one machine, so choose no more than that."
+        )
+    return {"num_cpus": actor_cpus}, sum(count // actor_cpus for count in cpus), readers
 
 
 def _read_chunk(row: dict[str, Any], reading: Reading, most: float) -> Iterator[dict[str, Any]]:

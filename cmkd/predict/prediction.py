@@ -195,10 +195,11 @@ def predict(
         shown = _progress(store, plan, shows=progress and joined.is_main)
         stack.callback(shown.close)
         if engine == "ray":
-            from cmkd.predict.on_ray import Cluster, run_on_ray
+            from cmkd.predict.on_ray import Cluster, Work, run_on_ray
 
             cluster = Cluster(address, actor_cpus)
-            run_on_ray(job, choice, network.identity, reading, network.sampling_rate, batch_seconds, cluster, shown)
+            rate = network.sampling_rate
+            run_on_ray(Work(job, choice, network.identity, reading, rate, batch_seconds, cluster, shown))
         else:
             number = _default_readers(joined.processes) if readers is None else readers
             _score(

@@ -1,23 +1,21 @@
 // Scores speech in the browser with a student of CMKD. The rules are those of windows_cmkd.py: what is cut, what is
 // silent, and how the windows of a recording are averaged. Nothing is sent anywhere; the page's policy forbids it.
 import * as ort from "./runtime/ort.wasm.min.mjs";
+import { LogMel } from "./log_mel.js";
+import { decode, isSilent } from "./sound.js";
+import { Timeline } from "./timeline.js";
 
 ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
-ort.env.wasm.numThreads = 1; // several need headers that a plain file server does not send
+// Several threads need headers that a plain file server does not send; browsers then say that the page is isolated.
+ort.env.wasm.numThreads = window.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
 
 const LONGEST_UTTERANCE = 30; // seconds that are scored as one utterance where no window is asked for
 const LONG_AUDIO_WINDOW = 10; // seconds of the windows of longer audio
 const SHORTEST_WINDOW = 0.1;
-const SILENCE_LEVEL = 1e-3; // of full scale, -60 dB
 
 const element = (id) => document.getElementById(id);
-const svg = (name, attributes) => {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-};
 
-let student, session, recorder, player, isBusy = false;
+let student, session, logMel, timeline, recorder, player, isBusy = false;
 
 function say(text, isError = false) {
   element("status").textContent = text;
@@ -42,55 +40,26 @@ export function cut(total, longest, size) {
 }
 
 // What share of the time each window speaks for: an instant is shared by all that cover it; silence counts only alone.
+// Windows follow each other, and only the last one overlaps the one before.
 export function timeShares(windows) {
   const counted = windows.some((window) => !window.silent) ? windows.filter((window) => !window.silent) : windows;
-  const edges = [...new Set(counted.flatMap((window) => [window.start, window.end]))].sort((a, b) => a - b);
-  const seconds = new Map(counted.map((window) => [window, 0]));
-  for (let index = 0; index + 1 < edges.length; index++) {
-    const covering = counted.filter((window) => window.start <= edges[index] && window.end >= edges[index + 1]);
-    for (const window of covering)
-      seconds.set(window, seconds.get(window) + (edges[index + 1] - edges[index]) / covering.length);
-  }
+  const seconds = new Map(
+    counted.map((window, number) => {
+      const shared = (other) => (other ? Math.max(0, Math.min(window.end, other.end) - Math.max(window.start, other.start)) : 0);
+      return [window, window.end - window.start - (shared(counted[number - 1]) + shared(counted[number + 1])) / 2];
+    }),
+  );
   const sum = [...seconds.values()].reduce((a, b) => a + b, 0);
   return windows.map((window) => (seconds.get(window) ?? 0) / sum);
 }
 
-async function decode(content) {
-  const context = new OfflineAudioContext(1, 1, student.sampling_rate);
-  let sound;
-  try {
-    sound = await context.decodeAudioData(content);
-  } catch (error) {
-    throw new Error("the browser cannot read this as sound. Convert it to wav, flac, mp3 or ogg.");
-  }
-  const samples = new Float32Array(sound.length);
-  const powers = []; // of each channel
-  for (let number = 0; number < sound.numberOfChannels; number++) {
-    const channel = sound.getChannelData(number);
-    let power = 0;
-    for (let index = 0; index < channel.length; index++) {
-      samples[index] += channel[index] / sound.numberOfChannels;
-      power += channel[index] ** 2;
-    }
-    powers.push(power);
-  }
-  let ofMean = 0;
-  for (const value of samples) {
-    if (!Number.isFinite(value)) throw new Error("it has samples that are NaN or infinite.");
-    ofMean += value ** 2;
-  }
-  const all = powers.reduce((a, b) => a + b, 0);
-  const isAudible = Math.max(...powers) >= SILENCE_LEVEL ** 2 * sound.length;
-  if (powers.length > 1 && isAudible && ofMean * powers.length ** 2 < 0.01 * all)
-    throw new Error("its channels cancel each other out: their mean is silent though they are not.");
-  return samples;
-}
-
 async function scoreWindow(samples) {
-  const answer = await session.run({
-    waveform: new ort.Tensor("float32", samples, [1, samples.length]),
-    lengths: new ort.Tensor("int64", BigInt64Array.of(BigInt(samples.length)), [1]),
-  });
+  let input, length = samples.length;
+  if (logMel) {
+    const { values, frames } = logMel.of(samples);
+    [input, length] = [{ log_mel: new ort.Tensor("float32", values, [1, logMel.bins, frames]) }, frames];
+  } else input = { waveform: new ort.Tensor("float32", samples, [1, length]) };
+  const answer = await session.run({ ...input, lengths: new ort.Tensor("int64", BigInt64Array.of(BigInt(length)), [1]) });
   return Array.from(answer.scores.data);
 }
 
@@ -109,9 +78,8 @@ async function score(samples, seconds) {
     say(`Scoring: ${windows.length} of ${pieces.length} windows …`);
     await new Promise((resolve) => setTimeout(resolve)); // lets the browser draw
     const piece = samples.slice(first, stop);
-    const level = Math.sqrt(piece.reduce((sum, value) => sum + value * value, 0) / piece.length);
     const values = await scoreWindow(piece);
-    windows.push({ start: first / rate, end: stop / rate, silent: level < SILENCE_LEVEL, values });
+    windows.push({ start: first / rate, end: stop / rate, silent: isSilent(piece), values });
   }
   const shares = timeShares(windows);
   const mean = student.dimensions.map((_, index) =>
@@ -146,64 +114,34 @@ function row(cells, isHead = false) {
   return made;
 }
 
-function play(samples, window) {
+function stop() {
   player?.close();
-  player = new AudioContext();
-  const rate = student.sampling_rate;
-  const piece = samples.subarray(Math.round(window.start * rate), Math.round(window.end * rate));
-  const buffer = player.createBuffer(1, piece.length, rate);
-  buffer.copyToChannel(piece, 0);
-  const source = new AudioBufferSourceNode(player, { buffer });
-  source.connect(player.destination);
-  source.start();
-  say(`Playing ${window.start.toFixed(2)} to ${window.end.toFixed(2)} s`);
+  player = undefined;
+  timeline.mark(undefined);
 }
 
-function chart(samples, answer) {
-  const [width, height, left] = [880, 220, 34];
-  const x = (seconds) => left + ((width - left) * seconds) / answer.duration;
-  const y = (value) => height - height * Math.min(1, Math.max(0, value));
-  const made = svg("svg", { viewBox: `0 -8 ${width} ${height + 32}`, role: "img" });
-  made.setAttribute("aria-label", "Scores over time, above the waveform");
-  for (const value of [0, 0.25, 0.5, 0.75, 1]) {
-    made.append(svg("line", { class: "grid", x1: left, x2: width, y1: y(value), y2: y(value) }));
-    const text = svg("text", { x: 0, y: y(value) + 4 });
-    text.textContent = value.toFixed(2);
-    made.append(text);
-  }
-  const columns = 420;
-  const loudest = samples.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
-  let path = "";
-  for (let column = 0; column < columns; column++) {
-    const from = Math.floor((column * samples.length) / columns);
-    const to = Math.max(from + 1, Math.floor(((column + 1) * samples.length) / columns));
-    let most = 0;
-    for (let index = from; index < to && index < samples.length; index++) most = Math.max(most, Math.abs(samples[index]));
-    const at = left + ((width - left) * (column + 0.5)) / columns;
-    const half = (0.45 * height * most) / loudest;
-    path += `M${at.toFixed(1)} ${(height / 2 - half).toFixed(1)}V${(height / 2 + half).toFixed(1)}`;
-  }
-  made.append(svg("path", { class: "wave", d: path }));
-  for (const name of student.rated_dimensions) {
-    const steps = answer.timeline.map(({ start, end, scores }) => `M${x(start)} ${y(scores[name])}H${x(end)}`);
-    made.append(svg("path", { class: `line ${name}`, d: steps.join("") }));
-  }
-  const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800].find((seconds) => answer.duration / seconds <= 12) ?? 3600;
-  for (let seconds = 0; seconds <= answer.duration; seconds += step) {
-    const text = svg("text", { x: x(seconds), y: height + 18, "text-anchor": seconds ? "middle" : "start" });
-    text.textContent = `${Number(seconds.toFixed(1))} s`;
-    if (x(seconds) < width - 12) made.append(text);
-  }
-  for (const window of answer.timeline) {
-    const pane = svg("rect", {
-      class: "pane", x: x(window.start), y: 0, width: x(window.end) - x(window.start), height, tabindex: 0, role: "button",
-      "aria-label": `Hear ${window.start.toFixed(2)} to ${window.end.toFixed(2)} s`,
-    });
-    pane.addEventListener("click", () => play(samples, window));
-    pane.addEventListener("keydown", (event) => event.key === "Enter" && play(samples, window));
-    made.append(pane);
-  }
-  return made;
+// Plays a window; the one that is playing stops.
+function play(samples, window) {
+  const isPlaying = timeline.playing === window;
+  stop();
+  if (isPlaying) return say(`Stopped at ${window.start.toFixed(2)} to ${window.end.toFixed(2)} s`);
+  const context = (player = new AudioContext());
+  const rate = student.sampling_rate;
+  const piece = samples.subarray(Math.round(window.start * rate), Math.round(window.end * rate));
+  const buffer = context.createBuffer(1, piece.length, rate);
+  buffer.copyToChannel(piece, 0);
+  const source = new AudioBufferSourceNode(context, { buffer });
+  source.connect(context.destination);
+  source.addEventListener("ended", () => player === context && stop());
+  source.start();
+  timeline.mark(window);
+  const follow = () => {
+    if (player !== context) return;
+    timeline.moveTo(Math.min(window.end, window.start + context.currentTime));
+    requestAnimationFrame(follow);
+  };
+  follow();
+  say(`Playing ${window.start.toFixed(2)} to ${window.end.toFixed(2)} s`);
 }
 
 function show(name, samples, answer) {
@@ -212,19 +150,12 @@ function show(name, samples, answer) {
   element("scale").textContent = `Rating, ${minimum} to ${maximum}`;
   element("scores").tBodies[0].replaceChildren(
     ...student.rated_dimensions.map((dimension) => {
-      const made = row([dimension, answer.scores[dimension].toFixed(3), answer.ratings[dimension].toFixed(2)]);
+      const made = row(["", answer.scores[dimension].toFixed(3), answer.ratings[dimension].toFixed(2)]);
+      const key = document.createElement("span");
+      key.className = `key ${dimension}`;
+      made.cells[0].append(key, dimension);
       made.dataset.dimension = dimension;
       made.dataset.score = answer.scores[dimension];
-      return made;
-    }),
-  );
-  element("chart").replaceChildren(chart(samples, answer));
-  element("legend").replaceChildren(
-    ...student.rated_dimensions.map((dimension) => {
-      const made = document.createElement("li");
-      const key = svg("svg", { viewBox: "0 0 26 10" });
-      key.append(svg("path", { class: `line ${dimension}`, d: "M0 5H26" }));
-      made.append(key, dimension);
       return made;
     }),
   );
@@ -240,20 +171,27 @@ function show(name, samples, answer) {
   URL.revokeObjectURL(element("download").href);
   element("download").href = URL.createObjectURL(new Blob([JSON.stringify({ name, ...answer }, null, 2)]));
   element("download").download = `${name}.json`;
+  timeline = new Timeline(element("chart"), student.rated_dimensions, (window) => play(samples, window));
   element("answer").hidden = false;
+  timeline.show(samples, answer);
 }
 
 async function handle(name, content) {
   if (isBusy) return;
   setBusy(true);
+  if (timeline) stop();
   element("answer").hidden = true;
   try {
     const given = element("window").value;
     const seconds = given === "" ? undefined : Number(given);
-    if (seconds !== undefined && !(seconds >= SHORTEST_WINDOW && Number.isFinite(seconds)))
-      throw new Error(`a window of ${given} s: must be at least ${SHORTEST_WINDOW} s, or empty.`);
+    const most = student.maximum_samples ? student.maximum_samples / student.sampling_rate : Infinity;
+    if (seconds !== undefined && !(seconds >= SHORTEST_WINDOW && seconds <= most && Number.isFinite(seconds)))
+      throw new Error(
+        `a window of ${given} s: must be at least ${SHORTEST_WINDOW} s` +
+          `${most < Infinity ? ` and at most ${most} s, which is what the student hears` : ""}, or empty.`,
+      );
     say("Reading …");
-    const samples = await decode(content);
+    const samples = await decode(content, student.sampling_rate);
     const began = performance.now();
     const answer = await score(samples, seconds);
     show(name, samples, answer);
@@ -282,18 +220,43 @@ async function record() {
     stream.getTracks().forEach((track) => track.stop());
     recorder = undefined;
     element("record").textContent = "Record";
+    element("record").classList.remove("recording");
     await handle("recording", await new Blob(parts).arrayBuffer());
   });
   recorder.start();
   element("record").textContent = "Stop";
+  element("record").classList.add("recording");
   setBusy(false);
   say("Recording …");
 }
 
+async function fetched(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(`the server answers ${answer.status} for ${address}`);
+  return answer;
+}
+
+// The graph; how much of it is there is said meanwhile.
+async function graph() {
+  const content = new Uint8Array(student.size);
+  const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
+  let there = 0;
+  for (const reader = (await fetched(student.file)).body.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    if (there + value.length <= student.size) content.set(value, there);
+    there += value.length;
+    say(`Loading the model: ${megabytes(there)} of ${megabytes(student.size)} MB …`);
+  }
+  if (there !== student.size) throw new Error(`${student.file} has ${there} bytes, but must have ${student.size}`);
+  return content;
+}
+
 async function begin() {
   setBusy(true);
-  student = await (await fetch("student.json")).json();
-  session = await ort.InferenceSession.create(student.file, { executionProviders: ["wasm"] });
+  student = await (await fetched("student.json")).json();
+  if (student.log_mel) logMel = new LogMel(student.log_mel);
+  session = await ort.InferenceSession.create(await graph(), { executionProviders: ["wasm"] });
   element("student").textContent =
     `Student: ${student.model} ${student.identity}, ${student.encoder}, ${student.precision}; licence: ` +
     `${student.licence ?? "not said"}.`;
@@ -301,11 +264,19 @@ async function begin() {
   say("Ready.");
 }
 
-element("file").addEventListener("change", async () => {
-  const [file] = element("file").files;
+async function take(file) {
   if (file) await handle(file.name, await file.arrayBuffer());
+}
+
+element("file").addEventListener("change", async () => {
+  await take(element("file").files[0]);
   element("file").value = "";
 });
 element("record").addEventListener("click", record);
 element("input").addEventListener("submit", (event) => event.preventDefault());
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  if (!recorder) take(event.dataTransfer.files[0]);
+});
 begin().catch((error) => say(`The model cannot be loaded: ${error.message}. Serve this folder over HTTP.`, true));

@@ -1,0 +1,54 @@
+"""What drives the pages in Chromium: the browser, what npm fetches for the page, and a server of static files."""
+
+import functools
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cmkd.export.page import PACKAGE
+
+ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+"""The headers with which browsers give a page several threads."""
+
+
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium on this machine")
+    return found
+
+
+def web_runtime(folder: Path) -> Path:
+    """The file of the npm package that runs the graph in a browser."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm on this machine, which fetches what runs the page")
+    command = ["npm", "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False, timeout=120).returncode:
+        pytest.skip(f"npm cannot reach a registry that has {PACKAGE}")
+    (archive,) = folder.glob("*.tgz")
+    return archive
+
+
+@contextmanager
+def served(folder: Path, headers: dict[str, str] | None = None) -> Iterator[str]:
+    """The address of a server of a folder's files, which sends these headers with each."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments) -> None:
+            pass
+
+        def end_headers(self) -> None:
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            super().end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
