@@ -33,6 +33,10 @@ WHISPER_HOP = 160
 FRAMES_AT_A_TIME = 100
 """The number of output frames (2 s in most encoders) for which the convolutions over the waveform run at a time."""
 
+FRAMES_ROUNDED_TO = 5
+"""What the frames of the last of these pieces are a multiple of: on a CPU, convolutions take up to three times as long
+for lengths that are new each time."""
+
 
 def is_traced() -> bool:
     """Whether `torch.export`, `torch.compile` or the older tracing is recording, so that values cannot be looked at."""
@@ -380,7 +384,10 @@ class HubertSpeechEncoder(SpeechEncoder):
             for layer in layers[1:]:
                 part = layer(part)
             parts.append(part.transpose(1, 2))
-        hidden = _first(self.encoder.feature_projection(torch.cat(parts, dim=1)))
+        hidden = torch.cat(parts, dim=1)
+        if not is_traced():
+            hidden = hidden[:, : (inputs.shape[1] - reach) // hop + 1]  # the last piece may have more
+        hidden = _first(self.encoder.feature_projection(hidden))
 
         inner = self.encoder.encoder
         keep = mask_of(frames, hidden.shape[1])[..., None]
@@ -493,9 +500,16 @@ class WhisperSpeechEncoder(SpeechEncoder):
 
 
 def _pieces(wave: torch.Tensor, reach: int, hop: int) -> Iterator[torch.Tensor]:
-    """Stretches of the wave (batch, samples), each with the samples that `FRAMES_AT_A_TIME` frames depend on."""
-    for start in range(0, (wave.shape[1] - reach) // hop + 1, FRAMES_AT_A_TIME):
-        yield wave[:, start * hop : (start + FRAMES_AT_A_TIME - 1) * hop + reach]
+    """Stretches of the wave (batch, samples), each with the samples that `FRAMES_AT_A_TIME` frames depend on.
+
+    The last is as long as a multiple of `FRAMES_ROUNDED_TO` frames takes, with zeros behind the wave.
+    """
+    total = (wave.shape[1] - reach) // hop + 1
+    for start in range(0, total, FRAMES_AT_A_TIME):
+        left = -(-(total - start) // FRAMES_ROUNDED_TO) * FRAMES_ROUNDED_TO
+        size = (min(left, FRAMES_AT_A_TIME) - 1) * hop + reach
+        piece = wave[:, start * hop : start * hop + size]
+        yield nn.functional.pad(piece, (0, size - piece.shape[1]))
 
 
 def _moments(rows: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -520,18 +534,18 @@ def _moments_of_convolution(
         return _moments(conv(wave[:, None]).float(), real)
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     ends = [wave.shape[1] - kernel + 1 + place for place in range(kernel)]
-    heard = torch.stack([wave[:, place:end:stride] for place, end in enumerate(ends)], dim=2).double()
-    keep = mask_of(real, heard.shape[1])[..., None]
+    heard = torch.stack([wave[:, place:end:stride] for place, end in enumerate(ends)], dim=1).double()
+    keep = mask_of(real, heard.shape[2])[:, None]
     count = real[:, None, None].double()
-    average = heard.masked_fill(~keep, 0.0).sum(1, keepdim=True) / count
+    average = heard.masked_fill(~keep, 0.0).sum(2, keepdim=True) / count
     centred = (heard - average).masked_fill(~keep, 0.0)
-    covariance = centred.transpose(1, 2) @ centred / count
+    covariance = centred @ centred.transpose(1, 2) / count
     weights = conv.weight[:, 0].double()
-    mean = average @ weights.T
+    mean = (average.transpose(1, 2) * weights).sum(-1)
     if conv.bias is not None:
         mean = mean + conv.bias.double()
     variance = ((weights @ covariance) * weights).sum(-1)
-    return variance[..., None].float(), mean.transpose(1, 2).float()
+    return variance[..., None].float(), mean[..., None].float()
 
 
 class ThroughProjections(WavLMAttention):

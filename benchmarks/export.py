@@ -8,7 +8,7 @@ H - (A + D + F + S) as shares of the votes, brought to the unit interval. The st
 and the heads of the paper, trained for a few epochs on some actors and scored on others. Every system scores the same
 batches, one after the other, on one thread; a speed is a ratio of medians over the batches, of processor time, which a
 busy machine disturbs least. HuBERT Base at its real size has random weights: its speed does not depend on them, and its
-scores are not shown.
+scores are not shown. What the JSON file has of other encoders stays, so that each may be measured by a call of its own.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from transformers import AutoFeatureExtractor, HubertConfig, Wav2Vec2FeatureExtr
 from cmkd.export.folder import FILES, export_folder
 from cmkd.export.runtime import OnnxStudent
 from cmkd.features.audio import read_audio
-from cmkd.json_files import write_json
+from cmkd.json_files import read_json, write_json
 from cmkd.losses import ccc_loss, concordance_cc
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
@@ -217,7 +217,7 @@ def processor() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder of CREMA-D, with AudioOpus and processedResults")
-    parser.add_argument("encoders", type=Path, nargs="+", help="folders of pretrained encoders, a student on each")
+    parser.add_argument("encoders", type=Path, nargs="*", help="folders of pretrained encoders, a student on each")
     parser.add_argument("--output", type=Path, help="the JSON file")
     parser.add_argument("--train_clips", type=int, default=1200)
     parser.add_argument("--test_clips", type=int, default=400)
@@ -231,10 +231,13 @@ def main() -> None:
         "threads": 1,
         "voices": [],
     }
+    if arguments.output is not None and arguments.output.exists():
+        before = read_json(arguments.output, "remove it.")
+        report = before | report | {"voices": before["voices"]}
     for encoder in arguments.encoders:
-        report["voices"].append(
-            on_voices(arguments.data, encoder, arguments.train_clips, arguments.test_clips, arguments.epochs)
-        )
+        found = on_voices(arguments.data, encoder, arguments.train_clips, arguments.test_clips, arguments.epochs)
+        others = [entry for entry in report["voices"] if entry["encoder"] != found["encoder"]]
+        report["voices"] = sorted([*others, found], key=lambda entry: str(entry["encoder"]))
         say(report, arguments.output)
     if arguments.hubert_batches:
         report["hubert_base"] = at_real_size(arguments.hubert_batches)

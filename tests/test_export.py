@@ -329,7 +329,7 @@ def test_convolutions_are_the_same_as_products(exported):
 
 def test_scaled_frames_give_the_same_and_round_each_frame_by_itself(exported, tmp_path):
     """In fp32 nothing changes; in int8 a frame that is a thousand times louder takes nothing from the others."""
-    model = with_products(onnx.load(exported("hubert")[1] / "model.onnx"))
+    model = onnx.load(exported("hubert")[1] / "model.onnx")
     sessions = [onnxruntime.InferenceSession(one.SerializeToString()) for one in (model, with_scaled_frames(model))]
     wave = noise(1.1)
     wave[4000:8000] = 0.0

@@ -14,6 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 BLOCK_SIZE = 32
 """Weights of a row that share a scale."""
 
+LEAST = 1e-6
+"""By what a frame of silence is divided, which stays 0."""
+
 _SMALLEST = 1024  # values of a weight below which halving it saves nothing
 
 
@@ -31,7 +34,7 @@ def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     small.CopyFrom(model)
     casts = []
     for tensor in small.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _SMALLEST:
+        if not _is_single(tensor) or np.prod(tensor.dims) < _SMALLEST:
             continue
         values = numpy_helper.to_array(tensor)
         largest = np.abs(values).max()
@@ -80,7 +83,7 @@ def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 
         path = Path(folder, "model.onnx")
         quantize_dynamic(
-            with_scaled_frames(with_products(model)),
+            with_products(with_scaled_frames(model)),
             path,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
@@ -98,7 +101,8 @@ def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 def with_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with a matrix product in the place of each convolution of several channels, without padding or groups.
 
-    What a kernel of size k hears is laid side by side, (batch, frames, k x channels).
+    What a kernel of size k hears is laid side by side, (batch, frames, k x channels), and scaled as
+    [`with_scaled_frames`] does it.
     """
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
@@ -126,8 +130,8 @@ def with_scaled_frames(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     scaled = onnx.ModelProto()
     scaled.CopyFrom(model)
-    weights = {tensor.name for tensor in scaled.graph.initializer if len(tensor.dims) == 2}
-    least = numpy_helper.from_array(np.array(1e-6, np.float32), "least frame")  # of silence, which stays 0
+    weights = {tensor.name for tensor in scaled.graph.initializer if len(tensor.dims) == 2 and _is_single(tensor)}
+    least = numpy_helper.from_array(np.array([LEAST], np.float32), "least frame")
     scaled.graph.initializer.append(least)
     nodes: list[onnx.NodeProto] = []
     known: set[str] = set()
@@ -151,6 +155,10 @@ def with_scaled_frames(model: onnx.ModelProto) -> onnx.ModelProto:
     return scaled
 
 
+def _is_single(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_type == TensorProto.FLOAT)
+
+
 def _product(
     node: onnx.NodeProto, weight: np.ndarray, stride: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -170,14 +178,18 @@ def _product(
     nodes: list[onnx.NodeProto] = []
     rows = made("Transpose", [node.input[0]], "rows", perm=[0, 2, 1])
     step, axis = constant("step", np.array([stride])), constant("axis", np.array([1]))
-    heard = []
+    loudest = made("ReduceMax", [made("Abs", [rows], "sizes")], "loudest", axes=[2])
+    heard, heights = [], [constant("least", np.array([LEAST], np.float32))]
     for place in range(size):
         behind = place - size + 1 or np.iinfo(np.int64).max  # from the end, of the last row that is heard there
         edges = [constant(f"first {place}", np.array([place])), constant(f"behind {place}", np.array([behind]))]
         heard.append(made("Slice", [rows, *edges, axis, step], f"heard {place}"))
+        heights.append(made("Slice", [loudest, *edges, axis, step], f"loudest {place}"))
     side_by_side = made("Concat", heard, "side by side", axis=2)
     matrix = constant("matrix", weight.transpose(2, 1, 0).reshape(size * channels, out_channels))
-    product = made("MatMul", [side_by_side, matrix], "product")
+    scale = made("Max", heights, "scale")
+    product = made("MatMul", [made("Div", [side_by_side, scale], "scaled"), matrix], "of scaled")
+    product = made("Mul", [product, scale], "product")
     if len(node.input) > 2:
         product = made("Add", [product, node.input[2]], "with bias")
     nodes.append(helper.make_node("Transpose", [product], [node.output[0]], f"{node.name}/columns", perm=[0, 2, 1]))
