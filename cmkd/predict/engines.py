@@ -116,7 +116,6 @@ def _exported(choice: ModelChoice) -> Path:
     from huggingface_hub.constants import HF_HOME
 
     import_package("onnx", "exports a model for --runtime onnx")
-    from cmkd import __version__
     from cmkd.export.folder import FILES, export_folder
     from cmkd.runs.answers import locate_checkpoint
 
@@ -126,7 +125,7 @@ def _exported(choice: ModelChoice) -> Path:
         )
     found = locate_checkpoint(choice.model, choice.revision)
     precision = "int8-activations" if choice.dtype == "int8" else "fp32"
-    folder = Path(HF_HOME, "cmkd", "graphs", f"{found.commit}-{__version__}-onnx{version('onnxruntime')}")
+    folder = Path(HF_HOME, "cmkd", "graphs", f"{found.commit}-{version('cmkd')}-onnx{version('onnxruntime')}")
     if not (folder / FILES[precision]).is_file():
         export_folder(
             found.source, folder, () if precision == "fp32" else (precision,), found.revision, report=logger.info
