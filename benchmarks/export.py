@@ -14,7 +14,6 @@ scores are not shown. What the JSON file has of other encoders stays, so that ea
 import argparse
 import csv
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, HubertConfig, Wav2Vec2FeatureExtractor
 
+from benchmarks.processor import processor
 from cmkd.export.folder import FILES, export_folder
 from cmkd.export.runtime import OnnxStudent
 from cmkd.features.audio import read_audio
@@ -36,9 +36,6 @@ from modeling_cmkd import CMKDStudentModel
 
 RATE = 16000
 BATCH = 8
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-"""Flags of /proc/cpuinfo that decide what int8 and bf16 are good for."""
-
 System = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Waves (batch, samples) and lengths (batch,) -> scores (batch, 3)."""
 
@@ -205,13 +202,6 @@ def at_real_size(num_batches: int) -> dict[str, Any]:
         ]
         found = compare(systems_of(folder, exported), batches)
         return {"encoder": "HuBERT Base, random weights", "systems": speeds(found, exported)}
-
-
-def processor() -> dict[str, Any]:
-    """What the processor is, and which instructions for small numbers it has, as Linux says."""
-    text = Path("/proc/cpuinfo").read_text()
-    flags = set(text.split("flags", 1)[-1].split("Features", 1)[-1].split("\n", 1)[0].split())
-    return {"machine": platform.machine(), "instructions": [name for name in INSTRUCTIONS if name in flags]}
 
 
 def main() -> None:

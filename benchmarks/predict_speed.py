@@ -34,6 +34,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ import torch
 from transformers import AutoFeatureExtractor
 
 from audio_cmkd import open_sound
-from benchmarks.export import processor
 from benchmarks.inference import ROOT, save_student
+from benchmarks.processor import processor
 from benchmarks.train_speed import matrix_product_peak
 from cmkd.atomic import written_whole
 from cmkd.json_files import read_json, write_json
@@ -77,15 +78,22 @@ def write_files(folder: Path, count: int, long: int, speech: Path | None) -> lis
     seconds = np.clip(generator.gamma(5, 5.9 / 5, size=count), 2, 12).tolist() + [LONG_SECONDS] * long
     sources = sorted(speech.glob("*.flac")) if speech is not None else []
     talk = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in sources] or [_noise(generator)])
-    for number, length in enumerate(seconds):
-        rate, name = ((44100, f"{number:05d}.mp3"), (8000, f"{number:05d}.wav"))[number % 2]
-        start = int(generator.integers(len(talk)))
-        if not (folder / name).exists():
-            wave = np.resize(np.roll(talk, -start), round(length * RATE))
-            with written_whole(folder / name) as unfinished:
-                form = Path(name).suffix.removeprefix(".").upper()
-                soundfile.write(unfinished, soxr.resample(wave, RATE, rate), rate, format=form)
+    writing = []
+    with ProcessPoolExecutor() as processes:
+        for number, length in enumerate(seconds):
+            rate, name = ((44100, f"{number:05d}.mp3"), (8000, f"{number:05d}.wav"))[number % 2]
+            start = int(generator.integers(len(talk)))
+            if not (folder / name).exists():
+                wave = np.resize(np.roll(talk, -start), round(length * RATE))  # over again where the talk ends
+                writing.append(processes.submit(_write_file, folder / name, wave, rate))
+        for future in writing:
+            future.result()
     return seconds
+
+
+def _write_file(path: Path, wave: np.ndarray, rate: int) -> None:
+    with written_whole(path) as unfinished:
+        soundfile.write(unfinished, soxr.resample(wave, RATE, rate), rate, format=path.suffix.removeprefix(".").upper())
 
 
 def _noise(generator: np.random.Generator) -> np.ndarray:
@@ -363,10 +371,10 @@ def network_alone(folder: Path, options: dict[str, Any], rounds: int) -> float:
 
 def compare(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All systems on one model."""
-    save_student("demo" if name == "small" else name, folder / "model")
     long = max(1, arguments.files // FILES_FOR_EACH_LONG_ONE) if arguments.long is None else arguments.long
     durations = write_files(folder / "files", arguments.files, long, arguments.speech)
     audio = sum(durations)
+    save_student("demo" if name == "small" else name, folder / "model")
     options = {
         "device": arguments.device,
         "dtype": arguments.dtype,
