@@ -1,26 +1,26 @@
 """Scoring many files: `cmkd predict`, the stock pipeline, and ONNX Runtime fed one file at a time, side by side.
 
     python -m benchmarks.predict_speed --models small --files 1000 --output docs/results/predict_speed.json
-    python -m benchmarks.predict_speed --models hubert_base --files 40 --output docs/results/predict_speed.json
+    python -m benchmarks.predict_speed --models hubert_base --files 12 --long 0 --output docs/results/predict_speed.json
     python -m benchmarks.predict_speed --models hubert_base --device cuda --dtype bfloat16 --output gpu.json
 
 The files are cut from the speech that `--speech` names, or made of noise: durations as of podcasts (2 to 12 s, 5.9 on
 average) and one of 10 minutes for every 250 of them, by turns mp3 of 44.1 kHz and wav of 8 kHz, as calls are. Small is
 a student on the demo's encoder, HuBERT Base has random weights: speed does not depend on them.
 
-Systems, each in a process of its own, which has read all files once before it is timed:
+Systems, each in a process of its own, which has scored some of the files before it is timed:
 
 - `torch`, `torch_bf16`, `onnx`, `onnx_int8`: all of `cmkd predict`, from loading the model to the written tables, with
   `--runtime` and `--dtype` accordingly.
-- `stock`: the `audio-classification` pipeline of transformers with the batch size, out of 1, 4 and 8, that took least
-  for some of the files. Files are read and cut as ours are; loading the model is not counted.
+- `stock`: the `audio-classification` pipeline of transformers with the batch size, of 1, 4 and 8 (on a GPU 8 and 32),
+  that took least for some of the files. Files are read and cut as ours are; loading the model is not counted.
 - `stock_onnx`: ONNX Runtime with its own threads, one file after the other, a window of a long file at a time, as
   audonnx feeds it; the graph is that of the stock encoder, without any mask. Loading the model is not counted.
 
 Rounds alternate between the systems. A number is the median over the rounds. The share of the peak is the arithmetic
 that torch's FlopCounterMode counts in windows of these lengths, by the time and by what a matrix product of 4096 x 4096
-reaches in the same run in that number format (int8: in fp32). Memory is the largest sum, over a process and those that
-it started, of the peaks of each. `network` is the same windows in memory, scored without reading any file.
+reaches in the same run in that number format (int8: in fp32). Memory is the most that a process and those that it
+started take together, asked ten times a second. `network` is the same windows in memory, scored without reading any file.
 """
 
 import argparse
@@ -61,7 +61,7 @@ from windows_cmkd import cutting, windows_of_sound
 RATE = 16000
 LONG_SECONDS = 600.0
 FILES_FOR_EACH_LONG_ONE = 250
-TRIED_BATCH_SIZES = (1, 4, 8)
+TRIED_BATCH_SIZES = {"cpu": (1, 4, 8), "cuda": (8, 32)}
 OURS: dict[str, dict[str, str]] = {
     "torch": {},
     "torch_bf16": {"dtype": "bfloat16"},
@@ -225,7 +225,7 @@ def stock(folder: Path, options: dict[str, Any]) -> Callable:
     def run(files: Sequence[Path]) -> tuple[list[float], dict[str, Any]]:
         if "size" not in best:
             begun = {}
-            for size in TRIED_BATCH_SIZES:
+            for size in TRIED_BATCH_SIZES[torch.device(options["device"]).type]:
                 start = time.perf_counter()
                 scores_of(files[:12], size)
                 begun[size] = time.perf_counter() - start
