@@ -7,11 +7,11 @@ as in podcasts (2 to 12 s, 5.9 on average). Straightforward is: the same models 
 padded to the longest, the teacher run in every step, nothing stored. Ours: batches of similar length, the output of the
 student's frozen layers and the teacher's embeddings stored beforehand. On a GPU both run in bf16 autocast.
 
-The steps are some of those of an epoch of `CORPUS` utterances: of the straightforward ones, which are all alike, the
-first; of ours, which differ in length, those at equal distances from the shortest to the longest. Steps of both
-alternate. Everything is counted per second of real audio; an utterance is one of average length. Few random batches have
-more or less padding than an epoch, so what an epoch takes is the time for a padded second in these steps, for all padded
-seconds of the epoch. What is stored beforehand is measured on the utterances of our steps.
+The steps are some of those of an epoch of `CORPUS` utterances: of the straightforward ones, which are in random order,
+the first; of ours, which differ in length, those at equal distances from the shortest to the longest. Steps of both
+alternate. Everything is counted per second of real audio; an utterance is one of average length. A few random batches
+have more or less padding than an epoch, so the time of an epoch is that of a padded second in these steps, times all
+padded seconds of the epoch. What is stored beforehand is measured on the utterances of our steps.
 
 Memory is the peak of the process during a pass, with both networks loaded; ours could drop the teacher by then.
 Arithmetic is what torch's FlopCounterMode counts (matrix products, convolutions, attention; on a CPU the GRU too) per
