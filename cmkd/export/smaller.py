@@ -74,16 +74,15 @@ def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     Convolutions without padding, those over the waveform, are written as such products first: they are a third of the
     arithmetic of HuBERT Base. The first of them stays, as do norms, attention and GRU.
 
-    What a weight is multiplied with is rounded to 8 bits as well, each frame by its own largest value. The last step of
-    that is one scale for the whole tensor, which would depend on what else is in a batch, so the graph takes batches of
-    one. The weights have 7 bits: with 8, processors without VNNI overflow, and would give other scores.
+    What a weight is multiplied with is rounded to 8 bits as well, with one scale for the whole tensor. That scale would
+    depend on what else is in a batch, so the graph takes batches of one. The weights have 7 bits: with 8, processors without VNNI overflow, and would give other scores.
     """
     with _quiet(), TemporaryDirectory(prefix="cmkd-int8-") as folder:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         path = Path(folder, "model.onnx")
         quantize_dynamic(
-            with_products(with_scaled_frames(model)),
+            with_products(model),
             path,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
@@ -101,8 +100,9 @@ def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 def with_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with a matrix product in the place of each convolution of several channels, without padding or groups.
 
-    What a kernel of size k hears is laid side by side, (batch, frames, k x channels), and scaled as
-    [`with_scaled_frames`] does it.
+    What a kernel of size k hears is laid side by side, (batch, frames, k x channels), and brought to a
+    largest value of 1 for as long as it is multiplied: loud frames would otherwise leave few of 256 steps to the quiet
+    ones. The other products are not: a scale for each of their frames cost time and gained no CCC.
     """
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
@@ -120,39 +120,6 @@ def with_products(model: onnx.ModelProto) -> onnx.ModelProto:
     del lowered.graph.node[:]
     lowered.graph.node.extend(nodes)
     return lowered
-
-
-def with_scaled_frames(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with each frame that is multiplied with a weight at a largest value of 1 for as long as that takes.
-
-    Loud frames, and those in which a few channels are far beyond the others, would otherwise leave few of 256 steps to
-    the rest. What several weights are multiplied with is scaled once.
-    """
-    scaled = onnx.ModelProto()
-    scaled.CopyFrom(model)
-    weights = {tensor.name for tensor in scaled.graph.initializer if len(tensor.dims) == 2 and _is_single(tensor)}
-    least = numpy_helper.from_array(np.array([LEAST], np.float32), "least frame")
-    scaled.graph.initializer.append(least)
-    nodes: list[onnx.NodeProto] = []
-    known: set[str] = set()
-    for node in scaled.graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in weights:
-            nodes.append(node)
-            continue
-        frames, weight = node.input
-        sizes, loudest, scale, ready = (f"{frames}/{name}" for name in ("sizes", "loudest", "scale", "scaled"))
-        if frames not in known:
-            known.add(frames)
-            nodes.append(helper.make_node("Abs", [frames], [sizes], sizes))
-            nodes.append(helper.make_node("ReduceMax", [sizes], [loudest], loudest, axes=[-1]))
-            nodes.append(helper.make_node("Max", [loudest, least.name], [scale], scale))
-            nodes.append(helper.make_node("Div", [frames, scale], [ready], ready))
-        product = f"{node.output[0]}/of scaled"
-        nodes.append(helper.make_node("MatMul", [ready, weight], [product], product))
-        nodes.append(helper.make_node("Mul", [product, scale], [node.output[0]], node.name))
-    del scaled.graph.node[:]
-    scaled.graph.node.extend(nodes)
-    return scaled
 
 
 def _is_single(tensor: onnx.TensorProto) -> bool:
