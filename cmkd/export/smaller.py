@@ -75,7 +75,8 @@ def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     arithmetic of HuBERT Base. The first of them stays, as do norms, attention and GRU.
 
     What a weight is multiplied with is rounded to 8 bits as well, with one scale for the whole tensor. That scale would
-    depend on what else is in a batch, so the graph takes batches of one. The weights have 7 bits: with 8, processors without VNNI overflow, and would give other scores.
+    depend on what else is in a batch, so the graph takes batches of one. The weights have 7 bits: with 8, processors
+    without VNNI overflow, and would give other scores.
     """
     with _quiet(), TemporaryDirectory(prefix="cmkd-int8-") as folder:
         from onnxruntime.quantization import QuantType, quantize_dynamic
