@@ -8,13 +8,12 @@ H - (A + D + F + S) as shares of the votes, brought to the unit interval. The st
 and the heads of the paper, trained for a few epochs on some actors and scored on others. Every system scores the same
 batches, one after the other, on one thread; a speed is a ratio of medians over the batches, of processor time, which a
 busy machine disturbs least. HuBERT Base at its real size has random weights: its speed does not depend on them, and its
-scores are not shown.
+scores are not shown. What the JSON file has of other encoders stays, so that each may be measured by a call of its own.
 """
 
 import argparse
 import csv
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,19 +25,17 @@ import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, HubertConfig, Wav2Vec2FeatureExtractor
 
+from benchmarks.processor import processor
 from cmkd.export.folder import FILES, export_folder
 from cmkd.export.runtime import OnnxStudent
 from cmkd.features.audio import read_audio
-from cmkd.json_files import write_json
+from cmkd.json_files import read_json, write_json
 from cmkd.losses import ccc_loss, concordance_cc
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
 
 RATE = 16000
 BATCH = 8
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-"""Flags of /proc/cpuinfo that decide what int8 and bf16 are good for."""
-
 System = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Waves (batch, samples) and lengths (batch,) -> scores (batch, 3)."""
 
@@ -207,17 +204,10 @@ def at_real_size(num_batches: int) -> dict[str, Any]:
         return {"encoder": "HuBERT Base, random weights", "systems": speeds(found, exported)}
 
 
-def processor() -> dict[str, Any]:
-    """What the processor is, and which instructions for small numbers it has, as Linux says."""
-    text = Path("/proc/cpuinfo").read_text()
-    flags = set(text.split("flags", 1)[-1].split("Features", 1)[-1].split("\n", 1)[0].split())
-    return {"machine": platform.machine(), "instructions": [name for name in INSTRUCTIONS if name in flags]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder of CREMA-D, with AudioOpus and processedResults")
-    parser.add_argument("encoders", type=Path, nargs="+", help="folders of pretrained encoders, a student on each")
+    parser.add_argument("encoders", type=Path, nargs="*", help="folders of pretrained encoders, a student on each")
     parser.add_argument("--output", type=Path, help="the JSON file")
     parser.add_argument("--train_clips", type=int, default=1200)
     parser.add_argument("--test_clips", type=int, default=400)
@@ -231,10 +221,13 @@ def main() -> None:
         "threads": 1,
         "voices": [],
     }
+    if arguments.output is not None and arguments.output.exists():
+        before = read_json(arguments.output, "remove it.")
+        report = before | report | {"voices": before["voices"]}
     for encoder in arguments.encoders:
-        report["voices"].append(
-            on_voices(arguments.data, encoder, arguments.train_clips, arguments.test_clips, arguments.epochs)
-        )
+        found = on_voices(arguments.data, encoder, arguments.train_clips, arguments.test_clips, arguments.epochs)
+        others = [entry for entry in report["voices"] if entry["encoder"] != found["encoder"]]
+        report["voices"] = sorted([*others, found], key=lambda entry: str(entry["encoder"]))
         say(report, arguments.output)
     if arguments.hubert_batches:
         report["hubert_base"] = at_real_size(arguments.hubert_batches)

@@ -7,10 +7,11 @@ as in podcasts (2 to 12 s, 5.9 on average). Straightforward is: the same models 
 padded to the longest, the teacher run in every step, nothing stored. Ours: batches of similar length, the output of the
 student's frozen layers and the teacher's embeddings stored beforehand. On a GPU both run in bf16 autocast.
 
-The steps are some of those of an epoch of `CORPUS` utterances: of the straightforward ones, which are all alike, the
-first; of ours, which differ in length, those at equal distances from the shortest to the longest. Steps of both
-alternate. Everything is counted per second of real audio; an utterance is one of average length. What is stored
-beforehand is measured on the utterances of our steps.
+The steps are some of those of an epoch of `CORPUS` utterances: of the straightforward ones, which are in random order,
+the first; of ours, which differ in length, those at equal distances from the shortest to the longest. Steps of both
+alternate. Everything is counted per second of real audio; an utterance is one of average length. A few random batches
+have more or less padding than an epoch, so the time of an epoch is that of a padded second in these steps, times all
+padded seconds of the epoch. What is stored beforehand is measured on the utterances of our steps.
 
 Memory is the peak of the process during a pass, with both networks loaded; ours could drop the teacher by then.
 Arithmetic is what torch's FlopCounterMode counts (matrix products, convolutions, attention; on a CPU the GRU too) per
@@ -20,7 +21,7 @@ second of real audio, compared with a matrix product of 4096 x 4096 on the same 
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,12 @@ def steps_to_measure(durations: np.ndarray, batch_size: int, ours: int, straight
     return {"ours": chosen, "straightforward": list(StepSampler(CORPUS, batch_size, 0))[:straightforward]}
 
 
+def padding(durations: np.ndarray, steps: Iterable[Sequence[int]]) -> float:
+    """The share of what batches hold that is not real."""
+    real, held = np.sum([(durations[step].sum(), durations[step].max() * len(step)) for step in map(list, steps)], 0)
+    return float(1 - real / held)
+
+
 def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
     device = PartialState(cpu=not torch.cuda.is_available()).device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -191,15 +198,21 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
                 times["ours"].append(seconds(device, lambda step=step: our_step(step))[0])
             times["straightforward"].append(seconds(device, lambda step=theirs: straightforward_step(step))[0])
     peak = matrix_product_peak(device, dtype)
+    epochs = {
+        "ours": StepSampler(CORPUS, batch_size, 0, durations),
+        "straightforward": StepSampler(CORPUS, batch_size, 0),
+    }
     found = {}
     for name, of_steps in times.items():
         measured = [index for step in steps[name] for index in step]
-        longest = sum(max(durations[step]) * len(step) for step in steps[name])
+        here, in_epoch = padding(durations, steps[name]), padding(durations, epochs[name])
+        rate = float(durations[measured].sum() / sum(of_steps) / durations.mean())
         found[name] = {
             "steps": len(of_steps),
             "seconds_a_step": of_steps,
-            "utterances_per_second": float(durations[measured].sum() / sum(of_steps) / durations.mean()),
-            "padding": float(1 - durations[measured].sum() / longest),
+            "padding": here,
+            "padding_of_an_epoch": in_epoch,
+            "utterances_per_second": rate * (1 - in_epoch) / (1 - here),
             "gmac_per_second_of_audio": flops[name] / 2e9,
             "share_of_peak": float(flops[name] * durations[measured].sum() / sum(of_steps) / peak),
             "peak_memory_gb": memory[name],

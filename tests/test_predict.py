@@ -9,11 +9,12 @@ import pytest
 import soundfile
 from predictions import RATE, rows, run, save_student, sound, write
 from sounds import chirp, encoded, mp3
-from transformers import pipeline
+from transformers import Wav2Vec2FeatureExtractor, pipeline
 
 from cmkd.commands import main
 from cmkd.predict import pieces
 from cmkd.predict import plan as plans
+from cmkd.predict.engines import ModelChoice, TorchEngine
 from cmkd.predict.pieces import Piece, cut_into_pieces, pack, unpack
 from cmkd.predict.plan import Incoming, Plan
 from cmkd.predict.reading import Ended, Failed, Heard
@@ -140,6 +141,18 @@ def test_batches_change_no_score(kind, model, tmp_path):
     alone, together = ([list(scores_of(row).values()) for row in rows(tmp_path / f"out{b}")] for b in (0, 4.0))
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert np.ptp(alone, axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_inputs_made_on_the_device_are_the_extractors(do_normalize, tmp_path):
+    """The path of a GPU, on a CPU."""
+    save_student(tmp_path / "model")
+    Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=do_normalize).save_pretrained(tmp_path / "model")
+    engine = TorchEngine(ModelChoice(str(tmp_path / "model"), device="cpu"))
+    waves = [0.3 + sound(seconds, number)[:, 0] for number, seconds in enumerate((0.7, 2.0, 0.1))]
+    for found, expected in zip(engine._padded(waves), engine._extracted(waves), strict=True):
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
 
 
 def test_batches_hold_what_they_may():

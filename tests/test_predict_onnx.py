@@ -68,7 +68,7 @@ def test_a_graph_scores_as_torch_does_without_torch(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bfloat16"}, "--dtype bfloat16: applies to models that torch runs, .* export it so"),
+        ({"dtype": "bfloat16"}, "--dtype bfloat16: applies to models that are no .onnx file yet, .* export it so"),
         ({"device": "cpu"}, "--device cpu: applies to models that torch runs"),
         ({"model": "nowhere.onnx"}, "there is no file 'nowhere.onnx'"),
     ],
@@ -84,3 +84,44 @@ def test_a_graph_does_not_go_on_with_what_torch_has_scored(models, tmp_path):
     run([source], models[0], tmp_path / "out")
     with pytest.raises(ValueError, match="was made with the model"):
         run([source], models[1], tmp_path / "out")
+
+
+def test_one_switch_gives_the_same_scores(models, tmp_path, monkeypatch):
+    """`--runtime onnx` exports what it needs once, and its rows are torch's."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    model, _ = models
+    for number in range(5):
+        write(tmp_path / "in" / f"{number}.wav", 0.3 + number, number)
+    run([tmp_path / "in"], model, tmp_path / "torch", embeddings=True)
+    run([tmp_path / "in"], model, tmp_path / "onnx", embeddings=True, runtime="onnx")
+    (graph,) = (tmp_path / "home").glob("cmkd/graphs/*/model.onnx")
+    made = graph.stat().st_mtime_ns
+    run([tmp_path / "in"], model, tmp_path / "again", runtime="onnx")
+    assert graph.stat().st_mtime_ns == made
+    ours, theirs = rows(tmp_path / "onnx"), rows(tmp_path / "torch")
+    assert [row["source"] for row in ours] == [row["source"] for row in theirs] and len(ours) == 5
+    for name in (*EMOTION_DIMENSIONS, "embedding"):
+        np.testing.assert_allclose([row[name] for row in ours], [row[name] for row in theirs], atol=1e-5)
+    assert [row["valence"] for row in rows(tmp_path / "again")] == [row["valence"] for row in ours]
+    with pytest.raises(ValueError, match="was made with the model .*/fp32.*, but now it is"):
+        run([tmp_path / "in"], model, tmp_path / "again")
+
+
+def test_int8_is_near_and_of_one_runtime(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    model, _ = models
+    sources = [write(tmp_path / "in" / f"{number}.wav", 0.5 + number, number) for number in range(3)]
+    run(sources, model, tmp_path / "fp32", runtime="onnx")
+    run(sources, model, tmp_path / "int8", runtime="onnx", dtype="int8")
+    ours, theirs = (np.array([row["valence"] for row in rows(tmp_path / name)]) for name in ("int8", "fp32"))
+    assert 1e-7 < np.abs(ours - theirs).max() < 0.03
+    for options, message in (
+        ({"dtype": "int8"}, "--dtype int8: is for ONNX Runtime; add --runtime onnx"),
+        ({"dtype": "bfloat16", "runtime": "onnx"}, "--dtype bfloat16: with --runtime onnx it is float32 or int8"),
+        (
+            {"device": "cpu", "runtime": "onnx"},
+            "--device cpu: applies to models that torch runs, not to --runtime onnx",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(sources, model, tmp_path / "refused", **options)

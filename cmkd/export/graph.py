@@ -17,6 +17,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from torch.onnx import symbolic_helper
 from transformers import FeatureExtractionMixin
 
+from cmkd.features.inputs import normalized
 from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDPreTrainedModel
 from speech_encoder_cmkd import mask_of
@@ -110,7 +111,7 @@ class StudentGraph(nn.Module):
         """
         mask = mask_of(lengths, speech.shape[-1])
         if self.speech.is_normalized:
-            speech = _normalized(speech, mask, lengths)
+            speech = normalized(speech, mask, lengths)
         name = self.model.config.speech_input_name
         output = self.model(**{name: speech, "attention_mask": mask.long()})
         is_valid = ((lengths >= self.shortest) & (lengths <= speech.shape[-1]))[:, None]
@@ -147,14 +148,6 @@ class StudentGraph(nn.Module):
         lengths = torch.randint(least, length + 1, (count,), generator=generator)
         lengths[0] = length
         return speech, lengths
-
-
-def _normalized(waves: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Mean 0 and variance 1 over the real samples of each row, as `Wav2Vec2FeatureExtractor` does it."""
-    count = lengths[:, None]
-    centred = waves - waves.masked_fill(~mask, 0.0).sum(-1, keepdim=True) / count
-    centred = centred.masked_fill(~mask, 0.0)
-    return centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + 1e-7)
 
 
 @symbolic_helper.parse_args("v", "i", "i", "none")

@@ -14,6 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 BLOCK_SIZE = 32
 """Weights of a row that share a scale."""
 
+LEAST = 1e-6
+"""By what a frame of silence is divided, which stays 0."""
+
 _SMALLEST = 1024  # values of a weight below which halving it saves nothing
 
 
@@ -31,7 +34,7 @@ def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     small.CopyFrom(model)
     casts = []
     for tensor in small.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _SMALLEST:
+        if not _is_single(tensor) or np.prod(tensor.dims) < _SMALLEST:
             continue
         values = numpy_helper.to_array(tensor)
         largest = np.abs(values).max()
@@ -98,8 +101,9 @@ def with_int8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 def with_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with a matrix product in the place of each convolution of several channels, without padding or groups.
 
-    What a kernel of size k hears is laid side by side, (batch, frames, k x channels), and brought to a largest value of
-    1 for as long as it is multiplied: loud frames would otherwise leave few of 256 steps to the quiet ones.
+    What a kernel of size k hears is laid side by side, (batch, frames, k x channels), and brought to a
+    largest value of 1 for as long as it is multiplied: loud frames would otherwise leave few of 256 steps to the quiet
+    ones. The other products are not: a scale for each of their frames cost time and gained no CCC.
     """
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
@@ -117,6 +121,10 @@ def with_products(model: onnx.ModelProto) -> onnx.ModelProto:
     del lowered.graph.node[:]
     lowered.graph.node.extend(nodes)
     return lowered
+
+
+def _is_single(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_type == TensorProto.FLOAT)
 
 
 def _product(
@@ -138,17 +146,18 @@ def _product(
     nodes: list[onnx.NodeProto] = []
     rows = made("Transpose", [node.input[0]], "rows", perm=[0, 2, 1])
     step, axis = constant("step", np.array([stride])), constant("axis", np.array([1]))
-    heard = []
+    loudest = made("ReduceMax", [made("Abs", [rows], "sizes")], "loudest", axes=[2])
+    heard, heights = [], [constant("least", np.array([LEAST], np.float32))]
     for place in range(size):
         behind = place - size + 1 or np.iinfo(np.int64).max  # from the end, of the last row that is heard there
         edges = [constant(f"first {place}", np.array([place])), constant(f"behind {place}", np.array([behind]))]
         heard.append(made("Slice", [rows, *edges, axis, step], f"heard {place}"))
+        heights.append(made("Slice", [loudest, *edges, axis, step], f"loudest {place}"))
     side_by_side = made("Concat", heard, "side by side", axis=2)
     matrix = constant("matrix", weight.transpose(2, 1, 0).reshape(size * channels, out_channels))
-    loudest = made("ReduceMax", [made("Abs", [side_by_side], "sizes")], "loudest", axes=[2])
-    loudest = made("Max", [loudest, constant("least", np.array([1e-6], np.float32))], "scale")
-    product = made("MatMul", [made("Div", [side_by_side, loudest], "scaled"), matrix], "of scaled")
-    product = made("Mul", [product, loudest], "product")
+    scale = made("Max", heights, "scale")
+    product = made("MatMul", [made("Div", [side_by_side, scale], "scaled"), matrix], "of scaled")
+    product = made("Mul", [product, scale], "product")
     if len(node.input) > 2:
         product = made("Add", [product, node.input[2]], "with bias")
     nodes.append(helper.make_node("Transpose", [product], [node.output[0]], f"{node.name}/columns", perm=[0, 2, 1]))

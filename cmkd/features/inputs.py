@@ -41,6 +41,20 @@ class ChosenRows(Sequence):
         return self.column[int(self.rows[index])]
 
 
+def normalized(waves: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and variance 1 over the real samples of each row, 0 elsewhere, as `Wav2Vec2FeatureExtractor` does it.
+
+    Args:
+        waves: (batch, samples).
+        mask: (batch, samples), True at real samples.
+        lengths: (batch,).
+    """
+    count = lengths[:, None]
+    centred = waves - waves.masked_fill(~mask, 0.0).sum(-1, keepdim=True) / count
+    centred = centred.masked_fill(~mask, 0.0)
+    return centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + 1e-7)
+
+
 class SpeechInputs(Sequence):
     """The inputs of the speech encoder, computed from the audio when they are asked for.
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from logging import getLogger
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from audio_cmkd import import_package
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+logger = getLogger(__name__)
+
+Dtype = Literal["float32", "bfloat16", "float16", "int8"]
+
+Runtime = Literal["torch", "onnx"]
 
 GPU_BATCH_SECONDS = 240.0
 """Seconds of sound in a batch on a device that wants many at once."""
@@ -32,6 +40,7 @@ class Engine(Protocol):
         label_scale (`tuple[float, float]`): Of the corpus that it was trained on.
         rated_dimensions (`tuple[str, ...]`): Those of activation, valence and dominance that it was trained in.
         batch_seconds (`float`): Seconds of sound that it scores best at once.
+        batches_at_once (`int`): In how many threads `run` is best called at the same time.
         identity (`str`): Changes when the weights do.
     """
 
@@ -42,6 +51,7 @@ class Engine(Protocol):
     label_scale: tuple[float, float]
     rated_dimensions: tuple[str, ...]
     batch_seconds: float
+    batches_at_once: int
     identity: str
 
     def run(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -64,9 +74,11 @@ class ModelChoice:
     Attributes:
         model (`str`): A folder, a name on the Hub, or an .onnx file.
         revision (`str`, *optional*): On the Hub.
-        dtype (`str`): "float32", "bfloat16" or "float16": of weights and activations.
+        dtype (`str`): "float32", "bfloat16" or "float16": of weights and activations; with ONNX Runtime "float32" or
+            "int8".
         device (`str`, *optional*): As torch calls it; None: an accelerator if there is one.
         compile (`bool`): Whether torch compiles it first.
+        runtime (`str`): "torch", or "onnx" for ONNX Runtime, for which a model that is no .onnx file is exported.
     """
 
     model: str
@@ -74,6 +86,7 @@ class ModelChoice:
     dtype: Dtype = "float32"
     device: str | None = None
     compile: bool = False
+    runtime: Runtime = "torch"
 
 
 def load_engine(choice: ModelChoice) -> Engine:
@@ -85,8 +98,39 @@ def load_engine(choice: ModelChoice) -> Engine:
         ValueError: It is not a student, or an option does not apply to it.
     """
     if choice.model.endswith(".onnx"):
-        return OnnxEngine(choice)
+        if choice.dtype != "float32":
+            raise ValueError(
+                f"--dtype {choice.dtype}: applies to models that are no .onnx file yet, not to {choice.model}; export "
+                "it so (cmkd export --help)."
+            )
+        return OnnxEngine(choice, choice.model)
+    if choice.runtime == "onnx":
+        return OnnxEngine(choice, str(_exported(choice)))
+    if choice.dtype == "int8":
+        raise ValueError("--dtype int8: is for ONNX Runtime; add --runtime onnx, or choose bfloat16.")
     return TorchEngine(choice)
+
+
+def _exported(choice: ModelChoice) -> Path:
+    """The graph of a model, made when it is first asked for, and kept beside what the Hub's client keeps."""
+    from huggingface_hub.constants import HF_HOME
+
+    import_package("onnx", "exports a model for --runtime onnx")
+    from cmkd.export.folder import FILES, export_folder
+    from cmkd.runs.answers import locate_checkpoint
+
+    if choice.dtype not in ("float32", "int8"):
+        raise ValueError(
+            f"--dtype {choice.dtype}: with --runtime onnx it is float32 or int8; leave --runtime out for this one."
+        )
+    found = locate_checkpoint(choice.model, choice.revision)
+    precision = "int8-activations" if choice.dtype == "int8" else "fp32"
+    folder = Path(HF_HOME, "cmkd", "graphs", f"{found.commit}-{version('cmkd')}-onnx{version('onnxruntime')}")
+    if not (folder / FILES[precision]).is_file():
+        export_folder(
+            found.source, folder, () if precision == "fp32" else (precision,), found.revision, report=logger.info
+        )
+    return folder / FILES[precision]
 
 
 class TorchEngine:
@@ -128,24 +172,20 @@ class TorchEngine:
         self.label_scale = tuple(model.config.label_scale)
         self.rated_dimensions = tuple(model.config.rated_dimensions)
         self.batch_seconds = CPU_BATCH_SECONDS if self._device.type == "cpu" else GPU_BATCH_SECONDS
+        # While a GPU is at one batch, another is put together.
+        self.batches_at_once = 2 if self._device.type == "cuda" else 1
 
     def run(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         from cmkd.training.out_of_memory import is_out_of_memory
 
-        features = self._extractor(
-            list(waves),
-            sampling_rate=self.sampling_rate,
-            padding="max_length" if self._input == "input_features" else True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        on_cpu = self._device.type == "cpu" or self._input == "input_features"
         try:
             with torch.inference_mode():
+                inputs, mask = self._extracted(waves) if on_cpu else self._padded(waves)
                 output = self._model(
-                    attention_mask=features["attention_mask"].to(self._device),
-                    **{self._input: features[self._input].to(self._device, self._dtype)},
+                    attention_mask=mask.to(self._device), **{self._input: inputs.to(self._device, self._dtype)}
                 )
             return output.logits.float().cpu().numpy(), output.embeddings.float().cpu().numpy()
         except RuntimeError as error:
@@ -156,6 +196,33 @@ class TorchEngine:
                 f"Out of memory with {len(waves)} windows of up to {seconds:.1f} s at once: lower --batch_seconds, or "
                 "--window if it is one alone. What is scored stays."
             ) from error
+
+    def _extracted(self, waves: Sequence[np.ndarray]) -> tuple[Any, Any]:
+        """Inputs and mask, as the feature extractor makes them."""
+        features = self._extractor(
+            list(waves),
+            sampling_rate=self.sampling_rate,
+            padding="max_length" if self._input == "input_features" else True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return features[self._input], features["attention_mask"]
+
+    def _padded(self, waves: Sequence[np.ndarray]) -> tuple[Any, Any]:
+        """The same for waveforms, made on the device: the extractor takes longer for a batch than a large GPU does."""
+        import torch
+
+        from cmkd.features.inputs import normalized
+
+        lengths = torch.tensor([len(wave) for wave in waves])
+        padded = torch.zeros(len(waves), int(lengths.max()), pin_memory=self._device.type == "cuda")
+        for row, wave in zip(padded.numpy(), waves, strict=True):
+            row[: len(wave)] = wave
+        inputs, lengths = padded.to(self._device, non_blocking=True), lengths.to(self._device)
+        mask = torch.arange(inputs.shape[1], device=self._device) < lengths[:, None]
+        if self._extractor.do_normalize:
+            inputs = normalized(inputs, mask, lengths)
+        return inputs, mask.long()
 
 
 def _best_device() -> Any:
@@ -168,28 +235,34 @@ def _best_device() -> Any:
 class OnnxEngine:
     """A student that `cmkd export` wrote, run by ONNX Runtime; torch need not be installed.
 
+    Each window is scored by one thread, and as many windows at once as there are CPUs: that takes less time than one
+    window after the other by all threads, which wait for each other in every layer.
+
+    Args:
+        choice: What was asked for.
+        path: Of the graph.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is not such a graph, or an option is for torch only.
         ImportError: onnxruntime is missing.
     """
 
-    def __init__(self, choice: ModelChoice):
-        import_package("onnxruntime", "scores with an .onnx file")
+    def __init__(self, choice: ModelChoice, path: str):
+        import_package("onnxruntime", "scores with ONNX Runtime")
         from cmkd.export.runtime import OnnxStudent
 
+        is_file = path == choice.model
         for option, value, default in (
-            ("revision", choice.revision, None),
-            ("dtype", choice.dtype, "float32"),
+            ("revision", choice.revision if is_file else None, None),
             ("device", choice.device, None),
             ("compile", choice.compile, False),
         ):
             if value != default:
-                advice = "export it so (cmkd export --help)" if option == "dtype" else "leave it out"
-                raise ValueError(
-                    f"--{option} {value}: applies to models that torch runs, not to {choice.model}; {advice}."
-                )
-        self._student = OnnxStudent(choice.model)
+                what = path if is_file else "--runtime onnx"
+                raise ValueError(f"--{option} {value}: applies to models that torch runs, not to {what}; leave it out.")
+        self._student = OnnxStudent(path, num_threads=1)
+        self.batches_at_once = usable_cpus()
         self.identity = self._student.identity
         self.sampling_rate = self._student.sampling_rate
         self.shortest = self._student.minimum_samples
@@ -206,3 +279,10 @@ class OnnxEngine:
         for row, wave in zip(padded, waves, strict=True):
             row[: len(wave)] = wave
         return self._student.run(padded, lengths)
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use, and no more than OMP_NUM_THREADS, which limits torch too."""
+    cpus = len(os.sched_getaffinity(0))
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cpus, int(limit)) if limit.isdecimal() and int(limit) else cpus

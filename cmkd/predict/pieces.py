@@ -8,6 +8,7 @@ killed, finds the same pieces, and knows those that are scored already by their 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -103,12 +104,24 @@ def score(piece: Piece, engine: Engine, batch_seconds: float, keep_embeddings: b
     heard = [event for event in piece.events if isinstance(event, Heard)]
     scores: list[Any] = [None] * len(heard)
     embeddings: list[Any] = [None] * len(heard)
-    for batch in batches([len(event.samples) for event in heard], batch_seconds * engine.sampling_rate):
-        scores_of_batch, vectors = engine.run([heard[index].samples for index in batch])
+    windows = batches([len(event.samples) for event in heard], batch_seconds * engine.sampling_rate)
+    for batch, (scores_of_batch, vectors) in zip(windows, _run(engine, heard, windows), strict=True):
         for row, index in enumerate(batch):
             scores[index], embeddings[index] = scores_of_batch[row], vectors[row]
     scored = iter(zip(scores, embeddings, strict=True))
     return pyarrow.Table.from_pylist([_row(event, scored, keep_embeddings) for event in piece.events], SCORED)
+
+
+def _run(
+    engine: Engine, heard: Sequence[Heard], windows: Sequence[Sequence[int]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What the engine says of each batch, several of them being scored at once if that suits it."""
+    waves = ([heard[index].samples for index in batch] for batch in windows)
+    if engine.batches_at_once == 1:
+        yield from map(engine.run, waves)
+        return
+    with ThreadPoolExecutor(engine.batches_at_once) as threads:
+        yield from threads.map(engine.run, waves)
 
 
 def _row(event: Event, scored: Iterator[tuple[Any, Any]], keep_embedding: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from audio_cmkd import check_channel, import_package
 from cmkd.atomic import unfinished_path
-from cmkd.predict.engines import Dtype, Engine, ModelChoice, load_engine
+from cmkd.predict.engines import Dtype, Engine, ModelChoice, Runtime, load_engine
 from cmkd.predict.exports import Export, Format, Labels, write_exports
 from cmkd.predict.job import Job
 from cmkd.predict.pieces import Piece, score
@@ -95,6 +95,7 @@ def predict(
     dtype: Dtype = "float32",
     device: str | None = None,
     compile: bool = False,
+    runtime: Runtime = "torch",
     batch_seconds: float | None = None,
     readers: int | None = None,
     engine: Literal["plain", "ray"] = "plain",
@@ -125,9 +126,11 @@ def predict(
             call.wav.cmkd.TextGrid; for sources on other machines and of data sets into `output/labels`.
         summary: Whether to write summary.html.
         overwrite: Begin anew, and remove what an earlier run has written to `output`.
-        dtype: "float32", "bfloat16" or "float16": of weights and activations.
+        dtype: "float32", "bfloat16" or "float16": of weights and activations; with ONNX Runtime "float32" or "int8".
         device: As torch calls it. None: an accelerator if there is one.
         compile: Whether torch compiles the model first.
+        runtime: "torch", or "onnx" for ONNX Runtime, which is faster on a CPU: the model is exported when it is first
+            asked for, and its scores are torch's to 1e-5.
         batch_seconds: The most sound in a batch, padding included. None: 240 s on an accelerator, one window after the
             other on a CPU.
         readers: Processes that read and decode ahead; 0: none, reading in turn with scoring. None: one for every four
@@ -156,7 +159,7 @@ def predict(
         raise ValueError("--engine ray: is started once, not by a launcher: Ray starts the processes of its cluster.")
     if labels == "textgrid":
         import_package("praatio", "writes TextGrid files")
-    choice = ModelChoice(model, revision, dtype, device, compile)
+    choice = ModelChoice(model, revision, dtype, device, compile, runtime)
     with ExitStack() as stack:
         store = Store(Path(output))
         stack.callback(store.close)

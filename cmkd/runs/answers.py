@@ -64,6 +64,23 @@ class Checkpoint:
         }
 
 
+@dataclass(frozen=True)
+class Location:
+    """Where a checkpoint is.
+
+    Attributes:
+        source: its own folder, or a Hub name.
+        revision: its commit on the Hub; None for a folder.
+        name, commit, stage: as those of [`Checkpoint`].
+    """
+
+    source: str
+    revision: str | None
+    name: str
+    commit: str
+    stage: str | None
+
+
 def load_checkpoint(source: str, revision: str | None = None, stage: str | None = None) -> Checkpoint:
     """Loads a student or teacher, by the code of this package and never by code that comes with it.
 
@@ -76,6 +93,11 @@ def load_checkpoint(source: str, revision: str | None = None, stage: str | None 
         ValueError: it is no checkpoint of CMKD, the run has no such stage, or a revision is given for a folder.
         OSError: there is no such folder or repository.
     """
+    return _load(locate_checkpoint(source, revision, stage))
+
+
+def locate_checkpoint(source: str, revision: str | None = None, stage: str | None = None) -> Location:
+    """Where the checkpoint is that `load_checkpoint` loads, which raises what this does."""
     folder = Path(source)
     if not folder.is_dir():
         if stage is not None:
@@ -84,17 +106,17 @@ def load_checkpoint(source: str, revision: str | None = None, stage: str | None 
             commit = hub_commit(source, revision)
         except (OSError, ValueError) as error:
             raise OSError(f"{source!r} is neither a folder nor can it be had from the Hub: {error}") from error
-        return _load(source, commit, source, commit, None)
+        return Location(source, commit, source, commit, None)
     if revision is not None:
         raise ValueError(f"revision is {revision!r}, but {source!r} is a folder, which has no revisions: leave it out.")
     if (folder / "config.json").is_file():
         if stage is not None:
             raise ValueError(f"stage is {stage!r}, but {source!r} is one checkpoint, not a run: leave it out.")
         folder, stage = folder.absolute(), _stage_of(folder)
-        return _load(str(folder), None, folder.name, folder_digest(folder), stage)
+        return Location(str(folder), None, folder.name, folder_digest(folder), stage)
     checkpoint = _checkpoint_of_run(folder, stage)
     name = f"{folder.absolute().name}/{checkpoint.name}"
-    return _load(str(checkpoint), None, name, folder_digest(checkpoint), stage or _kept_stage(folder))
+    return Location(str(checkpoint), None, name, folder_digest(checkpoint), stage or _kept_stage(folder))
 
 
 def answer(checkpoint: Checkpoint, rows: Dataset, batch_size: int = 32) -> tuple[Predictions, np.ndarray]:
@@ -171,7 +193,8 @@ class _FrozenOutput(Sequence):
         return self.extract(self.inputs[index][None].to(self.device))[0][0]
 
 
-def _load(source: str, revision: str | None, name: str, commit: str, stage: str | None) -> Checkpoint:
+def _load(location: Location) -> Checkpoint:
+    source, revision = location.source, location.revision
     model_type = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     if model_type not in MODELS:
         raise ValueError(
@@ -184,7 +207,7 @@ def _load(source: str, revision: str | None, name: str, commit: str, stage: str 
         feature_extractor = AutoFeatureExtractor.from_pretrained(source, revision=revision, return_attention_mask=True)
     if model.text_encoder is not None:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    return Checkpoint(model, feature_extractor, tokenizer, name, commit, stage)
+    return Checkpoint(model, feature_extractor, tokenizer, location.name, location.commit, location.stage)
 
 
 def _checkpoint_of_run(run: Path, stage: str | None) -> Path:
