@@ -42,7 +42,10 @@ class Fold(Corpus):
 
     def __init__(self, whole: DatasetDict, held_out: np.ndarray, unseen: np.ndarray):
         train = whole["train"]
-        self.rows_of_whole = {"train": np.flatnonzero(~(held_out | unseen)), "test": np.flatnonzero(held_out | unseen)}
+        answered = held_out | unseen
+        self.rows_of_whole = {
+            split: np.flatnonzero(chosen).tolist() for split, chosen in (("train", ~answered), ("test", answered))
+        }
         splits = {split: train.select(rows) for split, rows in self.rows_of_whole.items()}
         super().__init__(splits | {"validation": whole["validation"]}, whole.report)
         self.whole = whole
