@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -145,11 +145,11 @@ def train_stage(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: Ses
     model, feature_extractor, tokenizer = build_model(STAGES[stage], recipe, labels["train"], scale)
     wait_for_all("load the encoders")
     model.to(PartialState().device)
-    datasets: dict[str, Dataset] = {}
+    datasets = {}
     for name in ("learned", "validation", "test"):
         columns = input_columns(model, rows[name], feature_extractor, tokenizer, recipe)
         datasets[name] = UtteranceDataset(columns | {"labels": labels[name]})
-    datasets["train"] = Subset(datasets["learned"], range(len(rows["train"])))  # without the unlabelled
+    learned = Subset(datasets["learned"], range(len(rows["train"])))  # without the unlabelled
 
     trainer = CMKDTrainer(
         model=model,
@@ -166,7 +166,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: Ses
 
     trainer.compute_metrics = None  # it is for validation, and scores are taken from what is written
     for split in SPLITS:
-        (logits, embeddings), _, _ = trainer.predict(datasets[split])
+        (logits, embeddings), _, _ = trainer.predict(learned if split == "train" else datasets[split])
         if trainer.is_world_process_zero():
             path = run / "predictions" / f"{stage}_{split}.parquet"
             ids, speakers, genders = (list(rows[split][name]) for name in ("id", "speaker", "gender"))

@@ -120,7 +120,7 @@ def corpus_options(
     """
     settings = {"name": Setting(str, REQUIRED, f"Which corpus: {', '.join(CORPORA)}.")}
     if name is not None:
-        settings |= corpus_settings(name) | more
+        settings |= {**corpus_settings(name), **more}
     options = {}
     for key, setting in settings.items():
         default = "required" if setting.default is REQUIRED else f"default: {shown(setting.default)}"

@@ -200,7 +200,7 @@ def published_results(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_notes(corpus: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of a corpus, with notes only where CMKD makes it itself; and so of those that it consists of."""
-    content = dict(corpus) if corpus["name"] in OPEN_CORPORA else corpus | {"notes": []}
+    content = dict(corpus) if corpus["name"] in OPEN_CORPORA else {**corpus, "notes": []}
     if "corpora" in content:
         content["corpora"] = {name: _without_notes(one) for name, one in content["corpora"].items()}
     if "unlabelled" in content:

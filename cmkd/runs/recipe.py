@@ -421,7 +421,7 @@ def _options(settings: Mapping[str, Any], corpus: str | None) -> Any:
             options[name] = corpus_options(settings[name]["name"], settings[name], more=SOURCE_SETTINGS)
             continue
         if name == "unlabelled":
-            options[name] = option(dict[str, Any] | None, field.description or "", "default: null")
+            options[name] = option(Mapping[str, str | None] | None, field.description or "", "default: null")
             continue
         default = (
             "default: runs/FOLDER/NAME of the file" if field.is_required() else f"default: {shown(field.get_default())}"
@@ -465,8 +465,8 @@ def _options_of_several(field: str, sources: Sequence[Mapping[str, Any]]) -> Any
 def _with_given(sources: Any, given: Mapping[str, Any] | None) -> Any:
     """The mapping or list of a recipe with what the command line gives over it."""
     if not isinstance(sources, list):
-        return (sources or {}) | (given or {})
-    return [source | (given or {}).get(source_name(source), {}) for source in sources]
+        return {**(sources or {}), **(given or {})}
+    return [{**source, **(given or {}).get(source_name(source), {})} for source in sources]
 
 
 def _corpus_name(settings: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
