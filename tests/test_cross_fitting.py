@@ -152,7 +152,7 @@ class Memoriser(CMKDTrainer):
         columns = self.train_dataset.columns
         self.memory = {self._key(row): columns["labels"][row] for row in range(len(self.train_dataset))}
         self.state = TrainerState(
-            log_history=[{"epoch": 1, "loss": 1.0, "learning_rate": 0.1}, {"epoch": 1, "eval_ccc": 0}]
+            log_history=[{"epoch": 1, "loss": 1.0, "learning_rate": 0.1}, {"epoch": 1, "eval_loss": 1.0, "eval_ccc": 0}]
         )
 
     def _key(self, row: int, dataset=None) -> bytes:

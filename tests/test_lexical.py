@@ -330,12 +330,13 @@ def test_an_interrupted_stage_goes_on_where_it_stopped(run, recipe, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_two_processes_and_accumulation_learn_what_one_does(recipe, tmp_path):
+def test_two_processes_and_accumulation_learn_what_one_does(python, recipe, tmp_path):
     """InfoNCE is over the step, whoever holds which utterance of it, and no filled-up row is anybody's negative."""
     arguments = [str(recipe), "--stages", "lexical", "--output_dir"]
     train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
     share = ["--batch_size", "2", "--gradient_accumulation_steps", "2"]
-    done = launch("several_gpus.yaml", 2, Path(train_distill.__file__), *arguments, str(tmp_path / "two"), *share)
+    main = Path(train_distill.__file__)
+    done = launch(python, "several_gpus.yaml", 2, main, *arguments, str(tmp_path / "two"), *share)
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name / "lexical/training_log.json").read_text()) for name in ("one", "two"))
     assert len(one) == len(two) == 3

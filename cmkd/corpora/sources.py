@@ -271,7 +271,7 @@ def _named(rows: Dataset, alias: str) -> Dataset:
     return _replaced(rows, prefixed)
 
 
-def _replaced(rows: Dataset, columns: Mapping[str, Sequence[Any]], kind: Any = None) -> Dataset:
+def _replaced(rows: Dataset, columns: Mapping[str, Any], kind: Any = None) -> Dataset:
     for name, values in columns.items():
         if name in rows.column_names:
             rows = rows.remove_columns(name)
@@ -290,7 +290,7 @@ def _completed(parts: Sequence[Dataset]) -> list[Dataset]:
     numbers = {name for part in parts for name, kind in part.features.items() if kind == Value("float32")}
     missing = [sorted(numbers - set(part.column_names)) for part in parts]
     return [
-        _replaced(part, {name: [math.nan] * len(part) for name in names}, _NUMBER)
+        _replaced(part, {name: np.full(len(part), np.nan) for name in names}, _NUMBER)
         for part, names in zip(parts, missing, strict=True)
     ]
 
@@ -472,8 +472,8 @@ def _with_unlabelled(
     together = _without(together, left_out)
     if hours is not None:
         together = _of_length(together, hours, seed)
-    believed = np.array(together["asr_confidence"], dtype=np.float32).tobytes()
-    key = (versions, sorted(left_out), hours, seed if hours is not None else None, believed)
+    sure = np.array(together["asr_confidence"], dtype=np.float32).tobytes()
+    key = (versions, sorted(left_out), hours, seed if hours is not None else None, sure)
     report.unlabelled_version = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     licensed = [f"{name}: {one.terms}" for name, one in report.unlabelled.items() if one.terms]
     report.terms = " ".join(filter(None, [report.terms, *licensed]))

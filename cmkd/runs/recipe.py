@@ -485,7 +485,7 @@ def _options(settings: Mapping[str, Any], corpus: str | None) -> Any:
             options[name] = corpus_options(settings[name]["name"], settings[name], more=SOURCE_SETTINGS)
             continue
         if name == "unlabelled":
-            options[name] = option(dict[str, Any] | None, field.description or "", "default: null")
+            options[name] = option(Mapping[str, str | None] | None, field.description or "", "default: null")
             continue
         default = (
             "default: runs/FOLDER/NAME of the file" if field.is_required() else f"default: {shown(field.get_default())}"
