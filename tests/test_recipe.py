@@ -184,7 +184,8 @@ def test_help_has_every_setting_with_its_value(recipe, capsys, monkeypatch):
         "learning_rate FLOAT Learning rate of Adam at the start, for all but the speech encoder's layers. "
         "(in the recipe: 0.001)",
         "(in the recipe: 4 5)",
-        "--num_epochs INT How many times each stage goes through the training split, unlabelled speech not counted. (default: 50)",
+        "--num_epochs INT How many times each stage goes through the training split, unlabelled speech not counted. "
+        "(default: 50)",
         "--stages {audio,text,teacher,finetune,lexical,ts,cts} ... Stages to run, of audio, text,",
         "(default: audio text teacher finetune ts cts)",
         "of the cross-validation: 1 to 5, or 1 to 10 where one speaker is left out. (in the recipe: 3)",
