@@ -77,17 +77,33 @@ def heard(waveform, sampling_rate):
     }
 
 
+def spoken_by_kokoro(text, name, folder):
+    """In a process of its own, since Kokoro keeps espeak-ng loaded, which then cannot speak by itself."""
+    if "CMKD_KOKORO" not in os.environ:
+        pytest.skip("$CMKD_KOKORO is not set")
+    pytest.importorskip("kokoro_onnx")
+    program = (
+        "import sys, numpy\nfrom cmkd.corpora.synthesisers import KOKORO_VOICES, Kokoro\n"
+        "voice = next(voice for voice in KOKORO_VOICES if voice.name == sys.argv[3])\n"
+        "samples, sampling_rate = Kokoro(sys.argv[1]).speak(sys.argv[2], voice)\n"
+        "numpy.save(sys.argv[4], samples)\nprint(sampling_rate)\n"
+    )
+    command = [sys.executable, "-c", program, os.environ["CMKD_KOKORO"], text, name, str(folder / "samples.npy")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return np.load(folder / "samples.npy"), int(done.stdout)
+
+
 @pytest.fixture(scope="module", params=["en-us+f1", "en-us+m1", "af_bella", "bm_george"])
-def neutral(request):
-    """A sentence as a synthesiser speaks it."""
+def neutral(request, tmp_path_factory):
+    """A sentence as a synthesiser speaks it, at half its loudness so that nothing is cut off."""
     if "_" in request.param:
-        if "CMKD_KOKORO" not in os.environ:
-            pytest.skip("$CMKD_KOKORO is not set")
-        pytest.importorskip("kokoro_onnx")
-        voice = next(voice for voice in KOKORO_VOICES if voice.name == request.param)
-        return Kokoro(os.environ["CMKD_KOKORO"]).speak(SENTENCE, voice)
-    pytest.importorskip("espeakng_loader")
-    return Espeak().speak(SENTENCE, next(voice for voice in VOICES if voice.name == request.param))
+        samples, sampling_rate = spoken_by_kokoro(SENTENCE, request.param, tmp_path_factory.mktemp("kokoro"))
+    else:
+        pytest.importorskip("espeakng_loader")
+        voice = next(voice for voice in VOICES if voice.name == request.param)
+        samples, sampling_rate = Espeak().speak(SENTENCE, voice)
+    return samples / 2, sampling_rate
 
 
 @pytest.mark.parametrize("rate", [0.77, 1.3])
@@ -116,7 +132,8 @@ def test_the_range_of_the_pitch_is_heard_and_nothing_else(world, neutral):
     for factor, spread in zip((0.6, 1.0, 1.8), spreads[1:], strict=True):
         assert spread == pytest.approx(factor * before["spread"], rel=0.3)
     assert spreads[0] < 0.5 * before["spread"]
-    assert [one["pitch"] for one in after] == pytest.approx([before["pitch"]] * 4, abs=0.5)
+    # the median stays where WORLD has it, which finds other frames voiced
+    assert [one["pitch"] for one in after] == pytest.approx([before["pitch"]] * 4, abs=1)
     assert [one["decibels"] for one in after] == pytest.approx([before["decibels"]] * 4, abs=0.05)
 
 
@@ -209,16 +226,15 @@ def test_files_that_are_not_kokoros_are_refused(kokoro_files, tmp_path):
         make_synthesiser("kokorro")
 
 
-def test_kokoro_speaks_the_same_every_time():
-    if "CMKD_KOKORO" not in os.environ:
-        pytest.skip("$CMKD_KOKORO is not set")
-    pytest.importorskip("kokoro_onnx")
-    engines = [Kokoro(os.environ["CMKD_KOKORO"]) for _ in range(2)]
-    spoken = [engine.speak("Hello there.", KOKORO_VOICES[3]) for engine in engines]
+def test_kokoro_speaks_the_same_every_time(tmp_path):
+    spoken = [spoken_by_kokoro("Hello there.", "af_heart", tmp_path) for _ in range(2)]
     assert spoken[0][1] == 24000 and 0.4 < len(spoken[0][0]) / 24000 < 2
-    assert np.array_equal(spoken[0][0], spoken[1][0])
+    assert spoken[0][0].dtype == np.float32 and np.array_equal(spoken[0][0], spoken[1][0])
+
+
+def test_kokoro_refuses_what_has_no_words(kokoro_files):
     with pytest.raises(ValueError, match="has nothing to speak"):
-        engines[0].speak("...", KOKORO_VOICES[3])
+        Kokoro(kokoro_files).speak("...", KOKORO_VOICES[3])
 
 
 @pytest.mark.skipif(shutil.which("flite") is None, reason="needs the program flite")

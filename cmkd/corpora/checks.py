@@ -297,7 +297,8 @@ class _Candidate:
                 given = [rating for rating in ratings if not math.isnan(rating)]
                 row[f"{dimension}_ratings"] = ratings
                 row[f"{dimension}_std"] = stdev(given) if len(given) > 1 else math.nan
-        return row | self.raw.further
+        row.update(self.raw.further)
+        return row
 
     def _rating(self, rating: Rating, label_scale: tuple[float, float]) -> tuple[str, list[float]]:
         """The annotator and the ratings, with NaN where there is none or it has a problem."""

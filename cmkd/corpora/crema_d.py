@@ -278,7 +278,9 @@ def _source_row(votes: Votes, audio: str, actor: Actor, said: Mapping[str, str])
         audio=audio,
         split=split_of(speaker),
         transcript=said.get(votes.clip[5:8], ""),
-        **{dimension: votes.label(dimension) for dimension in EMOTION_DIMENSIONS},
+        activation=votes.label("activation"),
+        valence=votes.label("valence"),
+        dominance=votes.label("dominance"),
         speaker=speaker,
         gender=actor.sex,
         further={
@@ -465,7 +467,7 @@ def _find_sounds(audio_folder: Path, folder: Path, report: CorpusReport) -> dict
 
 def _table(
     content: bytes, name: str, columns: tuple[str, ...], report: CorpusReport
-) -> list[tuple[str, Mapping[str, str]]]:
+) -> list[tuple[str, dict[str, str]]]:
     given, rows = READERS[".csv"](content, name, report)
     missing = [column for column in columns if column not in given]
     if missing:

@@ -62,7 +62,7 @@ class Espeak:
 
     name = "espeak"
     licence = "espeak-ng, GPL-3.0"
-    split_voices = SPLIT_VOICES
+    split_voices: Mapping[str, tuple[Voice, ...]] = SPLIT_VOICES
 
     def __init__(self) -> None:
         self.digest = _version("espeakng-loader", "demo")
@@ -114,7 +114,7 @@ class Kokoro:
     def __init__(self, models_dir: str | os.PathLike[str] | None = None):
         folder = _kokoro_from_hub() if models_dir is None else Path(models_dir)
         self._model = _only_model(folder)
-        self._styles = _kokoro_styles(folder)
+        self._styles: dict[str, Any] = _kokoro_styles(folder)
         parts = [hashlib.sha256(self._model.read_bytes()).hexdigest()]
         parts += [
             hashlib.sha256(self._styles[voice.name].astype("<f4").tobytes()).hexdigest() for voice in KOKORO_VOICES
