@@ -148,6 +148,7 @@ def test_a_label_is_the_mean_of_the_votes_and_its_spread_their_deviation(copy, c
     for number, dimension in enumerate(("valence", "activation", "dominance")):
         assert row[dimension] == pytest.approx(points[:, number].mean(), abs=1e-6)
         assert row[f"{dimension}_std"] == pytest.approx(points[:, number].std(ddof=1), abs=1e-6)
+    assert row["num_ratings"] == len(points)
 
 
 def test_one_voice_with_all_votes_and_full_intensity_is_the_published_point(copy):

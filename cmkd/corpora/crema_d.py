@@ -33,6 +33,7 @@ README.md                               the twelve sentences; or the file that t
 - **Spread of the votes**: the columns `activation_std`, `valence_std` and `dominance_std` hold the sample standard
   deviation (divisor: the number of votes minus one) of the votes' points, on the scale of the labels; NaN if there is
   one vote only. It is a lower bound, since votes for one category count with the same intensity, their mean.
+  `num_ratings` is the number of votes.
 - **Speakers** are the 91 actors, `1001` to `1091`. They are split once for all, 61 for train, 15 for validation and 15
   for test: see `VALIDATION_ACTORS` and `TEST_ACTORS`. Those two have seven women and eight men each, drawn within
   strata of race and age.
@@ -106,6 +107,7 @@ TEST_ACTORS = frozenset(
 FURTHER_FEATURES = Features(
     {
         **{f"{dimension}_std": Value("float32") for dimension in EMOTION_DIMENSIONS},
+        "num_ratings": Value("float32"),
         "age": Value("int32"),
         "race": Value("string"),
         "ethnicity": Value("string"),
@@ -285,6 +287,7 @@ def _source_row(votes: Votes, audio: str, actor: Actor, said: Mapping[str, str])
         gender=actor.sex,
         further={
             **{f"{dimension}_std": votes.spread(dimension) for dimension in EMOTION_DIMENSIONS},
+            "num_ratings": float(sum(votes.counts.values())),
             "age": actor.age,
             "race": actor.race,
             "ethnicity": actor.ethnicity,
