@@ -19,10 +19,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import jiwer
-from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
-
 from cmkd.corpora import load_corpus
+from cmkd.corpora.intelligibility import word_errors
 from cmkd.corpora.transcripts import read_transcripts
 from cmkd.json_files import write_json
 from cmkd.runs.folder import versions
@@ -30,24 +28,6 @@ from cmkd.transcription.transcribe import transcribe
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("text", "teacher")
-
-
-def word_errors(truth: list[str], heard: list[str]) -> dict[str, Any]:
-    """The word error rate and its components, over all utterances whose true sentence has a word."""
-    normalise = EnglishTextNormalizer({})
-    pairs = [(normalise(sentence), normalise(text)) for sentence, text in zip(truth, heard, strict=True)]
-    pairs = [(sentence, text) for sentence, text in pairs if sentence]
-    found = jiwer.process_words([sentence for sentence, _ in pairs], [text for _, text in pairs])
-    return {
-        "utterances": len(pairs),
-        "words": found.hits + found.substitutions + found.deletions,
-        "word_error_rate": round(found.wer, 4),
-        "substitutions": found.substitutions,
-        "deletions": found.deletions,
-        "insertions": found.insertions,
-        "without_error": sum(sentence == text for sentence, text in pairs),
-        "empty": sum(not text for _, text in pairs),
-    }
 
 
 def train(arguments: argparse.Namespace, seed: int, words: str, sidecar: Path) -> dict[str, Any]:

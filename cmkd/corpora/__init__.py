@@ -22,7 +22,9 @@ CORPORA = {
     "dataset": "cmkd.corpora.dataset",
     "msp-podcast": "cmkd.corpora.msp_podcast",
     "iemocap": "cmkd.corpora.iemocap",
+    "crema-d": "cmkd.corpora.crema_d",
     "spoken-emobank": "cmkd.corpora.spoken_emobank",
+    "spoken-sentences": "cmkd.corpora.spoken_sentences",
     "spoken-demo": "cmkd.corpora.spoken_demo",
 }
 """The corpora by name, each with the module that builds it."""
@@ -61,7 +63,7 @@ def load_corpus(
 
     Args:
         name (`str`): One of "manifest" (your own table), "dataset" (a data set of the Hub or the disk), "msp-podcast",
-            "iemocap", "spoken-emobank", "spoken-demo".
+            "iemocap", "crema-d", "spoken-emobank", "spoken-sentences", "spoken-demo".
         data_dir (`str` or path, *optional*): The folder of the corpus.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do about rows that would corrupt results (missing,
             unreadable, truncated or empty audio, labels outside the scale, duplicate ids, a speaker in two splits and

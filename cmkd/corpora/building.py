@@ -36,7 +36,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def build_corpus(
     audio_folder: str | os.PathLike[str] | None,
     *,
     annotators: bool = False,
+    further: Mapping[str, Any] | None = None,
     known_size: KnownSize | None = None,
     num_proc: int | None = None,
     streaming: bool = False,
@@ -92,6 +93,8 @@ def build_corpus(
         audio_folder (path or None): Where relative audio paths start, and which no path may leave; None where paths
             are absolute and may lead anywhere.
         annotators (`bool`, *optional*, defaults to `False`): Whether the rows get the columns of `ANNOTATOR_FEATURES`.
+        further (`dict`, *optional*): Features of the columns that only this corpus has, by name; every `SourceRow` has
+            their values in `further`.
         known_size (`KnownSize`, *optional*): What the release should hold; a mismatch becomes a warning of the report.
         num_proc (`int`, *optional*): The number of processes that write the Arrow files. The audio is always read in
             threads, since what takes the time there does not hold Python's lock.
@@ -110,6 +113,7 @@ def build_corpus(
         on_error,
         None if audio_folder is None else Path(audio_folder).absolute(),
         annotators=annotators,
+        further=dict(further or {}),
         known_size=known_size,
         cache_dir=str(Path(datasets.config.HF_DATASETS_CACHE) / "cmkd"),
     )
@@ -141,6 +145,7 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
         audio_folder: Path | None,
         *,
         annotators: bool,
+        further: Mapping[str, Any],
         known_size: KnownSize | None,
         cache_dir: str,
     ):
@@ -149,14 +154,15 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
         self._on_error = on_error
         self._audio_folder = audio_folder
         self._annotators = annotators
+        self._features = corpus_features(annotators, further)
         self._known_size = known_size
-        key = _key(source_rows, report, on_error, audio_folder, annotators, known_size)
+        key = _key(source_rows, report, on_error, audio_folder, self._features, known_size)
         super().__init__(
             cache_dir=cache_dir, dataset_name=report.name, config_name=f"{report.version}-{key}", version=VERSION
         )
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=stored_features(corpus_features(self._annotators)))
+        return datasets.DatasetInfo(features=stored_features(self._features))
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         rows = check_rows(
@@ -187,12 +193,12 @@ class _CorpusBuilder(datasets.GeneratorBasedBuilder):
             for row in rows:
                 if not read_sound:
                     yield row["id"], _with_content(row)
-                elif measured := measured_row(row, self._report, self._on_error, self._annotators):
+                elif measured := measured_row(row, self._report, self._on_error, self._features):
                     yield row["id"], measured
 
 
 def measured_row(
-    row: dict[str, Any], report: CorpusReport, on_error: str, annotators: bool = False
+    row: dict[str, Any], report: CorpusReport, on_error: str, features: datasets.Features = schema.FEATURES
 ) -> dict[str, Any] | None:
     """A row of a stream with its sound and its duration; None for broken audio that is to be skipped.
 
@@ -209,8 +215,8 @@ def measured_row(
             return None
         report = dataclasses.replace(report, problems=[problem])
         raise CorpusError(report, 'Correct the file, or pass on_error="skip" to leave such rows out.') from error
-    features = stored_features(corpus_features(annotators))
-    batch = pyarrow.RecordBatch.from_pylist([{**row, "duration": duration}], features.arrow_schema)
+    arrow_schema = stored_features(features).arrow_schema
+    batch = pyarrow.RecordBatch.from_pylist([{**row, "duration": duration}], arrow_schema)
     return batch.to_pylist()[0]  # with numbers of the precision that the built corpus has
 
 
@@ -219,11 +225,11 @@ def _key(
     report: CorpusReport,
     on_error: str,
     audio_folder: Path | None,
-    annotators: bool,
+    features: datasets.Features,
     known_size: KnownSize | None,
 ) -> str:
     """A digest of all that the built corpus and its report depend on."""
-    key = hashlib.sha256(repr((report, on_error, str(audio_folder), annotators, known_size)).encode())
+    key = hashlib.sha256(repr((report, on_error, str(audio_folder), features, known_size)).encode())
     for module in (audio_cmkd, audio, checks, known_sizes, reports, schema, statistics, stretch, values):
         key.update(Path(str(module.__file__)).read_bytes())
     key.update(Path(__file__).read_bytes())

@@ -32,9 +32,9 @@ import reprlib
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import stdev
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -103,6 +103,8 @@ class SourceRow:
             its end.
         channel (`int` or `str`, *optional*): The channel of the file, counted from 0; None, "" or "mean" for the mean
             of all.
+        further (`dict`, *optional*): Values of the columns that only this corpus has, as they are to be in it: the
+            builder has checked them.
 
     A text field that is None or NaN counts as empty, and a whole number in it is taken as text.
     """
@@ -121,6 +123,7 @@ class SourceRow:
     start: Any = None
     end: Any = None
     channel: Any = None
+    further: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_rows(
@@ -296,6 +299,7 @@ class _Candidate:
                 given = [rating for rating in ratings if not math.isnan(rating)]
                 row[f"{dimension}_ratings"] = ratings
                 row[f"{dimension}_std"] = stdev(given) if len(given) > 1 else math.nan
+        row.update(self.raw.further)
         return row
 
     def _rating(self, rating: Rating, label_scale: tuple[float, float]) -> tuple[str, list[float]]:

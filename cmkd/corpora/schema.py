@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from datasets import Audio, Dataset, DatasetDict, Features, IterableDatasetDict, List, Value
@@ -71,9 +71,9 @@ _VALIDATION_NAMES = {"val", "valid", "dev", "devel", "development"}
 _STORED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 
 
-def corpus_features(annotators: bool) -> Features:
-    """The columns of a corpus, with those of its annotators or without."""
-    return Features({**FEATURES, **ANNOTATOR_FEATURES}) if annotators else FEATURES
+def corpus_features(annotators: bool, further: Mapping[str, Any] | None = None) -> Features:
+    """The columns of a corpus, with those of its annotators or without, and further ones that only this corpus has."""
+    return Features({**FEATURES, **(ANNOTATOR_FEATURES if annotators else {}), **(further or {})})
 
 
 def stored_features(features: Features) -> Features:

@@ -9,9 +9,13 @@ writers averaged) and text. `data_dir` is that file or its folder.
 - **Activation and dominance** are acted (`cmkd.corpora.acted_speech` has the mapping and all noise): drawn for each
   utterance, expressed by rate, pitch, pitch range and volume, and rated with noise. The words say nothing about them.
 - **Scale**: 1 to 5 in all three dimensions.
-- **Splits** are EmoBank's own; dev is called validation. The 24 speakers of train are not those of validation (4) and
-  test (4), who are also new to the demo's speech encoder. A few sentences occur in more than one of EmoBank's splits,
-  such as "Dear Mr./Ms. Lastname:"; they are left where EmoBank has them, and the report has a note of their number.
+- **Voices**: `voices` says who speaks. "espeak" is espeak-ng, as the demo; recognisers get half of its words wrong.
+  "kokoro" is Kokoro-82M, whose words they get as well as people's; it is heard neutral first, and acted on by WORLD
+  (`cmkd.corpora.expression` has the mapping). Ratings and splits do not depend on who speaks.
+- **Splits** are EmoBank's own; dev is called validation. The speakers of train (24 of espeak-ng, 20 of Kokoro) are not
+  those of validation (4) and test (4). Those of espeak-ng are also new to the demo's speech encoder. A few sentences
+  occur in more than one of EmoBank's splits, such as "Dear Mr./Ms. Lastname:"; they are left where EmoBank has them,
+  and the report has a note of their number.
 - **Length**: sentences of `min_words` to `max_words` words. A word is a run of letters and digits, with single
   apostrophes, hyphens, dots or commas inside ("don't", "well-known", "U.S", "1,900"). 5,660 sentences have 3 to 16:
   4,570 in train, 566 in validation, 524 in test. Those without any word, such as '"', are left out whatever the length.
@@ -21,7 +25,8 @@ writers averaged) and text. `data_dir` is that file or its folder.
 Licences: EmoBank is CC-BY-SA 4.0, and so is what is derived from it: attribute it (Sven Buechel and Udo Hahn, "EmoBank:
 Studying the Impact of Annotation Perspective and Representation Format on Dimensional Emotion Analysis", EACL 2017),
 and pass this corpus on, in whole or in part, under the same licence only. The speech is made by espeak-ng, which is
-GPL-3.0 and comes with the optional extra `cmkd[demo]`.
+GPL-3.0 and comes with the optional extra `cmkd[demo]`, or by Kokoro-82M, which is Apache-2.0 and comes with
+`cmkd[kokoro]`, where espeak-ng turns letters into sounds.
 """
 
 from __future__ import annotations
@@ -32,22 +37,32 @@ import os
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from datasets import concatenate_datasets
 
 from cmkd.corpora import Preference
 from cmkd.corpora.acted_speech import SPLIT_VOICES, ActedUtterance, perform, spoken_corpus
+from cmkd.corpora.intelligibility import described, word_errors_by
 from cmkd.corpora.manifest import READERS
+from cmkd.corpora.performed_speech import performed_corpus
 from cmkd.corpora.report import CorpusError, CorpusProblem, CorpusReport
 from cmkd.corpora.schema import Corpus, normalise_split
-from cmkd.corpora.transcripts import replace_transcripts
+from cmkd.corpora.speech_synthesis import Voice
+from cmkd.corpora.synthesisers import Espeak, Kokoro
+from cmkd.corpora.transcripts import read_transcripts, replace_transcripts
+from cmkd.spelling import did_you_mean
 
 LABEL_SCALE = (1.0, 5.0)
 COLUMNS = ("id", "split", "V", "text")
 
 WORD = re.compile(r"[^\W_]+(?:['’.,-][^\W_]+)*")
 """A word of a sentence; what the synthesiser makes of it may be several, as for "1,900"."""
+
+SPEAKERS: dict[str, type[Espeak] | type[Kokoro]] = {"espeak": Espeak, "kokoro": Kokoro}
+"""Who can speak this corpus: a synthesiser needs voices for all three splits."""
 
 SOURCE = "EmoBank is the file corpus/emobank.csv of the repository JULIELab/EmoBank on GitHub (CC-BY-SA 4.0)."
 
@@ -76,6 +91,9 @@ def build(
     renderings: int = 1,
     label_noise: float = 0.35,
     seed: int = 0,
+    voices: str = "espeak",
+    models_dir: str | os.PathLike[str] | None = None,
+    speech_dir: str | os.PathLike[str] | None = None,
     num_proc: int = 2,
     transcripts: str | os.PathLike[str] | None = None,
     prefer_transcripts: Preference = "manual",
@@ -96,17 +114,25 @@ def build(
             deviations of the noise-free ratings. Valence gets none: it has that of EmoBank's raters.
         seed (`int`, *optional*, defaults to 0): Seed of speakers, prosody and noise, and of what `max_utterances`
             takes.
+        voices (`str`, *optional*, defaults to `"espeak"`): The synthesiser, "espeak" or "kokoro".
+        models_dir (path, *optional*): The folder of Kokoro's files, `kokoro-v1.0*.onnx` and `voices-v1.0.bin`. By
+            default they come from the Hub.
+        speech_dir (path, *optional*): The folder in which Kokoro's speech is kept before it is acted on, about 100 MB
+            an hour. By default it is in the cache of datasets.
         num_proc (`int`, *optional*, defaults to 2): Processes that speak; what is spoken does not depend on it.
         transcripts (path, *optional*): The file that `cmkd transcribe` wrote for this corpus.
         prefer_transcripts (`str`, *optional*, defaults to `"manual"`): Which transcript counts: "manual" the
-            sentence that was spoken, "asr" that of the file `transcripts`.
+            sentence that was spoken, "asr" that of the file `transcripts`. With such a file, the report has its word
+            error rate, by speaker and by acting.
 
     Raises:
-        FileNotFoundError: There is no emobank.csv, or no such file of transcripts.
+        FileNotFoundError: There is no emobank.csv, no such file of transcripts, or Kokoro's files are not in
+            `models_dir`.
         CorpusError: Rows have problems and `on_error` is "raise", or the file as a whole cannot be used.
         ValueError: A setting is out of its range.
-        ImportError: espeak-ng is not installed.
+        ImportError: The synthesiser is not installed.
     """
+    split_voices = _check_voices(voices, models_dir, speech_dir)
     _check_settings(min_words, max_words, max_utterances, renderings, label_noise)
     path = _find(data_dir)
     content = path.read_bytes()
@@ -122,9 +148,10 @@ def build(
             "renderings": renderings,
             "label_noise": label_noise,
             "seed": seed,
+            "voices": voices,
         },
         notes=[
-            "synthetic speech (espeak-ng, GPL-3.0) of EmoBank's sentences; activation and dominance are acted",
+            f"synthetic speech ({SPEAKERS[voices].licence}) of EmoBank's sentences; activation and dominance are acted",
             "derived from EmoBank (Buechel and Hahn 2017), CC-BY-SA 4.0: attribute it, share it under the same licence",
         ],
     )
@@ -143,17 +170,19 @@ def build(
         kept.append(sentence)
         for rendering in range(renderings if sentence.split == "train" else 1):
             id = sentence.id if rendering == 0 else f"{sentence.id}-r{rendering + 1}"
-            splits[sentence.split].append(
-                perform(
-                    id,
-                    sentence.text,
-                    sentence.valence,
-                    sentence.split,
-                    label_scale=LABEL_SCALE,
-                    label_noise=label_noise,
-                    rng=random.Random(f"{seed}/{id}"),
-                )
+            utterance = perform(
+                id,
+                sentence.text,
+                sentence.valence,
+                sentence.split,
+                label_scale=LABEL_SCALE,
+                label_noise=label_noise,
+                rng=random.Random(f"{seed}/{id}"),
             )
+            if voices != "espeak":  # drawn apart, so that nothing else depends on who speaks
+                voice = random.Random(f"{seed}/{id}").choice(split_voices[sentence.split])
+                utterance = replace(utterance, voice=voice)
+            splits[sentence.split].append(utterance)
     if not kept:
         problem = CorpusProblem(path.name, "no sentences", f"none has {min_words} to {max_words} words")
         report.refuse(problem, f"Allow other lengths. {SOURCE}")
@@ -166,7 +195,41 @@ def build(
     in_two_splits = _number_in_two_splits(kept)
     if in_two_splits:
         report.notes.append(f"sentences that EmoBank has in more than one split: {in_two_splits}")
-    return replace_transcripts(spoken_corpus(splits, report, num_proc), transcripts, prefer_transcripts)
+    if voices == "espeak":
+        corpus = spoken_corpus(splits, report, num_proc)
+    else:
+        corpus = performed_corpus(
+            splits, report, voices=voices, models_dir=models_dir, speech_dir=speech_dir, num_proc=num_proc
+        )
+    result = replace_transcripts(corpus, transcripts, prefer_transcripts)
+    if transcripts is not None:
+        report.notes += _understood(corpus, transcripts)
+    return result
+
+
+def _understood(corpus: Corpus, transcripts: str | os.PathLike[str]) -> list[str]:
+    """Notes that say how many of the true words the recogniser of a file of transcripts got wrong."""
+    table = read_transcripts(transcripts)
+    heard = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    try:
+        errors = word_errors_by(concatenate_datasets(list(corpus.values())), heard)
+    except ImportError as error:
+        return [f"no word error rate of the transcripts: {error}"]
+    return described(errors, ", ".join(sorted(set(table["model"].to_pylist()))))
+
+
+def _check_voices(
+    voices: str, models_dir: str | os.PathLike[str] | None, speech_dir: str | os.PathLike[str] | None
+) -> Mapping[str, Sequence[Voice]]:
+    """The voices of each split."""
+    if voices not in SPEAKERS:
+        listed = ", ".join(map(repr, SPEAKERS))
+        raise ValueError(f"voices is {voices!r}, but must be one of {listed}.{did_you_mean(voices, SPEAKERS)}")
+    if voices == "espeak":
+        for name, value in (("models_dir", models_dir), ("speech_dir", speech_dir)):
+            if value is not None:
+                raise ValueError(f"{name} is {str(value)!r}, but is for voices: kokoro only; voices is 'espeak'.")
+    return SPEAKERS[voices].split_voices
 
 
 def _check_settings(

@@ -50,15 +50,16 @@ OPEN_CORPORA = {
     ),
     "spoken-emobank": Licence(
         "cc-by-sa-4.0",
-        "The sentences and their valence are EmoBank's (Sven Buechel and Udo Hahn, 2017), CC-BY-SA 4.0, spoken by "
-        "espeak-ng, a synthesiser: attribute EmoBank, and share what is derived from it under the same licence.",
+        "The sentences and their valence are EmoBank's (Sven Buechel and Udo Hahn, 2017), CC-BY-SA 4.0, spoken by a "
+        "synthesiser (espeak-ng or Kokoro-82M): attribute EmoBank, and share what is derived from it under the same "
+        "licence.",
     ),
 }
 """Corpora that CMKD makes itself, all of synthetic speech."""
 
 _AGAIN = "results.json is of another version of cmkd, or of a run that is not complete: run cmkd train again."
 
-ENGLISH_CORPORA = (*OPEN_CORPORA, "msp-podcast", "iemocap")
+ENGLISH_CORPORA = (*OPEN_CORPORA, "msp-podcast", "iemocap", "crema-d")
 
 
 @dataclass(frozen=True)
