@@ -473,6 +473,8 @@ def test_report(folder):
             f"the table of all problems that were skipped: {problems_file(folder)}",
         ],
         "terms": "",
+        "licence": "",
+        "language": "",
     }
     assert re.fullmatch("[0-9a-f]{12}-[0-9a-f]{12}", report.version)
     assert str(report).splitlines() == [
