@@ -61,8 +61,11 @@ def pitch_of(waveform, sampling_rate):
     correlation = np.fft.irfft(np.abs(np.fft.rfft(frames, 2 * size)) ** 2)
     window = np.fft.irfft(np.abs(np.fft.rfft(np.hanning(size), 2 * size)) ** 2)
     correlation = (correlation / window)[:, shortest:longest] / (correlation[:, :1] / window[0])
-    clear = correlation.max(axis=1) > 0.8
-    return sampling_rate / (correlation[clear].argmax(axis=1) + shortest)
+    clear = correlation[correlation.max(axis=1) > 0.8]
+    first = (clear > 0.9 * clear.max(axis=1, keepdims=True)).argmax(axis=1)  # a multiple of the period is as high
+    near = first[:, None] + np.arange(sampling_rate // 1000)
+    peaks = np.take_along_axis(clear, np.minimum(near, clear.shape[1] - 1), axis=1).argmax(axis=1)
+    return sampling_rate / (first + peaks + shortest)
 
 
 def heard(waveform, sampling_rate):
