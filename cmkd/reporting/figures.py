@@ -262,6 +262,8 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
     ring: dict[str, Any] = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": ""}
     seed: dict[str, Any] = {"marker": "o", "markersize": 4, "alpha": 0.6, "linestyle": ""}
     mean: dict[str, Any] = {"marker": "|", "markersize": 16, "markeredgewidth": 1.8, "linestyle": ""}
+    names = [str(system["name"]) for systems in panels.values() for system in systems.values()]
+    width = max(30, 85 - max(map(len, names), default=0) * 3 // 4)  # of a title, in letters: names take of the panel's
     axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights or None).ravel()
     for panel, (title, systems) in zip(axes, panels.items(), strict=True):
         beside = panel.get_yaxis_transform()
@@ -284,7 +286,7 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
             if system["fold_mean"] is not None:
                 panel.plot(system["fold_mean"], row, color=colour, **mean)
             panel.text(1.01, row, format_number(system["ccc"]), transform=beside, va="center")
-        panel.set(xlim=limits, ylim=(len(systems) - 0.4, -0.6), title=fill(title, 80))
+        panel.set(xlim=limits, ylim=(len(systems) - 0.4, -0.6), title=fill(title, width))
         panel.set_yticks(range(len(systems)), [system["name"] for system in systems.values()])
         panel.xaxis.set_major_locator(MultipleLocator(0.1))
     panel.set_xlabel("valence CCC")
