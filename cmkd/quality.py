@@ -65,7 +65,7 @@ def dimension_weights(
 ) -> torch.Tensor:
     r"""How much the student learns from the teacher about each dimension of each utterance.
 
-    With u = |r| / s, the absolute residual in units s of what is expected, and c the threshold:
+    With u = abs(r) / s, the absolute residual in units s of what is expected, and c the threshold:
 
     - `"hard"`, the paper's rule: w = 1 where u <= c, else 0.
     - `"soft"`: w = 2^(-(u / c)^2), Welsch's weight of robust regression. It is 1 at u = 0, a half at the threshold of

@@ -206,7 +206,7 @@ def _load(location: Location) -> Checkpoint:
     if model.speech_encoder is not None:
         feature_extractor = AutoFeatureExtractor.from_pretrained(source, revision=revision, return_attention_mask=True)
     if model.text_encoder is not None:
-        # With its config, else the folder's is asked for, which names code that comes with it, and people are asked, too.
+        # With its config: else that of the folder is read, which names code, and people are asked whether to run it.
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, config=model.config.text_config)
     return Checkpoint(model, feature_extractor, tokenizer, location.name, location.commit, location.stage)
 
