@@ -93,7 +93,7 @@ def spoken_by_kokoro(text, name, folder):
     )
     command = [sys.executable, "-c", program, os.environ["CMKD_KOKORO"], text, name, str(folder / "samples.npy")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     return np.load(folder / "samples.npy"), int(done.stdout)
 
 
@@ -372,7 +372,7 @@ def test_processes_that_are_killed_lose_one_utterance_each(espeak, cache, tmp_pa
     while len(list(speech.rglob("*.flac"))) < 5 and time.monotonic() < end:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=30)
     spoken = {path: path.stat().st_mtime_ns for path in speech.rglob("[!.]*.flac")}
     assert 5 <= len(spoken) < len(lines)
     config = {"voices": "espeak", "acted": False, "num_proc": 2, "speech_dir": speech}

@@ -37,10 +37,11 @@ def light(tmp_path, monkeypatch):
 def test_it_runs_what_python_runs(light, form, tmp_path):
     (tmp_path / "show.py").write_text(SHOW)
     arguments = {"-c": ["-c", SHOW], "-m": ["-m", "show"], "script": [str(tmp_path / "show.py")]}[form]
-    options = {"input": "words", "capture_output": True, "text": True, "timeout": 60, "cwd": tmp_path}
+    options = {"input": "words", "capture_output": True, "text": True, "cwd": tmp_path}
     options["env"] = os.environ | {"CMKD_X": "1"}
     found, expected = (
-        subprocess.run([python, *arguments, "a", "b c"], **options) for python in (light.executable, sys.executable)
+        subprocess.run([python, *arguments, "a", "b c"], timeout=60, **options)
+        for python in (light.executable, sys.executable)
     )
     assert (found.returncode, found.stdout, found.stderr) == (0, expected.stdout, "")
 

@@ -171,7 +171,9 @@ class Flite:
         if program is None:
             raise ImportError("The voices of flite need the program flite: apt install flite, or brew install flite.")
         self._program = program
-        about = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        about = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, check=False, timeout=_FLITE_TIMEOUT
+        ).stdout
         self.digest = hashlib.sha256(about.encode()).hexdigest()[:16]
 
     def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, int]:
@@ -183,12 +185,14 @@ class Flite:
             words, sound = Path(folder, "words.txt"), Path(folder, "sound.wav")
             words.write_text(text, encoding="utf-8")
             command = [self._program, "-voice", voice.name, "-f", str(words), "-o", str(sound)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_FLITE_TIMEOUT)
             if done.returncode or not sound.is_file():
                 raise RuntimeError(f"flite ended with exit code {done.returncode} at {text!r}: {done.stderr.strip()}")
             samples, sampling_rate = soundfile.read(sound, dtype="float32")
         return samples, sampling_rate
 
+
+_FLITE_TIMEOUT = 60  # seconds, of which it takes some hundredths
 
 SYNTHESISERS = ("espeak", "kokoro", "flite")
 """The names of the synthesisers."""
