@@ -57,6 +57,15 @@ OPEN_CORPORA = {
 }
 """Corpora that CMKD makes itself, all of synthetic speech."""
 
+KNOWN_LICENCES = OPEN_CORPORA | {
+    "crema-d": Licence(
+        "odbl",
+        "CREMA-D (Houwei Cao and others, 2014) is under the Open Database License: attribute it, and share a database "
+        "that is derived from it under the same licence. This repository holds none of its clips, votes or sentences.",
+    ),
+}
+"""Of corpora whose licence is the same for everybody."""
+
 _AGAIN = "results.json is of another version of cmkd, or of a run that is not complete: run cmkd train again."
 
 ENGLISH_CORPORA = (*OPEN_CORPORA, "msp-podcast", "iemocap", "crema-d")
@@ -153,7 +162,7 @@ def training_licence(corpus: Mapping[str, Any]) -> Licence:
         if stated == "other":
             text = "It has a licence of its own, which whoever trained the model knows: ask before you pass it on."
         return Licence(stated, text)
-    return OPEN_CORPORA.get(corpus["name"], unknown)
+    return KNOWN_LICENCES.get(corpus["name"], unknown)
 
 
 def model_card(
@@ -198,14 +207,14 @@ def dataset_card_text(
         revision: the revision that this code pins.
     """
     licence = "other" if report.terms else None
-    if report.name in OPEN_CORPORA:
-        licence = OPEN_CORPORA[report.name].identifier
+    if report.name in KNOWN_LICENCES:
+        licence = KNOWN_LICENCES[report.name].identifier
     return render(
         "dataset.md",
         name=report.name,
         terms=report.terms,
         licence=licence,
-        licence_text=OPEN_CORPORA[report.name].text if report.name in OPEN_CORPORA else None,
+        licence_text=KNOWN_LICENCES[report.name].text if report.name in KNOWN_LICENCES else None,
         permission=permission,
         plain_report=plain_report,
         label_scale=report.label_scale,
