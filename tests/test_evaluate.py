@@ -121,7 +121,11 @@ def test_another_corpus_on_another_scale(place, tmp_path):
     ("model", "more", "message"),
     [
         ("run", ["--splits", "dev"], "the corpus has no split 'dev'; it has train, validation, test"),
-        ("run", ["--stage", "techer"], "stage is 'techer', but must be one that rates: audio, .* Did you mean 'teacher'"),
+        (
+            "run",
+            ["--stage", "techer"],
+            "stage is 'techer', but must be one that rates: audio, .* Did you mean 'teacher'",
+        ),
         ("run", ["--stage", "ts"], "has no ts/ with a config.json: it has text, teacher, cts; name one of them"),
         ("run/cts", ["--stage", "cts"], "is one checkpoint, not a run: leave it out"),
         ("run", ["--revision", "main"], "is a folder, which has no revisions"),
