@@ -124,7 +124,7 @@ def test_another_corpus_on_another_scale(place, tmp_path):
         (
             "run",
             ["--stage", "techer"],
-            "stage is 'techer', but must be one that rates: audio, .* Did you mean 'teacher'",
+            "stage is 'techer', but must be one that rates: .* Did you mean 'teacher'",
         ),
         ("run", ["--stage", "ts"], "has no ts/ with a config.json: it has text, teacher, cts; name one of them"),
         ("run/cts", ["--stage", "cts"], "is one checkpoint, not a run: leave it out"),
