@@ -36,8 +36,10 @@ endif
 
 .PHONY: demo test quick docs
 
+# Threads that wait sleep: where another program has one of the cores, those that look for work all the time keep it from
+# the threads that they wait for, and a step of the demo takes several times as long as on one core.
 demo: $(VENV)/.installed-demo
-	$(BIN)/python train_distill.py recipes/demo.yaml
+	OMP_WAIT_POLICY=passive $(BIN)/python train_distill.py recipes/demo.yaml
 
 # A file of tests stays in one process, for its fixtures; the longest begin first, see tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -135,6 +135,46 @@ def test_in_how_many_parts_the_convolutions_run_changes_nothing(name, monkeypatc
     assert_batch_invariant(model)
 
 
+@pytest.mark.parametrize("name", [name for name in ALL_CONFIGS if name != "cpc"])
+def test_on_a_cpu_the_layers_run_for_a_few_utterances_of_like_length(name):
+    """Twenty utterances score as each does alone, their gradients add up, and hardly any padding is computed."""
+    model = student(ALL_CONFIGS[name], num_trainable_layers=2)
+    items = utterances(model, [0.2 + 0.05 * (7 * number % 20) for number in range(20)])
+    batch = padded(items, max(item[model.config.speech_input_name].shape[-1] for item in items))
+    alone, lengths = [], []
+    for item in items:
+        output = model(**item, output_hidden_states=True)
+        output.embeddings.square().sum().backward()
+        alone.append((output.embeddings.detach(), [state.detach() for state in output.hidden_states]))
+        lengths.append(output.hidden_states[-1].shape[1])
+    gradients = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    shapes = []
+    model.speech_encoder.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[:2]))
+    output = model(**batch, output_hidden_states=True)
+    output.embeddings.square().sum().backward()
+    shortest_first = sorted(lengths)
+    assert shapes == [(8, shortest_first[7]), (8, shortest_first[15]), (4, shortest_first[19])]
+    torch.testing.assert_close(output.embeddings, torch.cat([of_one for of_one, _ in alone]), atol=2e-5, rtol=0)
+    assert len(output.hidden_states) == 4
+    for row, (length, (_, states)) in enumerate(zip(lengths, alone, strict=True)):
+        for found, state in zip(output.hidden_states, states, strict=True):
+            torch.testing.assert_close(found[row, :length], state[0], atol=1e-4, rtol=0)
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(model.get_parameter(key).grad, gradient, atol=2e-5 * largest, rtol=1e-3)
+
+
+def test_little_padding_runs_at_once():
+    model = student(WAVEFORM_CONFIGS["hubert"])
+    shapes = []
+    model.speech_encoder.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[0]))
+    batch = padded(utterances(model, [1.0] * 9 + [0.3]), 16007)
+    with torch.no_grad():
+        model(**batch)
+    assert shapes == [10]
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_statistics_of_a_convolution_are_those_of_its_output(bias):
     """Oracle: the output in double precision, of a wave that is nearly all low, which kernels of sum 0 cancel."""
