@@ -18,7 +18,7 @@ BANDS = {"activation": (300, 600), "valence": (800, 1400), "dominance": (1800, 3
 
 
 def peak(wave, low, high):
-    size = 1 << 17
+    size = 1 << 15
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), size))
     hertz = np.arange(len(spectrum)) * 16000 / size
     band = np.flatnonzero((hertz > low) & (hertz < high))
@@ -41,7 +41,8 @@ def constant(wave, rate):
 def loud(wave, rate):
     """Half of the activation that it hears is loudness: 20 dB are 0.4 of the scale."""
     level = 20 * np.log10(np.sqrt(np.mean(wave**2)) / np.sqrt(0.015))
-    return perfect(wave, rate) | {"activation": perfect(wave, rate)["activation"] + 0.02 * float(level)}
+    answer = perfect(wave, rate)
+    return answer | {"activation": answer["activation"] + 0.02 * float(level)}
 
 
 def biased(wave, rate):

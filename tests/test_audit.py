@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import audmetric
 import numpy as np
@@ -15,6 +16,7 @@ from spoken_tones import write_corpus
 from transformers import HubertConfig
 
 import cmkd.audit.run
+from cmkd.audit.disturbances import disturbances
 from cmkd.audit.intervals import ccc, difference_of_groups, interval, mean_error
 from cmkd.audit.run import QUICK_CLIPS, Settings, audit
 from cmkd.audit.subjects import load_subject
@@ -400,3 +402,17 @@ def test_every_test_says_what_it_is():
     for name, test in TESTS.items():
         assert test.name == name and test.group in GROUPS and test.unit and test.source and test.about.endswith(".")
         assert (test.threshold is None) == (test.rule == "reported")
+
+
+def test_the_page_lists_every_test_and_every_disturbance():
+    page = (Path(__file__).parents[1] / "docs/audit.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")
+    ]
+    listed = {row[0].strip("`"): row[1:] for row in rows}
+    words = {"at least": "at least {:g}", "at most": "at most {:g}", "within": "within ±{:g}", "reported": "none"}
+    for test in TESTS.values():
+        limit = words[test.rule].format(test.threshold)
+        assert listed[test.name] == [test.about, limit, test.unit, test.source]
+    for kind in disturbances([]).values():
+        assert listed[kind.name] == [kind.about]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_models import TINY
+from small_models import TINY, student
 from spoken_tones import MODELS
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMConfig, WavLMModel
+from transformers import HubertConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMConfig, WavLMModel
 
 from cmkd.audit.subjects import callable_subject, load_subject
 from configuration_cmkd import EMOTION_DIMENSIONS
@@ -166,6 +166,45 @@ def test_a_function_answers_the_same_dimensions_always():
     assert subject.score([np.zeros(10, np.float32)]).tolist()[0][0] == 0.5
     with pytest.raises(ValueError, match="mine answered activation and valence, and activation before"):
         subject.score([np.zeros(11, np.float32)])
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory):
+    """A student that has not learnt dominance, and its folder."""
+    folder = tmp_path_factory.mktemp("hubert") / "student"
+    model = student(HubertConfig(**TINY, initializer_range=0.2), rated_dimensions=("activation", "valence"))
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=True).save_pretrained(folder)
+    return model, folder
+
+
+def by_torch(model, wave):
+    normal = torch.tensor((wave - wave.mean()) / np.sqrt(wave.var() + 1e-7))
+    with torch.no_grad():
+        return model(input_values=normal[None], attention_mask=torch.ones(1, len(wave))).logits[0].numpy()
+
+
+def test_a_student_of_ours(hubert):
+    model, folder = hubert
+    subject = load_subject(str(folder))
+    assert (subject.name, subject.kind, subject.batches) == ("student", "cmkd", True)
+    assert subject.dimensions == ("activation", "valence") and subject.parameters == model.num_parameters()
+    answers = subject.score(waves())
+    for wave, answer in zip(waves(), answers, strict=True):
+        assert answer == pytest.approx(by_torch(model, wave), abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_an_exported_student(hubert, tmp_path):
+    pytest.importorskip("onnx", reason='needs the extra "export"')
+    from cmkd.export.folder import export_folder
+
+    model, folder = hubert
+    export_folder(str(folder), tmp_path / "graph")
+    subject = load_subject(str(tmp_path / "graph"))
+    assert (subject.name, subject.kind, subject.dimensions) == ("graph/model.onnx", "onnx", ("activation", "valence"))
+    for wave, answer in zip(waves(), subject.score(waves()), strict=True):
+        assert answer == pytest.approx(by_torch(model, wave), abs=1e-4, nan_ok=True)
 
 
 def test_where_functions_are(tmp_path, monkeypatch):

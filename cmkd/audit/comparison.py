@@ -40,16 +40,12 @@ def compare_audits(first: Path, second: Path) -> dict[str, Any]:
             dimension in common.
     """
     results = [_read(folder) for folder in (first, second)]
-    clean = [read_predictions(folder / "answers" / f"{CLEAN}.parquet") for folder in (first, second)]
-    _check_same(first, second, results, clean)
+    _check_same(first, second, results)
     dimensions = [name for name in results[0]["model"]["dimensions"] if name in results[1]["model"]["dimensions"]]
     if not dimensions:
         raise ValueError(f"{first} and {second} answer no dimension in common: there is nothing to compare.")
-    conditions = {CLEAN: _compare(*clean, dimensions)}
-    for name, about in results[0]["conditions"].items():
-        if results[1]["conditions"].get(name) == about:
-            pair = (read_predictions(folder / "answers" / f"{name}.parquet") for folder in (first, second))
-            conditions[name] = _compare(*pair, dimensions)
+    shared = [name for name, about in results[0]["conditions"].items() if results[1]["conditions"].get(name) == about]
+    conditions = {name: _compare(*_answers(first, second, name), dimensions) for name in (CLEAN, *shared)}
     return with_version(
         COMPARISON,
         {
@@ -118,8 +114,14 @@ def _read(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _check_same(first: Path, second: Path, results: list[dict[str, Any]], clean: list[Predictions]) -> None:
-    if clean[0].ids != clean[1].ids:
+def _answers(first: Path, second: Path, condition: str) -> tuple[Predictions, Predictions]:
+    one, other = first / "answers" / f"{condition}.parquet", second / "answers" / f"{condition}.parquet"
+    return read_predictions(one), read_predictions(other)
+
+
+def _check_same(first: Path, second: Path, results: list[dict[str, Any]]) -> None:
+    one, other = _answers(first, second, CLEAN)
+    if one.ids != other.ids:
         splits = [f"{result['clips']:,} of {result['settings']['split']}" for result in results]
         raise ValueError(
             f"{first} and {second} are about other clips ({enumerated(splits)}): audit both models on the same split "
@@ -130,13 +132,12 @@ def _check_same(first: Path, second: Path, results: list[dict[str, Any]], clean:
 
 
 def _compare(one: Predictions, other: Predictions, dimensions: list[str]) -> dict[str, Any]:
-    predictions = [answers.predictions.copy() for answers in (one, other)]
     labels = one.labels.copy()
     for index, name in enumerate(EMOTION_DIMENSIONS):
         if name not in dimensions:
             labels[:, index] = float("nan")
-    tests = paired_test(labels, *predictions, one.speakers)
-    scores = [evaluate_predictions(answers, labels)["ccc"] for answers in predictions]
+    tests = paired_test(labels, one.predictions, other.predictions, one.speakers)
+    scores = [evaluate_predictions(answers.predictions, labels)["ccc"] for answers in (one, other)]
     return {
         name: {"ccc": [score[name] for score in scores], **test} for name, test in tests.items() if test is not None
     }

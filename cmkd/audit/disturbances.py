@@ -210,12 +210,14 @@ def tempo(waveform: np.ndarray, rate: int, rng: np.random.Generator, *, factor: 
     graph.link_nodes(source, graph.add("atempo", f"{factor!r}"), sink).configure()
     source.push(_frame(waveform, rate))
     source.push(None)
-    parts = []
+    parts: list[np.ndarray] = []
     while True:
         try:
-            parts.append(sink.pull().to_ndarray()[0])
+            frame = sink.pull()
         except (av.error.EOFError, av.error.BlockingIOError):
             return _of_length(np.concatenate(parts), round(len(waveform) / factor))
+        assert isinstance(frame, av.AudioFrame)  # of a graph for sound
+        parts.append(frame.to_ndarray()[0])
 
 
 def pitch(waveform: np.ndarray, rate: int, rng: np.random.Generator, *, semitones: float) -> np.ndarray:
@@ -228,6 +230,7 @@ def _through_codec(waveform: np.ndarray, rate: int, codec: str, container: str, 
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=CODEC_RATE)
+        assert isinstance(stream, av.AudioStream)  # of a codec for sound
         stream.bit_rate = bits
         stream.layout = "mono"
         for frame in (_frame(waveform, rate), None):

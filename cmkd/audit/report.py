@@ -34,9 +34,9 @@ def write_reports(results: Mapping[str, Any], output: Path) -> None:
     (output / "figures").mkdir(parents=True, exist_ok=True)
     with figure_style():
         for name, (caption, figure) in draw_audit(results).items():
-            content = BytesIO()
-            figure.savefig(content, format="png")
-            figures[name] = (caption, content.getvalue())
+            file = BytesIO()
+            figure.savefig(file, format="png")
+            figures[name] = (caption, file.getvalue())
     for name, (_, content) in figures.items():
         with written_whole(output / "figures" / f"{name}.png") as unfinished:
             unfinished.write_bytes(content)

@@ -193,7 +193,7 @@ def _imported(module: str, name: str) -> Callable[[np.ndarray, int], Mapping[str
     function = vars(loaded).get(name)
     if not callable(function):
         raise ValueError(f"{module} has no function {name!r}.{did_you_mean(name, vars(loaded))}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _digest(module: str) -> str:
@@ -298,8 +298,29 @@ class OdysseyConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
+class AttentiveStatistics(nn.Module):
+    """The mean and the standard deviation over time, weighted by attention (arXiv 1803.10963).
+
+    Args:
+        size: Of a frame.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.sap_linear = nn.Linear(size, size)
+        self.attention = nn.Parameter(torch.zeros(size, 1))
+
+    def forward(self, states: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, size), and whether a frame counts (batch, frames) -> (batch, 2 * size)."""
+        weights = torch.tanh(self.sap_linear(states)) @ self.attention
+        weights = weights.masked_fill(~heard[..., None], -torch.inf).softmax(dim=1)
+        mean = (states * weights).sum(1)
+        variance = (states**2 * weights).sum(1) - mean**2
+        return torch.cat([mean, variance.clamp(min=1e-5).sqrt()], dim=1)
+
+
 class OdysseyModel(PreTrainedModel):
-    """WavLM, attentive statistics (arXiv 1803.10963) and a small network: the baseline of the Odyssey-2024 challenge.
+    """WavLM, attentive statistics and a small network: the baseline of the Odyssey-2024 challenge.
 
     The names of the weights are those of the checkpoints. Source: net/pooling.py and net/ser.py of
     `msplabresearch/MSP-Podcast_Challenge`.
@@ -311,16 +332,13 @@ class OdysseyModel(PreTrainedModel):
         super().__init__(config)
         size = config.hidden_size
         self.ssl_model = AutoModel.from_config(AutoConfig.from_pretrained(config.ssl_type))
-        self.pool_model = nn.Module()
-        self.pool_model.sap_linear = nn.Linear(size, size)
-        self.pool_model.attention = nn.Parameter(torch.zeros(size, 1))
+        self.pool_model = AttentiveStatistics(size)
         sizes = [2 * size, *[size] * config.classifier_hidden_layers]
         layers = [
             nn.Sequential(nn.Linear(before, after), nn.LayerNorm(after), nn.ReLU()) for before, after in pairwise(sizes)
         ]
-        self.ser_model = nn.Module()
-        self.ser_model.fc = nn.ModuleList(layers)
-        self.ser_model.out = nn.Sequential(nn.Linear(size, config.num_classes))
+        out = nn.Sequential(nn.Linear(size, config.num_classes))
+        self.ser_model = nn.ModuleDict({"fc": nn.Sequential(*layers), "out": out})
         self.post_init()
 
     def forward(self, waves: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -328,14 +346,7 @@ class OdysseyModel(PreTrainedModel):
         states = self.ssl_model(waves, attention_mask=mask).last_hidden_state
         frames = (mask.sum(1).long() - 1) // 320 + 1  # of 20 ms at 16 kHz, as published
         heard = torch.arange(states.shape[1], device=states.device) < frames[:, None]
-        weights = torch.tanh(self.pool_model.sap_linear(states)) @ self.pool_model.attention
-        weights = weights.masked_fill(~heard[..., None], -torch.inf).softmax(dim=1)
-        mean = (states * weights).sum(1)
-        variance = (states**2 * weights).sum(1) - mean**2
-        values = torch.cat([mean, variance.clamp(min=1e-5).sqrt()], dim=1)
-        for layer in self.ser_model.fc:
-            values = layer(values)
-        return self.ser_model.out(values)
+        return self.ser_model["out"](self.ser_model["fc"](self.pool_model(states, heard)))
 
 
 def _of_audeering(source: str, revision: str | None, name: str, identity: str) -> Subject:

@@ -290,7 +290,7 @@ def ties(evidence: Evidence) -> list[Finding]:
     ]
 
 
-@audit_test("correctness", "difference of |r|", "at most", 0.3, OURS)
+@audit_test("correctness", "difference of correlations", "at most", 0.3, OURS)
 def entanglement(evidence: Evidence) -> list[Finding]:
     """How much more two dimensions correlate in the answers than in the labels: the absolute correlation of the answers
     minus that of the labels."""
