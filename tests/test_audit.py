@@ -17,7 +17,7 @@ from transformers import HubertConfig
 
 import cmkd.audit.run
 from cmkd.audit.disturbances import disturbances
-from cmkd.audit.intervals import ccc, difference_of_groups, interval, mean_error
+from cmkd.audit.intervals import ccc, correlation_interval, difference_of_groups, interval, mean_error
 from cmkd.audit.run import QUICK_CLIPS, Settings, audit
 from cmkd.audit.subjects import load_subject
 from cmkd.audit.tests import GROUPS, TESTS, Cost, Evidence
@@ -224,7 +224,7 @@ def test_the_command_and_a_comparison(place, tmp_path, monkeypatch, capsys):
             f"--disturbances gain_+20db --groups {tmp_path}/groups.csv".split()
         )
     said = capsys.readouterr().out
-    assert "error_gap: valence, gender: female against male: 0.2" in said
+    assert "error_gap: 1 of 6; the largest is valence, gender: female against male: 0.2" in said
     results = json.loads((tmp_path / "biased/audit.json").read_text())
     assert verdicts(results, "error_gap", "activation", "age: old against young") == {"passed"}
     main(
@@ -338,6 +338,10 @@ def test_intervals_are_those_of_scipy_where_a_speaker_has_one_clip(random):
     assert value == pytest.approx(errors[first].mean() - errors[~first].mean())
     assert ends == pytest.approx(welch.confidence_interval(0.95))
     assert interval(ccc, labels, answers, np.zeros(25)) is None
+    low, high = correlation_interval(labels, labels + 0.01 * answers, np.arange(25))
+    assert 0.99 < low < np.corrcoef(labels, labels + 0.01 * answers)[0, 1] < high < 1
+    fisher = stats.pearsonr(labels, answers).confidence_interval(0.95)  # for normal variables, which these are not
+    assert correlation_interval(labels, answers, np.arange(25)) == pytest.approx(list(fisher), abs=0.15)
 
 
 def test_the_three_verdicts_of_a_gap(random):

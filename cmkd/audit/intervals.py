@@ -13,6 +13,8 @@ from cmkd.scoring.evaluation import ccc_of_moments
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 """Of labels (n,) and predictions (n,), none of them NaN."""
 
+_ALMOST_ONE = 1 - 1e-12  # whose artanh is finite
+
 
 def ccc(labels: np.ndarray, predictions: np.ndarray) -> float:
     """CCC; 0 where either is constant.
@@ -24,6 +26,31 @@ def ccc(labels: np.ndarray, predictions: np.ndarray) -> float:
         return 0.0
     covariance = np.mean((labels - labels.mean()) * (predictions - predictions.mean()))
     return float(ccc_of_moments(covariance, labels.var(), predictions.var(), predictions.mean() - labels.mean()))
+
+
+def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Pearson's correlation; 0 where either is constant.
+
+    >>> pearson(np.array([0.0, 0.5, 1.0]), np.array([0.25, 0.5, 0.75]))
+    1.0
+    """
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return float(np.clip(np.corrcoef(labels, predictions)[0, 1], -1, 1))
+
+
+def correlation_interval(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndarray) -> list[float] | None:
+    """The 95 % interval of Pearson's correlation over speakers, of its artanh and transformed back.
+
+    Args:
+        labels, predictions, clusters: as for `interval`.
+    """
+
+    def transformed(labels: np.ndarray, predictions: np.ndarray) -> float:
+        return float(np.arctanh(np.clip(pearson(labels, predictions), -_ALMOST_ONE, _ALMOST_ONE)))
+
+    ends = interval(transformed, labels, predictions, clusters)
+    return None if ends is None else [float(np.tanh(end)) for end in ends]
 
 
 def mean_error(labels: np.ndarray, predictions: np.ndarray) -> float:

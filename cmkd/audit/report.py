@@ -52,19 +52,26 @@ def write_reports(results: Mapping[str, Any], output: Path) -> None:
 
 
 def format_summary(results: Mapping[str, Any]) -> str:
-    """The verdicts as plain text for a terminal, and what failed."""
+    """The verdicts as plain text for a terminal, and which tests failed."""
     lines = [*_about(results), ""]
     lines += ["".join(f"{cell:<18}" for cell in row).rstrip() for row in _summary(results)]
     for verdict in ("failed", "undecided"):
         found = [
-            f"  {test['name']}: {finding['of']}{_under(finding)}: {_number(finding['value'])}"
-            for test in results["tests"].values()
-            for finding in test["findings"]
-            if finding["verdict"] == verdict
+            line for test in results["tests"].values() if (line := _worst(test["name"], test["findings"], verdict))
         ]
         if found:
             lines += ["", f"{verdict.capitalize()}:", *found]
     return "\n".join(lines)
+
+
+def _worst(name: str, findings: Sequence[Mapping[str, Any]], verdict: str) -> str:
+    """How many findings have a verdict, and the largest of them; "" if none has."""
+    of_verdict = [finding for finding in findings if finding["verdict"] == verdict]
+    if not of_verdict:
+        return ""
+    worst = max(of_verdict, key=lambda finding: abs(finding["value"]))
+    largest = f"{worst['of']}{_under(worst)}: {_number(worst['value'])}"
+    return f"  {name}: {len(of_verdict)} of {len(findings)}; the largest is {largest}"
 
 
 def format_markdown(results: Mapping[str, Any], captions: Mapping[str, str]) -> str:

@@ -20,7 +20,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cmkd.audit.intervals import Statistic, ccc, difference_of_groups, interval, mean_absolute_error, mean_error
+from cmkd.audit.intervals import (
+    Statistic,
+    ccc,
+    correlation_interval,
+    difference_of_groups,
+    interval,
+    mean_absolute_error,
+    mean_error,
+    pearson,
+)
 from cmkd.scoring.confidence import ccc_interval, speaker_clusters
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -205,27 +214,21 @@ def concordance(evidence: Evidence) -> list[Finding]:
     return [Finding(dimension, "", ccc(of_it, p), ends[dimension]) for dimension, of_it, p, _ in evidence.rated()]
 
 
-@audit_test("correctness", "Pearson's r, -1 to 1", "at least", 0.5, f"threshold: {OURS}")
+@audit_test("correctness", "Pearson's r, -1 to 1", "at least", 0.5, OURS)
 def correlation(evidence: Evidence) -> list[Finding]:
     """Pearson's correlation with the labels, which a wrong mean or spread does not lower."""
-
-    def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-        if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-            return 0.0
-        return float(np.corrcoef(labels, predictions)[0, 1])
-
     findings = []
     for dimension, labels, predictions, rows in evidence.rated():
         if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
             what = "labels" if np.ptp(labels) == 0 else "answers"
             findings.append(Finding(dimension, "", None, note=f"The {what} are constant: there is no correlation."))
             continue
-        ends = interval(pearson, labels, predictions, speaker_clusters(evidence.speakers)[rows])
+        ends = correlation_interval(labels, predictions, speaker_clusters(evidence.speakers)[rows])
         findings.append(Finding(dimension, "", pearson(labels, predictions), ends))
     return findings
 
 
-@audit_test("correctness", "share of the scale", "at most", 0.1, f"threshold: {OURS}")
+@audit_test("correctness", "share of the scale", "at most", 0.1, OURS)
 def absolute_error(evidence: Evidence) -> list[Finding]:
     """The mean absolute difference from the labels, on the unit interval."""
     clusters = speaker_clusters(evidence.speakers)
