@@ -63,12 +63,13 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
     """The comparison as Markdown."""
     one, other = comparison["models"]
     corpus = f"{comparison['corpus']['name']} {comparison['corpus']['version']}"
+    smallest = max(entry["smallest_p"] for entry in comparison["conditions"][CLEAN].values())
     lines = [
         f"# {one} against {other}",
         "",
         f"On {comparison['clips']:,} clips of {comparison['split']} of {corpus}. The difference is the CCC of {one} "
         f"minus that of {other}, with the 95 % interval and p of the paired test over speakers; p is not corrected for "
-        "the number of rows and dimensions.",
+        f"the number of rows and dimensions, and on the clips as they are cannot fall below {smallest:.4f}.",
         "",
         f"| condition | dimension | {one} | {other} | difference | p |",
         "|---|---|---|---|---|---|",
