@@ -14,6 +14,8 @@ SCHEMA_VERSIONS = {
     "about.json": 1,
     "tables.json": 1,
     "evaluation.json": 1,
+    "audit.json": 1,
+    "comparison.json": 1,
     "prediction.json": 1,
 }
 """The version of each file that this release writes, and the newest that it reads."""

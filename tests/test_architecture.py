@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS: Sequence[Sequence[str]] = (
     ("cmkd.__main__",),
     ("train_distill", "cmkd.commands"),
+    ("cmkd.audit",),
     ("cmkd.reporting", "cmkd.predict"),
     ("cmkd.hub", "cmkd.transcription", "cmkd.runs", "cmkd.export"),
     ("modeling_cmkd", "speech_encoder_cmkd", "pipeline_cmkd", "windows_cmkd"),

@@ -37,6 +37,7 @@ GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "Scoring": {
         "predict": ("predict", "Score files, folders, segments and data sets of speech with a student."),
         "evaluate": ("scoring", "Score a student or a teacher on a corpus, and write predictions and figures."),
+        "audit": ("audit", "Audit any model: is it right, robust, steady and fair, and what does it cost."),
         "export": ("export", "Write a student for ONNX Runtime, which needs no torch, or as a page."),
         "table": ("scoring", "Put runs into the tables of the paper, beside the published figures."),
     },

@@ -42,6 +42,7 @@ class Engine(Protocol):
         batch_seconds (`float`): Seconds of sound that it scores best at once.
         batches_at_once (`int`): In how many threads `run` is best called at the same time.
         identity (`str`): Changes when the weights do.
+        parameters (`int`, *optional*): How many it has; None where a graph does not say.
     """
 
     sampling_rate: int
@@ -53,6 +54,7 @@ class Engine(Protocol):
     batch_seconds: float
     batches_at_once: int
     identity: str
+    parameters: int | None
 
     def run(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Scores a batch.
@@ -155,6 +157,7 @@ class TorchEngine:
                 "have; name the student."
             )
         self.identity = checkpoint.commit
+        self.parameters: int | None = model.num_parameters()
         self._extractor = checkpoint.feature_extractor
         self._input = model.config.speech_input_name
         self._dtype = getattr(torch, choice.dtype)
@@ -264,6 +267,7 @@ class OnnxEngine:
         self._student = OnnxStudent(path, num_threads=1)
         self.batches_at_once = usable_cpus()
         self.identity = self._student.identity
+        self.parameters: int | None = None
         self.sampling_rate = self._student.sampling_rate
         self.shortest = self._student.minimum_samples
         most = self._student.maximum_samples
