@@ -18,7 +18,7 @@ from packaging.version import Version
 
 import cmkd
 from cmkd.formats import SCHEMA_VERSIONS, check_version, with_version
-from cmkd.hub.push import ALLOWED, SPACE_REQUIREMENTS
+from cmkd.hub.push import ALLOWED
 
 CHECKOUT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -103,11 +103,6 @@ def test_the_lowest_versions_are_the_lower_bounds_of_the_metadata():
     for name, specifier in REQUIREMENTS.items():
         (bound,) = [Version(part.version) for part in specifier if part.operator == ">="]
         assert lowest[name] == bound, f"{name}: compute constraints-lowest.txt anew, as CONTRIBUTING.md says"
-
-
-def test_a_space_installs_versions_that_the_metadata_admit():
-    for requirement in map(Requirement, SPACE_REQUIREMENTS):
-        assert requirement.specifier == REQUIREMENTS[canonicalize_name(requirement.name)], requirement
 
 
 def test_every_python_that_the_metadata_admit_has_a_job():

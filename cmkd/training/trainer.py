@@ -305,9 +305,7 @@ class CMKDTrainer(Trainer):
             if encoder:
                 groups.append({"params": encoder, "lr": rate * self.args.encoder_learning_rate_factor})
             betas = (self.args.adam_beta1, self.args.adam_beta2)
-            # torch chooses its fast ways by itself on a GPU only; shards of FSDP do not have them all.
-            fused = True if self.args.device.type == "cpu" and not self.is_fsdp_enabled else None
-            self.optimizer = torch.optim.Adam(groups, betas=betas, eps=self.args.adam_epsilon, fused=fused)
+            self.optimizer = torch.optim.Adam(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
 
