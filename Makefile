@@ -42,7 +42,7 @@ demo: $(VENV)/.installed-demo
 	OMP_WAIT_POLICY=passive $(BIN)/python train_distill.py recipes/demo.yaml
 
 # A file of tests stays in one process, for its fixtures; the longest begin first, see tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The linter and the type checker are asked once, in the versions that are pinned: what they say changes with theirs.
 test: $(VENV)/.installed-dev
