@@ -156,3 +156,27 @@ def test_a_share_of_the_labels(recipe, tmp_path):
     assert list(table["weight"] == 0) == silent and any(silent)  # those without words
     assert results["unlabelled"]["mean_weight"] == pytest.approx(1 - np.mean(silent))
     assert not set(judged) & set(pq.read_table(tmp_path / "share/conditioning/train.parquet")["id"].to_pylist())
+
+
+def test_speech_without_labels_counts_as_far_as_the_teachers_of_the_folds_agree(tmp_path):
+    """By the formula of docs/unlabelled.md, from what each said; their weights are gone, and not asked for again."""
+    recipe = write_mixed_recipe(tmp_path, num_epochs=1, cross_fitting=2, stages=["teacher", "cts"])
+    train_distill.main([str(recipe)])
+    run = recipe.parent / "run"
+    judged = pq.read_table(run / "conditioning/unlabelled.parquet").to_pandas()
+    folds = [
+        pq.read_table(run / f"cross_fitting/{fold}_of_2/predictions/teacher_unlabelled.parquet").to_pandas()
+        for fold in (1, 2)
+    ]
+    train = pq.read_table(run / "conditioning/train.parquet").to_pandas()
+    exponent = np.zeros(UNRATED)
+    for name in EMOTION_DIMENSIONS:
+        spread = np.std([fold[f"predicted_{name}"] for fold in folds], axis=0)
+        error = np.sqrt(np.nanmean(train[f"residual_{name}"] ** 2))
+        exponent += (spread / error) ** 2 / len(EMOTION_DIMENSIONS)
+    assert all(list(fold["id"]) == list(judged["id"]) for fold in folds)
+    assert judged["weight"].to_numpy() == pytest.approx(judged["asr_confidence"] * np.exp(-exponent / 2), rel=1e-4)
+    assert (judged["weight"] < 1).all()
+    assert not list((run / "cross_fitting").rglob("*.safetensors"))
+    train_distill.main([str(recipe), "--stages", "cts", "--overwrite"])
+    assert pq.read_table(run / "conditioning/unlabelled.parquet").to_pandas()["weight"].equals(judged["weight"])
