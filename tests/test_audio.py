@@ -339,6 +339,7 @@ container_parameters = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @container_parameters
 def test_all_of_what_libsndfile_does_not_read_is_heard(container, codec, rate, longer, alike, options, tmp_path):
     """What is read is as long as what was encoded, to the sample where the format says so, and holds nothing else."""

@@ -79,6 +79,7 @@ def verdicts(results, test, of=None, condition=None):
     }
 
 
+@pytest.mark.slow
 def test_a_perfect_model_passes_all(audited):
     results, _ = audited("perfect")
     found = {name: verdicts(results, name) for name in TESTS}
@@ -156,6 +157,7 @@ def test_a_model_on_another_scale_and_one_of_one_dimension(audited):
     assert results["tests"]["ties"]["findings"] == [] and results["model"]["dimensions"] == ["valence"]
 
 
+@pytest.mark.slow
 def test_what_is_written(audited):
     results, output = audited("biased")
     files = {str(path.relative_to(output)) for path in output.rglob("*.*")}

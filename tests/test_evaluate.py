@@ -151,6 +151,7 @@ def test_a_model_that_reads_needs_words(place, tmp_path):
     assert said == ["2 of 8 utterances of test have no transcript."]
 
 
+@pytest.mark.slow
 def test_an_output_that_holds_something_else_stays(place, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(SystemExit, match="is there, and holds no evaluation.json: give --output another folder"):

@@ -216,6 +216,7 @@ def test_a_graph_gives_nothing_for_lengths_that_are_not_there(exported):
         assert np.isnan(values).all(1).tolist() == [True, False, False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("waves", "lengths", "message"),
     [
@@ -433,6 +434,7 @@ def test_its_requirements_are_those_of_the_package():
     assert [line for line in REQUIREMENTS if line not in known] == []
 
 
+@pytest.mark.slow
 def test_whisper_with_real_weights_scores_real_speech_as_in_torch(shared_dir, tmp_path):
     torch.manual_seed(0)
     encoder = shared_dir / "models/openai/whisper-tiny.en"

@@ -135,6 +135,7 @@ def test_in_how_many_parts_the_convolutions_run_changes_nothing(name, monkeypatc
     assert_batch_invariant(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ALL_CONFIGS if name != "cpc"])
 def test_on_a_cpu_the_layers_run_for_a_few_utterances_of_like_length(name):
     """Twenty utterances score as each does alone, their gradients add up, and hardly any padding is computed."""

@@ -527,6 +527,7 @@ def test_any_text_gives_labels_or_an_error_that_says_where(tmp_path, text, endin
             says_where(error, path.name)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(names=st.lists(CELLS, min_size=1, max_size=3), values=st.lists(CELLS, min_size=6, max_size=6))
 def test_any_values_give_a_corpus_or_a_corpus_error(tmp_path_factory, names, values):

@@ -127,6 +127,7 @@ def test_the_pitch_is_heard_and_nothing_else(world, neutral, semitones):
     assert after["decibels"] == pytest.approx(before["decibels"], abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_range_of_the_pitch_is_heard_and_nothing_else(world, neutral):
     before = heard(*neutral)
     after = [heard(express(*neutral, Expression(pitch_range=factor)), neutral[1]) for factor in (0.2, 0.6, 1.0, 1.8)]
@@ -299,6 +300,7 @@ def performed(splits, folder, **settings):
     return performed_corpus(splits, report, speech_dir=folder, **settings)
 
 
+@pytest.mark.slow
 def test_a_corpus_is_the_same_whoever_speaks_it_and_however_often(espeak, cache, tmp_path, monkeypatch):
     splits = {"train": script(3), "test": script(4)[3:], "validation": []}
     first = performed(splits, tmp_path / "speech")
@@ -321,6 +323,7 @@ def test_a_corpus_is_the_same_whoever_speaks_it_and_however_often(espeak, cache,
     assert [path.name for path in (tmp_path / "another/cmkd").iterdir()] == [f"script-{second.report.release}"]
 
 
+@pytest.mark.slow
 def test_acting_is_part_of_what_a_corpus_is(espeak, world, cache, tmp_path):
     loud = [ActedUtterance("u", SENTENCE, VOICES[0], NEUTRAL, 2.0, 3.0, 4.0)]
     soft = [ActedUtterance("u", SENTENCE, VOICES[0], Prosody(228, 50, 50, 50), 2.0, 3.0, 4.0)]
@@ -333,6 +336,7 @@ def test_acting_is_part_of_what_a_corpus_is(espeak, world, cache, tmp_path):
     assert len(list((tmp_path / "speech").rglob("*.flac"))) == 1  # spoken once, acted twice
 
 
+@pytest.mark.slow
 def test_after_an_interruption_what_is_done_is_not_done_again(espeak, cache, tmp_path, monkeypatch):
     splits = {"train": script(3)}
     with monkeypatch.context() as patched:
@@ -352,6 +356,7 @@ def test_after_an_interruption_what_is_done_is_not_done_again(espeak, cache, tmp
     assert len(corpus["train"]) == 3 and not parts.exists()
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_lose_one_utterance_each(espeak, cache, tmp_path):
     program = (
         "import sys, datasets\nfrom pathlib import Path\n"
@@ -381,6 +386,7 @@ def test_processes_that_are_killed_lose_one_utterance_each(espeak, cache, tmp_pa
     assert all(path.stat().st_mtime_ns == changed for path, changed in spoken.items())
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_raised_here(espeak, cache, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has nothing to speak"):
         performed({"train": script(2, text="...")}, tmp_path / "speech", num_proc=2)
@@ -446,6 +452,7 @@ def test_who_speaks_is_drawn_by_seed_and_sentence(plan, emobank):
     assert "Kokoro-82M, Apache-2.0" in kokoro.report.notes[0] and "CC-BY-SA 4.0" in kokoro.report.notes[1]
 
 
+@pytest.mark.slow
 def test_speech_that_was_spoken_before_needs_no_kokoro(world, cache, emobank, kokoro_files, tmp_path, monkeypatch):
     """The words are those of a buzz: what is there under the key of Kokoro is taken for its speech."""
     monkeypatch.setitem(sys.modules, "kokoro_onnx", None)
@@ -506,6 +513,7 @@ def wordnet(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_examples_of_wordnet_are_spoken_and_not_rated(espeak, cache, wordnet, tmp_path):
     config = {"voices": "espeak", "acted": False, "num_proc": 1}
     corpus = load_corpus("spoken-sentences", wordnet, **config)

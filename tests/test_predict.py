@@ -89,6 +89,7 @@ def test_every_format_scores_as_the_pipeline_does(model, score, tmp_path):
     assert {row["channels"] for row in found} == {1, 2} and {row["channel"] for row in found} == {None}
 
 
+@pytest.mark.slow
 def test_windows_and_channels_are_the_pipelines(model, score, tmp_path):
     call = write(tmp_path / "call.wav", 7.3, rate=8000, channels=2)
     long = write(tmp_path / "long.mp3", 34)

@@ -188,6 +188,7 @@ def browser():
         opened.close()
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(browser, model, call, tmp_path):
     for number in range(4):
         write(call.parent / f"{number}.flac", 1 + number, number)

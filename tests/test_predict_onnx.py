@@ -107,6 +107,7 @@ def test_one_switch_gives_the_same_scores(models, tmp_path, monkeypatch):
         run([tmp_path / "in"], model, tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_int8_is_near_and_of_one_runtime(models, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     model, _ = models

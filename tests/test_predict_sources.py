@@ -264,6 +264,7 @@ def s3():
     server.stop()
 
 
+@pytest.mark.slow
 def test_s3(s3, model, score, tmp_path):
     files = [write(tmp_path / f"{number}.flac", 1 + number / 2, number, 44100) for number in range(3)]
     bucket = fsspec.filesystem("s3")

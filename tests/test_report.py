@@ -209,6 +209,7 @@ def test_gap_closed_is_the_share_between_baseline_and_teacher(complete_report):
     assert valence_gap_closed(make_results(VALENCE), "cts") == pytest.approx(-0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", [0.6, 0.55])
 def test_teacher_that_is_no_better_leaves_no_gap(tmp_path, teacher):
     valence = {"teacher": teacher, "finetune": 0.6, "ts": 0.8}
@@ -232,6 +233,7 @@ def test_conditioning_counts_utterances_and_shares(complete_report):
     assert cells(report, "over 2 standard deviations") == ["25.0%", "0.0%", "14.3%"]  # dominance: 1 of 7 rated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -284,6 +286,7 @@ def make_learned():
     return {"retrieval": {"validation": scores, "test": scores}, **lines}
 
 
+@pytest.mark.slow
 def test_what_the_words_are_worth_stands_apart_from_the_scores(tmp_path):
     folder = write_run(tmp_path, VALENCE)
     results = make_results(VALENCE) | {"lexical": make_learned(), "starts_from": {"ts": "lexical", "cts": "lexical"}}
@@ -350,6 +353,7 @@ def test_terminal_table():
     ]
 
 
+@pytest.mark.slow
 def test_what_it_cost_and_by_what_it_was_made_is_said(tmp_path):
     results = make_results(VALENCE)
     said = (

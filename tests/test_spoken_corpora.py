@@ -178,6 +178,7 @@ def test_a_script_needs_no_main_guard(espeak, tmp_path):
     assert (done.stdout, done.stderr) == ("2\n", "")
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_answer_is_ended(monkeypatch):
     monkeypatch.setattr(acted_speech, "_PATIENCE", 1.0)
     worker = acted_speech._Worker()
@@ -191,6 +192,7 @@ def test_a_process_that_does_not_answer_is_ended(monkeypatch):
     assert worker._process.returncode == -9
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_raised_here(espeak, monkeypatch):
     wordless = ActedUtterance("1", "...", VOICES[0], Prosody(175, 50, 50, 50), 0, 0, 0)
     with pytest.raises(ValueError, match="nothing to speak"):
@@ -332,6 +334,7 @@ def test_an_interrupted_corpus_leaves_nothing(espeak, cache, monkeypatch):
     assert list((cache / "cmkd").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_another_process_was_faster(espeak, cache, monkeypatch):
     sizes = {"train": 1, "validation": 1, "test": 1}
     speak_as_always = acted_speech.speak_utterances
@@ -349,6 +352,7 @@ def test_another_process_was_faster(espeak, cache, monkeypatch):
 # spoken-emobank
 
 
+@pytest.mark.slow
 def test_emobank_rows(espeak, cache, emobank):
     corpus = load_corpus("spoken-emobank", data_dir=emobank, num_proc=1)
     columns = ["id", "transcript", "split", "label_scale"]

@@ -140,6 +140,7 @@ def test_a_manifest_gets_the_words_of_a_sidecar(tmp_path):
     assert len({corpus.report.version for corpus in (plain, manual, preferred)}) == 3
 
 
+@pytest.mark.slow
 def test_spoken_emobank_gets_the_words_of_a_sidecar(tmp_path, monkeypatch):
     pytest.importorskip("espeakng_loader")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -65,6 +65,7 @@ class Part(torch.nn.Module):
         return self.scale * inputs.flatten(1)[..., None], None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extractor", [Wav2Vec2FeatureExtractor(return_attention_mask=True), WhisperFeatureExtractor()], ids=["wave", "mel"]
 )
@@ -101,6 +102,7 @@ class Stuck(torch.utils.data.Dataset):
         time.sleep(3600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["training", "evaluation", "prediction"])
 def test_a_process_that_reads_for_ever_ends_the_job(of, tmp_path, monkeypatch):
     monkeypatch.setattr("cmkd.training.trainer.READING_TIMEOUT", 3.0)
