@@ -245,18 +245,22 @@ def info_nce(
     if not temperature > 0:
         raise ValueError(f"temperature={temperature!r}: must be above 0, for example 0.1.")
     dtype = torch.promote_types(torch.promote_types(student.dtype, target.dtype), torch.float32)
-    student = torch.nn.functional.normalize(student.to(dtype), dim=-1)
-    target = torch.nn.functional.normalize(target.detach().to(dtype), dim=-1)
+    student = normalize(student.to(dtype), dim=-1)
+    target = normalize(target.detach().to(dtype), dim=-1)
     if weights is None:
         weights = student.new_ones(len(student))
-    is_left_out = (weights == 0)[:, None] | (weights == 0)
+    counts = ((weights != 0)[:, None] & (weights != 0)).to(dtype)
     if groups is not None:
-        is_left_out = is_left_out | (groups[:, None] == groups)
+        counts = counts * (groups[:, None] != groups)
     similarity = student @ target.T / temperature
-    is_own = torch.eye(len(student), dtype=torch.bool, device=student.device)
-    similarity = similarity.masked_fill(is_left_out & ~is_own, -torch.inf)
-    found = (similarity.logsumexp(1) + similarity.logsumexp(0)) / 2 - similarity.diagonal()
-    return weighted_mean(found, weights)
+    both = (_cross_entropies(similarity, counts) + _cross_entropies(similarity.T, counts)) / 2
+    return weighted_mean(both, weights)
+
+
+def _cross_entropies(similarity: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """(n,), of finding i along row i of (n, n), where j counts `counts[i, j]` times among the others, and i once."""
+    counts = counts.to(similarity.dtype).clone().fill_diagonal_(1.0)
+    return torch.logsumexp(similarity + counts.log(), dim=-1) - similarity.diagonal()
 
 
 def _contrastive_distance(
@@ -269,8 +273,7 @@ def _contrastive_distance(
     if weights.shape != student.shape[:1]:
         raise ValueError(f"weights {tuple(weights.shape)} must hold one weight per utterance, ({len(student)},).")
     similarity = normalize(student, dim=-1) @ normalize(teacher, dim=-1).T / temperature
-    counts = weights.to(student.dtype).expand_as(similarity).clone().fill_diagonal_(1.0)  # of j, seen from i
-    return torch.logsumexp(similarity + counts.log(), dim=-1) - similarity.diagonal()
+    return _cross_entropies(similarity, weights.expand_as(similarity))
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
