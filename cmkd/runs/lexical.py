@@ -33,7 +33,15 @@ from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.cost import SessionCost
 from cmkd.runs.folder import complete_stage, start_of
 from cmkd.runs.recipe import Recipe
-from cmkd.runs.stage import build_model, cache_folder, input_columns, training_arguments, training_log, training_rows
+from cmkd.runs.stage import (
+    build_model,
+    cache_folder,
+    input_columns,
+    numbered,
+    training_arguments,
+    training_log,
+    training_rows,
+)
 from cmkd.scoring.lexical import retrieval_scores, ridge_scores
 from cmkd.stages import STAGES
 from cmkd.training.collator import collate_utterances
@@ -133,7 +141,7 @@ def read_sentences(
         assert features is not None  # without a limit
         found[name] = {
             "sentences": np.stack([features[index].mean(0).numpy() for index in range(len(features))]),
-            "sentence_groups": _numbered(tokens.ids),
+            "sentence_groups": np.array(numbered(map(tuple, tokens.ids))),
             "has_words": np.array([bool(words.strip()) for words in of_name["transcript"]], dtype=np.float32),
         }
     known = found["learned"]["sentences"][found["learned"]["has_words"] > 0].astype(np.float64)
@@ -218,9 +226,3 @@ def begin_with_start(model: Any, stage: str, recipe: Recipe) -> None:
         )
     model.load_state_dict(weights, strict=False)
     print_once(f"  begins with the weights of the stage {start}")
-
-
-def _numbered(keys: list[list[int]]) -> np.ndarray:
-    """(n,) numbers, the same for the same key."""
-    numbers: dict[tuple[int, ...], int] = {}
-    return np.array([numbers.setdefault(tuple(key), len(numbers)) for key in keys])

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def training_columns(
             columns["teacher_predictions"] = taught.predictions
             columns["dimension_weights"] = by_dimension if stage.is_conditional else np.ones_like(by_dimension)
     if "corpus" in rows.column_names and recipe.ccc_within == "corpus":
-        columns["corpora"] = np.array(_numbered(rows["corpus"]))
+        columns["corpora"] = np.array(numbered(rows["corpus"]))
     return UtteranceDataset(columns)
 
 
@@ -202,17 +202,17 @@ def training_mixture(rows: Dataset, recipe: Recipe) -> Mixture | None:
     if not unlabelled and not corpora:
         return None
     labelled = len(rows) - unlabelled
-    numbers = _numbered(corpora[:labelled]) if corpora else [0] * labelled
+    numbers = numbered(corpora[:labelled]) if corpora else [0] * labelled
     return Mixture(numbers, recipe.corpus_sampling, unlabelled, recipe.unlabelled_ratio if unlabelled else 0.0)
 
 
-def _numbered(names: Iterable[str]) -> list[int]:
-    """The number of each name, in the order in which they first occur.
+def numbered(names: Iterable[Hashable]) -> list[int]:
+    """The number of each name, the same for the same, in the order in which they first occur.
 
-    >>> _numbered(["b", "a", "b"])
+    >>> numbered(["b", "a", "b"])
     [0, 1, 0]
     """
-    numbers: dict[str, int] = {}
+    numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(name, len(numbers)) for name in names]
 
 
