@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,29 @@ def answer(checkpoint: Checkpoint, rows: Dataset, batch_size: int = 32) -> tuple
     if checkpoint.tokenizer is not None:
         text = TextInputs(rows, checkpoint.tokenizer)
         columns["text_features"] = _FrozenOutput(text, model.extract_text_features, model.device)
-    order = np.argsort(-np.array(rows["duration"]), kind="stable")  # the longest first: whether they fit shows at once
+    logits, embeddings = predict_by_length(model, columns, rows["duration"], batch_size)
+    ids, speakers, genders = (list(rows[name]) for name in ("id", "speaker", "gender"))
+    return Predictions(ids, logits, unit_interval_labels(rows), speakers, genders), embeddings
+
+
+def predict_by_length(
+    model: Any, columns: Mapping[str, Any], durations: Sequence[float], batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a model answers, (n, 3) and (n, size), in the order of its inputs, in batches of utterances of like length.
+
+    On several processes each takes its share, and all get all answers.
+
+    Args:
+        model: on its device.
+        columns: its inputs by name, one per utterance.
+        durations: of the utterances, in seconds.
+        batch_size: utterances per device and batch.
+
+    Raises:
+        ValueError: a sound cannot be read; the message names the utterance.
+        MemoryError: a batch does not fit.
+    """
+    order = np.argsort(-np.array(durations), kind="stable")  # the longest first: whether they fit shows at once
     with tempfile.TemporaryDirectory(prefix="cmkd-") as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -163,14 +185,13 @@ def answer(checkpoint: Checkpoint, rows: Dataset, batch_size: int = 32) -> tuple
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            longest = max(rows["duration"])
+            longest = max(durations)
             raise MemoryError(
                 f"Out of memory with batches of {batch_size} utterances of up to {longest:.1f} s: take a smaller "
                 "--batch_size."
             ) from error
     place = np.argsort(order)
-    ids, speakers, genders = (list(rows[name]) for name in ("id", "speaker", "gender"))
-    return Predictions(ids, logits[place], unit_interval_labels(rows), speakers, genders), embeddings[place]
+    return logits[place], embeddings[place]
 
 
 class _FrozenOutput(Sequence):

@@ -90,10 +90,10 @@ def write_conditioning(recipe: Recipe, train: Dataset) -> None:
     if quality == "label_noise":
         row_of = {identifier: row for row, identifier in enumerate(train["id"])}
         variance = torch.from_numpy(label_variance(train)[[row_of[identifier] for identifier in answers.ids]])
-    by_dimension = dimension_weights(residuals, recipe.residual_threshold, quality, variance)
+    of_dimensions = dimension_weights(residuals, recipe.residual_threshold, quality, variance)
     weights = quality_weights(residuals, recipe.residual_threshold, quality, variance)
     columns = {"id": embeddings["id"], "embedding": embeddings["embedding"]}
-    values = {"predicted": answers.predictions, "residual": residuals.numpy(), "weight": by_dimension.numpy()}
+    values = {"predicted": answers.predictions, "residual": residuals.numpy(), "weight": of_dimensions.numpy()}
     for kind, of_kind in values.items():
         columns |= {f"{kind}_{name}": column for name, column in zip(EMOTION_DIMENSIONS, of_kind.T, strict=True)}
     settings = {"quality": quality, "cross_fitting": folds, "residual_threshold": recipe.residual_threshold}
@@ -118,9 +118,9 @@ def read_conditioning(run: Path, ids: Sequence[str]) -> Conditioning:
     order = np.array([rows[identifier] for identifier in ids])
     values = (
         [np.stack(table["embedding"].to_numpy(zero_copy_only=False)) for table in tables],
-        [_by_dimension(table, "predicted").astype(np.float32) for table in tables],
+        [by_dimension(table, "predicted").astype(np.float32) for table in tables],
         [table["weight"].to_numpy() for table in tables],
-        [_by_dimension(table, "weight") for table in tables],
+        [by_dimension(table, "weight") for table in tables],
     )
     return Conditioning(*(np.concatenate(of_tables)[order] for of_tables in values))
 
@@ -140,7 +140,7 @@ def describe_conditioning(run: Path, threshold: float) -> dict[str, Any]:
     table = pq.read_table(run / "conditioning" / "train.parquet")
     once = {"quality": "hard", "cross_fitting": None, "residual_threshold": threshold}
     settings = json.loads((table.schema.metadata or {}).get(b"cmkd", json.dumps(once)))
-    spread = residual_std(torch.from_numpy(_by_dimension(table, "residual"))).tolist()
+    spread = residual_std(torch.from_numpy(by_dimension(table, "residual"))).tolist()
     weights = table["weight"].to_numpy()
     return {
         **settings,
@@ -152,5 +152,6 @@ def describe_conditioning(run: Path, threshold: float) -> dict[str, Any]:
     }
 
 
-def _by_dimension(table: pa.Table, kind: str) -> np.ndarray:
+def by_dimension(table: pa.Table, kind: str) -> np.ndarray:
+    """(n, 3), the columns `<kind>_activation`, `<kind>_valence` and `<kind>_dominance` of a table."""
     return np.stack([table[f"{kind}_{name}"].to_numpy() for name in EMOTION_DIMENSIONS], axis=1)

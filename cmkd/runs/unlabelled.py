@@ -14,7 +14,6 @@ folder, because their weights are not kept.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,19 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from torch.utils.data import Subset
-from transformers import Trainer, TrainingArguments
 
 from cmkd.atomic import written_whole
 from cmkd.corpora.schema import Corpus
 from cmkd.corpora.sources import UNLABELLED
-from cmkd.features.inputs import UtteranceDataset
 from cmkd.processes import print_once, wait_for_all
 from cmkd.quality import agreement_weights, residual_std
-from cmkd.runs.answers import load_checkpoint
+from cmkd.runs.answers import load_checkpoint, predict_by_length
+from cmkd.runs.conditioning import by_dimension
 from cmkd.runs.cross_fitting import fold_folders
 from cmkd.runs.folder import teacher_fingerprint
 from cmkd.runs.recipe import Recipe
 from cmkd.runs.stage import input_columns
 from cmkd.stages import STUDENTS, TEACHER
-from cmkd.training.collator import collate_utterances
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _ABOUT = b"cmkd"
@@ -132,10 +128,9 @@ def _agreement(recipe: Recipe, ids: Sequence[str]) -> np.ndarray:
                 f"{path} does not have the answers to this unlabelled speech, which cross_fitting needs: train the "
                 "teacher with the same `unlabelled` and `cross_fitting`, or give --cross_fitting null."
             )
-        answers.append(np.stack([table[f"predicted_{name}"].to_numpy() for name in EMOTION_DIMENSIONS], axis=1))
+        answers.append(by_dimension(table, "predicted"))
     judged = pq.read_table(Path(recipe.output_dir) / "conditioning" / "train.parquet")
-    residuals = np.stack([judged[f"residual_{name}"].to_numpy() for name in EMOTION_DIMENSIONS], axis=1)
-    spread = residual_std(torch.from_numpy(residuals))
+    spread = residual_std(torch.from_numpy(by_dimension(judged, "residual")))
     return agreement_weights(torch.from_numpy(np.stack(answers)), spread).numpy().astype(np.float32)
 
 
@@ -158,18 +153,4 @@ def _answers(recipe: Recipe, teacher_run: Path, rows: Dataset) -> tuple[np.ndarr
     checkpoint = load_checkpoint(str(teacher_run / TEACHER))
     model = checkpoint.model.to(PartialState().device)
     columns = input_columns(model, rows, checkpoint.feature_extractor, checkpoint.tokenizer, recipe)
-    order = np.argsort(-np.array(rows["duration"]), kind="stable")
-    with tempfile.TemporaryDirectory(prefix="cmkd-") as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_eval_batch_size=recipe.batch_size,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            use_cpu=not torch.accelerator.is_available(),
-            report_to="none",
-        )
-        trainer = Trainer(model=model, args=arguments, data_collator=collate_utterances)
-        logits, embeddings = trainer.predict(Subset(UtteranceDataset(columns), order.tolist())).predictions
-    place = np.argsort(order)
-    return logits[place], embeddings[place]
+    return predict_by_length(model, columns, rows["duration"], recipe.batch_size)
