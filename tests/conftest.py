@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,24 @@ def pytest_collection_modifyitems(config, items):
             for item in items:
                 if item.get_closest_marker("cuda"):
                     item.add_marker(pytest.mark.skip(reason="torch finds no CUDA device here"))
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """Draws a corpus without speaking it: a `load_corpus` whose result has the utterances by split, and the report."""
+    from cmkd import load_corpus
+    from cmkd.corpora import spoken_demo, spoken_emobank, spoken_sentences
+
+    plan = namedtuple("plan", ("splits", "report"))
+
+    def keep(splits, report, *_, **__):
+        return plan(splits, report)
+
+    for module, speaks in (
+        (spoken_demo, "spoken_corpus"),
+        (spoken_emobank, "spoken_corpus"),
+        (spoken_emobank, "performed_corpus"),
+        (spoken_sentences, "performed_corpus"),
+    ):
+        monkeypatch.setattr(module, speaks, keep)
+    return load_corpus

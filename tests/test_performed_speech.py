@@ -14,14 +14,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import numpy as np
 import pytest
 import soundfile
 
-from cmkd.corpora import load_corpus, performed_speech, spoken_emobank, spoken_sentences, synthesisers
+from cmkd.corpora import load_corpus, performed_speech, synthesisers
 from cmkd.corpora.acted_speech import ActedUtterance, Prosody
 from cmkd.corpora.expression import Expression, express, expression_of
 from cmkd.corpora.performed_speech import SpeechStore, performed_corpus
@@ -413,20 +412,6 @@ def emobank(tmp_path):
     path = tmp_path / "emobank.csv"
     path.write_text(EMOBANK, encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def plan(monkeypatch):
-    """Draws a corpus without speaking it: returns its utterances by split, and its report."""
-
-    class Plan(NamedTuple):
-        splits: dict
-        report: CorpusReport
-
-    for module in (spoken_emobank, spoken_sentences):
-        monkeypatch.setattr(module, "performed_corpus", lambda splits, report, **_: Plan(splits, report))
-    monkeypatch.setattr(spoken_emobank, "spoken_corpus", lambda splits, report, _: Plan(splits, report))
-    return load_corpus
 
 
 def test_labels_and_acting_do_not_depend_on_who_speaks(plan, emobank, shared_dir):

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -24,7 +23,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from cmkd.corpora import acted_speech, load_corpus, spoken_demo, spoken_emobank
 from cmkd.corpora.acted_speech import SPLIT_VOICES, ActedUtterance, Prosody, act, rating, speak_utterances
-from cmkd.corpora.report import CorpusError, CorpusReport
+from cmkd.corpora.report import CorpusError
 from cmkd.corpora.speech_synthesis import HELD_OUT_VOICES, SAMPLING_RATE, VOICES
 from demo_models.make_text_encoder import make_model, make_tokenizer
 
@@ -65,22 +64,6 @@ def emobank(tmp_path):
     path = tmp_path / "emobank.csv"
     path.write_text(EMOBANK, encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def plan(monkeypatch):
-    """Draws a corpus without speaking it: returns its utterances by split, and its report."""
-
-    class Plan(NamedTuple):
-        splits: dict
-        report: CorpusReport
-
-    def keep(splits, report, num_proc):
-        return Plan(splits, report)
-
-    monkeypatch.setattr(spoken_demo, "spoken_corpus", keep)
-    monkeypatch.setattr(spoken_emobank, "spoken_corpus", keep)
-    return load_corpus
 
 
 # Prosody and ratings
