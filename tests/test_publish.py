@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from browser import ISOLATED, chromium, served, web_runtime
 from command import call
 from huggingface_hub import ModelCard
 from local_hub import TOKEN, USER, Fault, LocalHub
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_run import SECRET, TERMS, copy_run, make_run
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 from warm import Warm, module
 
 import cmkd.export.page
@@ -94,6 +97,61 @@ def test_a_path_that_scrubbing_does_not_know_stops_it(run, tmp_path):
     code.write_text(code.read_text() + f"\n# {Path.home()}/my/notes\n")
     with pytest.raises(ValueError, match="pipeline_cmkd.py holds a path of this machine"):
         staged(other, tmp_path / "x")
+
+
+def test_half_of_the_size_and_loaded_as_before(run, tmp_path):
+    """The weights are numpy's float16 of what they were; AutoModel gives fp32 again, and nearly the same scores."""
+    folder = tmp_path / "halved"
+    printed = call("push", str(run), "user/toys", "--half", "--output", str(folder)).stdout
+    assert f"wrote {folder}" in printed and {path.name for path in folder.iterdir()} == STUDENT
+    with (
+        safe_open(run / "student/model.safetensors", "np") as whole,
+        safe_open(folder / "model.safetensors", "np") as halved,
+    ):
+        names = list(whole.keys())
+        assert sorted(names) == sorted(halved.keys()) and halved.metadata() == {"format": "pt"}
+        for name in names:
+            stored = halved.get_tensor(name)
+            assert stored.dtype == np.float16, name
+            np.testing.assert_array_equal(stored, whole.get_tensor(name).astype(np.float16))
+    models = [AutoModel.from_pretrained(path, trust_remote_code=True).eval() for path in (run / "student", folder)]
+    assert {parameter.dtype for parameter in models[1].parameters()} == {torch.float32}
+    wave = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scores = [model(input_values=wave).logits for model in models]
+    torch.testing.assert_close(scores[1], scores[0], atol=2e-3, rtol=0)
+    assert not torch.equal(scores[1], scores[0])
+
+
+def test_a_weight_that_fp16_cannot_hold_is_refused(run, tmp_path):
+    other = copy_run(run, tmp_path / "run")
+    path = other / "student/model.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] = 1e5
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(name)} holds 100000, but fp16 ends at 65504: push it without --half"
+    ):
+        staged(other, tmp_path / "x", half=True)
+
+
+def test_a_folder_in_place_of_the_hub(run, tmp_path):
+    expected = staged(run, tmp_path / "staged").folder
+    folder = tmp_path / "deep/written"
+    call("push", str(run), "user/toys", "--output", str(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in expected.iterdir()
+    }
+    assert [path.name for path in folder.parent.iterdir()] == ["written"]  # nothing unfinished is left
+    again = call("push", str(run), "user/toys", "--output", str(folder))
+    assert again.exit_code != 0 and "which exists: remove it, or name a new folder" in again.stderr
+    for option in ("--public", "--dry_run", "--revision=x"):
+        refused = call("push", str(run), "user/toys", "--output", str(tmp_path / "y"), option)
+        assert refused.exit_code != 0 and "leave out --dry_run, --public and --revision" in refused.stderr
+    assert not (tmp_path / "y").exists()
+    failed = call("push", str(run), "no name", "--output", str(tmp_path / "z"))
+    assert failed.exit_code != 0 and not (tmp_path / "z").exists()
 
 
 def test_paths_lose_all_but_their_last_part():

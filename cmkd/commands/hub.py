@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from cmkd.atomic import put_in_place, unfinished_path
 from cmkd.commands import CorpusName, DataDir
 from cmkd.corpora import load_corpus
 from cmkd.corpora.settings import CorpusSettings
@@ -24,7 +26,9 @@ def push(
     repo_id: RepoId,
     public: bool = False,
     teacher: bool = False,
+    half: bool = False,
     dry_run: bool = False,
+    output: Path | None = None,
     revision: str | None = None,
     license: str | None = None,
 ) -> None:
@@ -32,6 +36,7 @@ def push(
 
         cmkd push runs/demo user/cmkd-demo --dry_run
         cmkd push runs/demo user/cmkd-demo
+        cmkd push runs/demo user/cmkd-demo --half --output cmkd-demo
 
     Private unless --public: a licensed corpus may forbid you to pass on what was trained on it.
 
@@ -40,18 +45,47 @@ def push(
         repo_id: The repository, user/name on the Hub; it is made if it is not there.
         public: Whether everybody may read a repository that has to be made; one that is there stays as it is.
         teacher: Whether to push the teacher instead of the student.
+        half: Whether to round the weights to 16 bits, which halves the files; they are loaded as before.
         dry_run: Whether only to list the files and print the card.
+        output: A new folder to write the repository to, in place of the Hub; null pushes it.
         revision: The branch to push to; null stands for the main one.
         license: The licence on the card, as the Hub writes it; null stands for that of the data.
     """
     from cmkd.hub.push import push_run
     from cmkd.hub.staging import stage_run
 
+    if output is not None:
+        if dry_run or public or revision is not None:
+            raise ValueError(
+                "--output writes to a folder and not to the Hub: leave out --dry_run, --public and --revision."
+            )
+        if output.exists():
+            raise FileExistsError(f"--output is {str(output)!r}, which exists: remove it, or name a new folder.")
+        unfinished = unfinished_path(output)
+        unfinished.mkdir(parents=True)
+        try:
+            staged = stage_run(run_folder, repo_id, unfinished, is_teacher=teacher, licence=license, half=half)
+            listed = str(staged)
+            put_in_place(unfinished, output)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        print(f"{listed}\n\nwrote {output}")
+        return
     if not dry_run:
-        print(push_run(run_folder, repo_id, is_teacher=teacher, private=not public, revision=revision, licence=license))
+        print(
+            push_run(
+                run_folder,
+                repo_id,
+                is_teacher=teacher,
+                private=not public,
+                revision=revision,
+                licence=license,
+                half=half,
+            )
+        )
         return
     with tempfile.TemporaryDirectory(prefix="cmkd-push-") as folder:
-        staged = stage_run(run_folder, repo_id, Path(folder), is_teacher=teacher, licence=license)
+        staged = stage_run(run_folder, repo_id, Path(folder), is_teacher=teacher, licence=license, half=half)
         print(f"{staged}\n\n{staged.card}")
 
 

@@ -65,6 +65,7 @@ def push_run(
     private: bool = True,
     revision: str | None = None,
     licence: str | None = None,
+    half: bool = False,
     token: str | None = None,
 ) -> Pushed:
     """Pushes the student of a run, or its teacher, in one commit, and tags it.
@@ -81,6 +82,7 @@ def push_run(
             trained on a licensed corpus is refused if the repository is public, unless this is False.
         revision: a branch, which is made if it does not exist; None is the main one.
         licence: the Hub's identifier of the licence on the card; None is that of the training data.
+        half: whether the weights are rounded to fp16, which halves the files.
         token: the user's token; None is the stored one.
 
     Raises:
@@ -91,7 +93,7 @@ def push_run(
     """
     token = token or check_push(repo_id)
     with tempfile.TemporaryDirectory(prefix="cmkd-push-") as folder:
-        staged = stage_run(run, repo_id, Path(folder), is_teacher=is_teacher, licence=licence, token=token)
+        staged = stage_run(run, repo_id, Path(folder), is_teacher=is_teacher, licence=licence, half=half, token=token)
         terms = staged.terms
         api = HfApi(token=token)
 

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_imports
 
 from cmkd.corpora.settings import SOURCES
@@ -103,6 +105,7 @@ def stage_run(
     *,
     is_teacher: bool = False,
     licence: str | None = None,
+    half: bool = False,
     token: str | None = None,
 ) -> Staged:
     """Puts what a push would send into a folder; does not use the network.
@@ -113,12 +116,14 @@ def stage_run(
         folder: an empty folder to put it into.
         is_teacher: take the teacher instead of the student.
         licence: the Hub's identifier of the licence on the card; None is that of the training data.
+        half: whether the weights are rounded to fp16, which halves the files; config.json keeps the number format that
+            they are loaded in.
         token: a token to search for in every file; None searches only for what looks like one.
 
     Raises:
         FileNotFoundError: the run, the checkpoint or one of its files does not exist.
-        ValueError: `repo_id` is not a valid name; a file holds a token or a path of this machine; or the card cannot be
-            made.
+        ValueError: `repo_id` is not a valid name; a file holds a token or a path of this machine; a weight is beyond
+            the range of fp16; or the card cannot be made.
     """
     validate_repo_id(repo_id)
     if not (run / "results.json").is_file():
@@ -142,6 +147,8 @@ def stage_run(
     for name in going:
         if name in _SCRUBBED:
             write_json(folder / name, without_paths(_read(checkpoint / name), encoders))
+        elif half and name.endswith(".safetensors"):
+            _write_half(checkpoint / name, folder / name)
         else:
             shutil.copyfile(checkpoint / name, folder / name)
     results = published_results(results) | of_seeds
@@ -155,6 +162,20 @@ def stage_run(
     _check_private(folder, run, _read(run / "results.json"), token)
     left_out = [name for name in names if name not in going]
     return Staged(folder, tag, left_out, results["corpus"]["terms"])
+
+
+def _write_half(source: Path, target: Path) -> None:
+    """Writes a file of weights with its fp32 tensors rounded to fp16."""
+    tensors = load_file(source)
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float32:
+            tensors[name] = tensor.half()
+            if not tensors[name].isfinite().all():
+                largest, end = tensor.abs().max(), torch.finfo(torch.float16).max
+                raise ValueError(
+                    f"{source}: {name} holds {largest:g}, but fp16 ends at {end:g}: push it without --half."
+                )
+    save_file(tensors, target, metadata={"format": "pt"})
 
 
 def _chosen_training(run: Path) -> tuple[Path, dict[str, Any]]:
