@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from predictions import ROOT, ended, rows, run, save_student, start, write
+from watching import present
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +98,7 @@ def test_killed_at_any_moment_it_goes_on(seed, python, model, sounds, whole, tmp
 
 
 def names(output: Path, folder: str) -> set[str]:
-    return {path.name for path in output.glob(f"{folder}/*.parquet")}
+    return {path.name for path in present(output, f"{folder}/*.parquet")}
 
 
 def _shard_of(piece: str) -> str:
@@ -123,7 +124,7 @@ def test_processes_share_the_work_and_the_last_long_file(python, model, sounds, 
 def test_another_process_takes_over_what_a_stopped_one_was_at(python, model, sounds, whole, tmp_path):
     output = tmp_path / "out"
     first = start(sys.executable, *command(sounds, model, output), "--readers", 0, **SMALL)
-    while not list((output / "journal/pieces").glob("*/*.parquet")):
+    while not present(output, "journal/pieces/*/*.parquet"):
         assert first.poll() is None
         time.sleep(0.02)
     first.send_signal(signal.SIGSTOP)  # it holds what it has claimed, and does nothing
@@ -189,7 +190,7 @@ if __name__ == "__main__":
 
 def test_ctrl_c_ends_the_readers_too(model, sounds, tmp_path):
     process = start(sys.executable, *command(sounds, model, tmp_path / "out"), "--readers", 1, **SMALL)
-    while not list((tmp_path / "out/journal/pieces").glob("*/*.parquet")):
+    while not present(tmp_path, "out/journal/pieces/*/*.parquet"):
         assert process.poll() is None
         time.sleep(0.02)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from predictions import ROOT, rows, run, save_student, write
+from watching import present
 
 from cmkd.predict import pieces, plan
 
@@ -48,7 +49,7 @@ def test_rows_are_those_of_one_process_though_a_node_is_killed(is_killed, cluste
     killed = threading.Event()
 
     def kill():
-        while not list((tmp_path / "ray/journal/pieces").glob("*/*.parquet")):
+        while not present(tmp_path, "ray/journal/pieces/*/*.parquet"):
             time.sleep(0.05)
         made.remove_node(other, allow_graceful=False)
         killed.set()

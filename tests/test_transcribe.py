@@ -313,7 +313,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(python, models, tmp_path):
 
 
 KILLED = """
-import os, random, signal, sys, time
+import glob, os, random, signal, sys, time
 from pathlib import Path
 import cmkd.transcription.transcribe
 from cmkd.corpora import load_corpus
@@ -322,6 +322,9 @@ folder, models, output = sys.argv[1:]
 parts, log = Path(output + ".parts"), Path(output + ".log")
 corpus = load_corpus("manifest", folder, label_scale=(1, 7))
 read = cmkd.transcription.transcribe._read
+
+def stored():  # their folder may vanish at any moment
+    return len(glob.glob("[0-9a-f]*.parquet", root_dir=parts))
 
 def logged(rows, utterance, rate):
     with log.open("a") as file:
@@ -336,14 +339,14 @@ while True:
     if not child:
         cmkd.transcription.transcribe.transcribe(corpus, "tiny/whisper", output, models_dir=models, batch_seconds=4)
         os._exit(0)
-    wanted = len(list(parts.glob("[0-9a-f]*.parquet"))) + generator.randrange(3)
+    wanted = stored() + generator.randrange(3)
     while os.waitpid(child, os.WNOHANG)[0] == 0:
-        if kills < 4 and len(list(parts.glob("[0-9a-f]*.parquet"))) >= wanted:
+        if kills < 4 and stored() >= wanted:
             time.sleep(generator.uniform(0, 0.05))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             kills += 1
-            done = 6 if Path(output).exists() else len(list(parts.glob("[0-9a-f]*.parquet")))  # all parts are merged
+            done = 6 if Path(output).exists() else stored()  # all parts are merged
             with log.open("a") as file:
                 file.write(f"killed {done}\\n")
             break
