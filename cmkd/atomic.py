@@ -28,7 +28,8 @@ def unfinished_path(path: Path) -> Path:
     for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(machine)}-*.tmp"):
         process = re.search(r"-(\d+)\.tmp$", left.name)
         if process and not _is_running(int(process[1])):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            # Another process may be removing it too.
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{machine}-{os.getpid()}.tmp")
 
 

@@ -17,9 +17,13 @@ ON_CPUS = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU"
 def launch(
     python: Warm, preset: str, processes: int, script: Path, *arguments: str, timeout: float = 600
 ) -> subprocess.CompletedProcess:
-    """`accelerate launch` with a preset, as a user with GPUs types it, but in fp32 and on the CPU."""
+    """`accelerate launch` with a preset, as a user with GPUs types it, but in fp32 and on the CPU.
+
+    With a port of its own: that which is free while accelerate looks for one may be taken before it is used.
+    """
     command = [python.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / preset)]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", str(script), *arguments]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", str(free_port())]
+    command += [str(script), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | ON_CPUS, timeout=timeout
     )
@@ -59,4 +63,4 @@ def two_processes(python: Warm, code: str, *arguments: str) -> Iterator[list[Pro
         for process in started:
             process.kill()
         for process in started:
-            process.wait(timeout=30)
+            process.wait(timeout=120)

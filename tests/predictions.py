@@ -56,7 +56,10 @@ def rows(output: Path, table: str = "scores") -> list[dict]:
 
 
 def start(python: str, *arguments, **settings) -> subprocess.Popen:
-    """`predict_worker.py` in its own process; settings are of modules, as in `**{"pieces.PIECE_SECONDS": 20.0}`."""
+    """`predict_worker.py` in its own process; settings are of modules, as in `**{"pieces.PIECE_SECONDS": 20.0}`.
+
+    Or they are trouble, as in `killed="3:0.02"`.
+    """
     command = [python, str(ROOT / "tests/predict_worker.py")]
     command += [f"{name}={value}" for name, value in settings.items()]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from cmkd import processes
 
-processes.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
+processes.COLLECTIVE_TIMEOUT = timedelta(seconds=8)
 processes.INTERVAL = 0.2
 processes.SILENCE = 3.0
 processes.PATIENCE = 4.0
@@ -38,7 +38,7 @@ def main(case: str) -> None:
                 time.sleep(0.5)
                 strike(what)
             if when == "slow":
-                time.sleep(9)  # longer than a collective operation and than the silence of a process that is dead
+                time.sleep(12)  # longer than a collective operation and than the silence of a process that is dead
         print(f"process {state.process_index} has the corpus", flush=True)
     if when == "other" and not state.is_main_process:
         strike(what)

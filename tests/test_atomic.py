@@ -80,6 +80,22 @@ def test_only_what_a_killed_process_left_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[0], names[2]])
 
 
+def test_two_processes_may_remove_the_same_leftover_at_once(tmp_path, monkeypatch):
+    left = tmp_path / f".downloads.{platform.node()}-{2**22 + 1}.tmp"
+    left.mkdir()
+    (left / "a").write_text("")
+    (left / "b").write_text("")
+    unlink = os.unlink
+
+    def come_second(path: str, **options) -> None:
+        unlink(path, **options)  # as the other process does just before
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", come_second)
+    unfinished_path(tmp_path / "downloads")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sync_waits_for_a_single_file(tmp_path, events):
     (tmp_path / "a").write_text("a")
     sync(tmp_path / "a")

@@ -191,6 +191,40 @@ def test_a_job_that_comes_while_a_folder_is_removed_makes_it_anew(tmp_path):
         lock.close()
 
 
+def test_a_folder_that_another_process_removes_first_is_gone(tmp_path):
+    make_folder(tmp_path, 1, about={})
+    stored, again = stored_folders(tmp_path) * 2
+    assert remove(stored) and remove(again)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_made_again_while_it_is_removed_stays(tmp_path, monkeypatch):
+    """The lock that this process has waited with is then that of a file which is no longer there."""
+    make_folder(tmp_path, 1, about={})
+    (stored,) = stored_folders(tmp_path)
+    is_alone = feature_cache._is_alone
+
+    def come_late(lock) -> bool:
+        monkeypatch.setattr(feature_cache, "_is_alone", is_alone)
+        assert remove(stored)  # as another process does
+        make_folder(tmp_path, 1, about={})
+        return is_alone(lock)
+
+    monkeypatch.setattr(feature_cache, "_is_alone", come_late)
+    assert not remove(stored)
+    assert (stored.path / "0.safetensors").stat().st_size == 1000
+
+
+def test_what_is_removed_while_the_room_is_counted_counts_as_nothing(tmp_path, capsys):
+    rows = make_rows(tmp_path)
+    for number, name in enumerate(("0.safetensors", "1.safetensors")):
+        folder = make_folder(tmp_path / "cache", number, size=0, about={})
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("removed")  # there when files are listed, and gone when they are looked at
+    check(load(tmp_path, Part(), rows=rows, limit_gb=1))
+    assert "would take" not in capsys.readouterr().out
+
+
 def test_stored_features_are_held_as_long_as_they_live(tmp_path):
     stored = load(tmp_path, Part())
     (folder,) = stored_folders(tmp_path / "cache")

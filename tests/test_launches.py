@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from launching import launch, two_processes
+import yaml
+from launching import LAUNCH, launch, two_processes
 from mixed_sources import write_mixed_recipe
 from safetensors.torch import load_file
 from tones import SIZES
@@ -169,7 +170,7 @@ from datetime import timedelta
 from cmkd import processes
 from cmkd.training import trainer
 
-processes.COLLECTIVE_TIMEOUT, processes.INTERVAL, processes.SILENCE = timedelta(seconds=10), 0.5, 5.0
+processes.COLLECTIVE_TIMEOUT, processes.INTERVAL, processes.SILENCE = timedelta(seconds=15), 0.5, 5.0
 step = trainer.CMKDTrainer.training_step
 
 def stopped_step(self, *arguments):
@@ -191,6 +192,12 @@ def test_a_process_that_stands_still_in_training_is_named(python, recipe, tmp_pa
     assert re.search(
         r"train_distill: process 1 \(on .*, pid \d+\) gives no sign of life: it has died or was sto", said
     ), said
+
+
+@pytest.mark.parametrize("preset", ["several_gpus.yaml", "fsdp.yaml"])
+def test_two_launches_on_one_machine_do_not_ask_for_the_same_port(preset):
+    """accelerate looks for one that is free where it is 0; the launches above are told which."""
+    assert yaml.safe_load((LAUNCH / preset).read_text())["main_process_port"] == 0
 
 
 def plugin(**changes) -> SimpleNamespace:

@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
+from watching import present
 
 from cmkd.corpora import load_corpus, performed_speech, synthesisers
 from cmkd.corpora.acted_speech import ActedUtterance, Prosody
@@ -372,11 +373,11 @@ def test_processes_that_are_killed_lose_one_utterance_each(espeak, cache, tmp_pa
     command = [sys.executable, "-c", program, str(cache.parent), str(sentences), str(speech)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
-    while len(list(speech.rglob("*.flac"))) < 5 and time.monotonic() < end:
-        time.sleep(0.05)
+    end = time.monotonic() + 300
+    while len(present(speech, "**/*.flac")) < 5 and time.monotonic() < end:
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=30)
+    process.wait(timeout=120)
     spoken = {path: path.stat().st_mtime_ns for path in speech.rglob("[!.]*.flac")}
     assert 5 <= len(spoken) < len(lines)
     config = {"voices": "espeak", "acted": False, "num_proc": 2, "speech_dir": speech}

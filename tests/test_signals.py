@@ -95,15 +95,15 @@ def test_a_fold_ends_with_the_process_that_started_it(how, python, tmp_path):
     fold = "import os, time, pathlib; pathlib.Path('fold.pid').write_text(f'{os.getpid()} '); time.sleep(300)"
     with start(tmp_path, fold, "crossval.cross_validate(recipe)", python.executable) as process:
         try:
-            file, end = tmp_path / "fold.pid", time.monotonic() + 60
+            file, end = tmp_path / "fold.pid", time.monotonic() + 300
             while not file.exists() or not file.read_text().endswith(" "):
                 assert time.monotonic() < end and process.poll() is None
                 time.sleep(0.05)
             child = psutil.Process(int(file.read_text()))
             assert child.is_running()
             process.send_signal(how)
-            assert process.wait(timeout=30) == (-9 if how == signal.SIGKILL else 143)
-            child.wait(timeout=10)
+            assert process.wait(timeout=120) == (-9 if how == signal.SIGKILL else 143)
+            child.wait(timeout=120)
         finally:
             process.kill()
 

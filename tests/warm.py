@@ -9,8 +9,10 @@ passes signals on to it, and ends as the fork does; if it is killed, so is the f
 Where what is tested is how an interpreter starts, or what it imports, a test uses `subprocess` and `sys.executable`.
 """
 
+import contextlib
 import fcntl
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -29,9 +31,15 @@ def module(name: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """A port that nothing listens on, drawn from those that Linux gives to nobody who asks for any.
+
+    One of those may be given away before the program that is told of this one listens.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 class Program:

@@ -210,13 +210,20 @@ def select(
 def remove(folder: StoredFolder) -> bool:
     """Removes a folder, or returns False and leaves it if it is in use.
 
-    A job that arrives while it is being removed waits, and then makes a folder of its own.
+    A job that arrives while it is being removed waits, and then makes a folder of its own. Several processes may remove
+    the same folder at once.
     """
     path = folder.path / _LOCK
-    path.touch()
-    with path.open("r+") as lock:
+    try:
+        path.touch()
+        lock = path.open("r+")
+    except FileNotFoundError:  # another process has removed it
+        return True
+    with lock:
         if not _is_alone(lock):
             return False
+        if not _is_still_there(lock.fileno(), path):  # another process has removed it, and a job may have made it again
+            return not folder.path.exists()
         for path in [*folder.path.glob("*.safetensors"), *folder.path.glob(".*.tmp")]:
             path.unlink(missing_ok=True)
         for name in (_ABOUT, _LOCK):

@@ -276,8 +276,8 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) -> bool:
     """Whether there is room besides what this code has stored; what other code has stored is not counted."""
     folders = stored_folders(cache_dir)
-    usable = {file for folder in folders if not folder.is_of_other_code for file in folder.path.glob("*.safetensors")}
-    others = sum(file.stat().st_size for file in usable - set(paths))
+    own = set(paths)
+    others = sum(_size_beside(folder.path, own) for folder in folders if not folder.is_of_other_code)
     if others + size <= limit_gb * 1e9:
         return True
     useless = sum(folder.size for folder in folders if folder.is_of_other_code)
@@ -291,6 +291,14 @@ def _fits(cache_dir: Path, paths: Sequence[Path], size: float, limit_gb: float) 
             f"and can be removed: cmkd cache {cache_dir} --other_code --prune)"
         )
     return False
+
+
+def _size_beside(folder: Path, paths: set[Path]) -> int:
+    """The bytes of the features in a folder that are not in `paths`; none in one that is removed meanwhile."""
+    try:
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors") if file not in paths)
+    except FileNotFoundError:
+        return 0
 
 
 def _digest(encoder: Any, settings: Any) -> str:
