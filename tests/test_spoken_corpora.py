@@ -408,6 +408,21 @@ def test_emobank_cap_is_drawn_and_grows(plan, tmp_path):
     assert taken != [utterance.id for utterance in other["train"]]
 
 
+def test_emobank_one_split_alone_is_that_of_the_whole(plan, emobank):
+    whole, report = plan("spoken-emobank", data_dir=emobank)
+    for split in ("train", "validation", "test"):
+        alone, of_it = plan("spoken-emobank", data_dir=emobank, only_split=split)
+        assert alone == {split: whole[split]}
+        assert of_it.config == report.config | {"only_split": split}
+        others = sum(len(utterances) for name, utterances in whole.items() if name != split)
+        assert of_it.skipped["of another split"] == others
+    with pytest.raises(ValueError, match="only_split is 'tests', but must be one of 'train', .* mean 'test'"):
+        load_corpus("spoken-emobank", data_dir=emobank, only_split="tests")
+    emobank.write_text("id,split,V,A,D,text\na,train,3,3,3,This is one of many\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match="no sentences: none in the split test"):
+        load_corpus("spoken-emobank", data_dir=emobank, only_split="test")
+
+
 def test_emobank_sentences_in_two_splits_are_noted(plan, emobank):
     emobank.write_text(EMOBANK + "a_7,train,2,2,2,IF I wasn't working here\n", encoding="utf-8")
     assert plan("spoken-emobank", data_dir=emobank)[1].notes[-1].endswith("in more than one split: 1")

@@ -88,6 +88,7 @@ def build(
     min_words: int = 3,
     max_words: int = 16,
     max_utterances: int | None = None,
+    only_split: str | None = None,
     renderings: int = 1,
     label_noise: float = 0.35,
     seed: int = 0,
@@ -107,6 +108,8 @@ def build(
         max_words (`int`, *optional*, defaults to 16): Longer sentences are left out.
         max_utterances (`int`, *optional*): The most utterances of each split. Which are taken is drawn by `seed`; a
             larger number adds to those of a smaller one.
+        only_split (`str`, *optional*): "train", "validation" or "test", to have that split alone, such as test for a
+            model that was trained elsewhere. By default all three.
         renderings (`int`, *optional*, defaults to 1): How many times each training sentence is spoken, by speakers and
             with levels of activation and dominance of their own. Validation and test have one rendering whatever the
             number, so that results stay comparable.
@@ -134,6 +137,11 @@ def build(
     """
     split_voices = _check_voices(voices, models_dir, speech_dir)
     _check_settings(min_words, max_words, max_utterances, renderings, label_noise)
+    if only_split is not None and only_split not in split_voices:
+        listed = ", ".join(map(repr, split_voices))
+        raise ValueError(
+            f"only_split is {only_split!r}, but must be one of {listed}.{did_you_mean(only_split, split_voices)}"
+        )
     path = _find(data_dir)
     content = path.read_bytes()
     report = CorpusReport(
@@ -149,7 +157,8 @@ def build(
             "label_noise": label_noise,
             "seed": seed,
             "voices": voices,
-        },
+        }
+        | ({} if only_split is None else {"only_split": only_split}),
         notes=[
             f"synthetic speech ({SPEAKERS[voices].licence}) of EmoBank's sentences; activation and dominance are acted",
             "derived from EmoBank (Buechel and Hahn 2017), CC-BY-SA 4.0: attribute it, share it under the same licence",
@@ -191,6 +200,12 @@ def build(
             drawn = random.Random(f"{seed}/{split}").sample(range(len(utterances)), len(utterances))[:max_utterances]
             splits[split] = [utterances[index] for index in sorted(drawn)]
             skipped["beyond max_utterances"] += len(utterances) - len(drawn)
+    if only_split is not None:
+        skipped["of another split"] += sum(len(of_split) for split, of_split in splits.items() if split != only_split)
+        splits = {only_split: splits[only_split]}
+        if not splits[only_split]:
+            problem = CorpusProblem(path.name, "no sentences", f"none in the split {only_split}")
+            report.refuse(problem, f"Take another split. {SOURCE}")
     report.skipped = {reason: number for reason, number in skipped.most_common() if number}
     in_two_splits = _number_in_two_splits(kept)
     if in_two_splits:

@@ -115,7 +115,7 @@ def build(
     sentences: dict[str, None] = {}
     skipped: Counter[str] = Counter()
     for sentence in _sentences(paths, is_wordnet, report):
-        reason = _reason_to_leave_out(sentence, min_words, max_words)
+        reason = reason_to_leave_out(sentence, min_words, max_words)
         if not reason and sentence in sentences:
             reason = "said before"
         if reason:
@@ -192,8 +192,8 @@ def wordnet_examples(line: str) -> list[str]:
     return _EXAMPLE.findall(line.partition("|")[2])
 
 
-def _reason_to_leave_out(sentence: str, min_words: int, max_words: int) -> str:
-    """ "" if the sentence is to be spoken."""
+def reason_to_leave_out(sentence: str, min_words: int, max_words: int) -> str:
+    """Why a sentence is not spoken, in a few words; "" if it is: it has plain words only, and as many as are wanted."""
     if not _SENTENCE.fullmatch(sentence):
         return "not only plain words"
     number = len(PLAIN.findall(sentence))
