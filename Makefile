@@ -34,23 +34,31 @@ ifeq ($(shell uname -s)-$(shell command -v nvidia-smi),Linux-)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test quick docs
+.PHONY: demo test types tests quick docs
 
 # Threads that wait sleep: where another program has one of the cores, those that look for work all the time keep it from
 # the threads that they wait for, and a step of the demo takes several times as long as on one core.
 demo: $(VENV)/.installed-demo
 	OMP_WAIT_POLICY=passive $(BIN)/python train_distill.py recipes/demo.yaml
 
-# A file of tests stays in one process, for its fixtures; the longest begin first, see tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# A file of tests stays in one process, for its fixtures; the longest begin first, see tests/conftest.py. There are more
+# processes than cores that they are made for, which is two: some wait, for programs that they started.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # The linter and the type checker are asked once, in the versions that are pinned: what they say changes with theirs.
 test: $(VENV)/.installed-dev
 ifeq ($(VERSIONS),pinned)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(MAKE) --no-print-directory -j 2 types tests
+else
+	$(PYTEST)
 endif
+
+types:
+	$(BIN)/mypy
+
+tests:
 	$(PYTEST)
 
 quick: $(VENV)/.installed-dev

@@ -9,7 +9,7 @@ import pytest
 
 # Set before anything imports a Hugging Face library: a test that would download fails at once instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Before anything imports torch: sums are the same to the bit with the same number of threads only, and two processes of
+# Before anything imports torch: sums are the same to the bit with the same number of threads only, and the processes of
 # pytest share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -51,27 +51,35 @@ def python(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quick_figures():
-    """Reports of whole runs without the search for room between the parts of a figure: half of what drawing takes."""
+    """Reports of whole runs draw each figure once for a file of tests; see quick_figures.py."""
     from matplotlib.figure import Figure
+    from quick_figures import quick_methods
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "set_layout_engine", lambda self, layout=None, **options: None)
+        for name, method in quick_methods(set()).items():
+            patch.setattr(Figure, name, method)
         yield
 
 
 LONGEST = (
+    "launches",
     "recipes",
     "publish",
-    "launches",
     "train_distill",
-    "signals",
-    "pipeline",
+    "predict_ray",
     "crossval",
-    "seeds",
-    "finetuning",
     "interruption",
     "predict_processes",
-    "predict_ray",
+    "cross_fitting",
+    "several_corpora",
+    "seeds",
+    "processes",
+    "finetuning",
+    "performed_speech",
+    "lexical",
+    "signals",
+    "pipeline",
+    "export_page",
     "audio",
 )
 """The files of tests that take the longest, these first."""

@@ -8,6 +8,7 @@ Beside settings of modules there may be, before the `--`:
                      stores no more than one other until then; for 0 after it begins to share the work
     stopped=2        it stops itself when it is about to store the second; waits=2: it waits then
     together=FOLDER  it stores the first when another process with the same FOLDER is about to do so too
+    late=1.5         it writes the tables 1.5 s later than it could
 
 Who watches it from outside may look too late on a machine that has much to do.
 """
@@ -51,6 +52,18 @@ def meet(folder: str) -> None:
             time.sleep(0.01)
 
 
+def write_late(seconds: str) -> None:
+    from cmkd.predict import prediction
+
+    write = prediction.write_exports
+
+    def wait_and_write(*arguments):
+        time.sleep(float(seconds))
+        write(*arguments)
+
+    prediction.write_exports = wait_and_write
+
+
 TROUBLE = {"killed": kill, "stopped": stop, "waits": wait, "together": meet}
 TO_STORE = [0]
 """The number of the piece that is about to be stored, from 1; 0 at the beginning."""
@@ -76,7 +89,9 @@ if __name__ == "__main__":
     end = sys.argv.index("--")
     for setting in sys.argv[1:end]:
         name, value = setting.split("=")
-        if name in TROUBLE:
+        if name == "late":
+            write_late(value)
+        elif name in TROUBLE:
             before_each_piece(lambda act=TROUBLE[name], value=value: act(value))
         else:
             module, variable = name.split(".")

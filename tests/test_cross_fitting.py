@@ -26,6 +26,8 @@ from cmkd.stages import describe_variant
 from cmkd.training.trainer import CMKDTrainer
 from configuration_cmkd import EMOTION_DIMENSIONS
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -23,7 +23,7 @@ import train_distill
 from cmkd.training.trainer import check_sharding
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 WORKER = Path(__file__).with_name("launch_worker.py")
 

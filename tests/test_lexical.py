@@ -25,6 +25,8 @@ from cmkd.training.arguments import CMKDTrainingArguments
 from cmkd.training.lexical import LexicalTrainer, ProjectedStudent
 from modeling_cmkd import CMKDStudentModel
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 # Where three sentences are, and where a network puts six utterances of them: cosines by eye.

@@ -534,56 +534,61 @@ def test_a_teacher_may_read_only_and_any_encoder_serves():
         assert not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["student", "cpc-student", "moonshine-student", "teacher"])
-def test_a_folder_loads_elsewhere_without_this_package(kind, tmp_path):
-    model = {
-        "student": lambda: student(WAVEFORM_CONFIGS["wavlm"], num_trainable_layers=1, label_scale=(1, 7)),
-        "moonshine-student": lambda: student(MOONSHINE, num_trainable_layers=2, label_scale=(1, 7)),
-        "cpc-student": lambda: student(CPC, num_trainable_layers=-1, label_scale=(1, 7)),
-        "teacher": teacher,
-    }[kind]()
-    inputs = {"input_values": utterances(model)[0]["input_values"]}
-    if kind == "teacher":
-        inputs["input_ids"] = torch.tensor([[2, 7, 3]])
-    folder = tmp_path / "model"
-    model.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
-    assert {path.suffix for path in folder.iterdir()} == {".json", ".py", ".safetensors"}
-    with torch.no_grad():
-        expected = model(**inputs)
-    np.savez(tmp_path / "inputs.npz", **{name: value.numpy() for name, value in inputs.items()})
-    code = f"""
+LOADED_ELSEWHERE = """
 import json, sys
 import numpy as np, torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
-folder = {str(folder)!r}
-inputs = {{name: torch.from_numpy(value) for name, value in np.load({str(tmp_path / "inputs.npz")!r}).items()}}
-found = {{"config": AutoConfig.from_pretrained(folder, trust_remote_code=True).id2label}}
-for auto in (AutoModel, AutoModelForAudioClassification):
-    model = auto.from_pretrained(folder, trust_remote_code=True)
-    trainable = sum(parameter.requires_grad for parameter in model.speech_encoder.encoder.parameters())
-    again = folder + "-" + auto.__name__
-    model.save_pretrained(again)
-    with torch.no_grad():
-        logits = [auto.from_pretrained(path, trust_remote_code=True)(**inputs).logits for path in (folder, again)]
-    found[auto.__name__] = [value.tolist() for value in logits] + [trainable, model.training]
-found["extractor"] = type(AutoFeatureExtractor.from_pretrained(folder)).__name__
-found["leaked"] = [name for name in sys.modules if name.split(".")[0].endswith("cmkd")]
-print(json.dumps(found))
+
+def look_at(folder):
+    inputs = {name: torch.from_numpy(value) for name, value in np.load(folder + ".npz").items()}
+    found = {"config": AutoConfig.from_pretrained(folder, trust_remote_code=True).id2label}
+    for auto in (AutoModel, AutoModelForAudioClassification):
+        model = auto.from_pretrained(folder, trust_remote_code=True)
+        trainable = sum(parameter.requires_grad for parameter in model.speech_encoder.encoder.parameters())
+        again = folder + "-" + auto.__name__
+        model.save_pretrained(again)
+        with torch.no_grad():
+            logits = [auto.from_pretrained(path, trust_remote_code=True)(**inputs).logits for path in (folder, again)]
+        found[auto.__name__] = [value.tolist() for value in logits] + [trainable, model.training]
+    found["extractor"] = type(AutoFeatureExtractor.from_pretrained(folder)).__name__
+    found["leaked"] = [name for name in sys.modules if name.split(".")[0].endswith("cmkd")]
+    return found
+
+print(json.dumps([look_at(folder) for folder in sys.argv[1:]]))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
-    )
+
+
+@pytest.mark.slow
+def test_folders_load_elsewhere_without_this_package(tmp_path):
+    kinds = {
+        "student": student(WAVEFORM_CONFIGS["wavlm"], num_trainable_layers=1, label_scale=(1, 7)),
+        "moonshine-student": student(MOONSHINE, num_trainable_layers=2, label_scale=(1, 7)),
+        "cpc-student": student(CPC, num_trainable_layers=-1, label_scale=(1, 7)),
+        "teacher": teacher(),
+    }
+    expected = {}
+    for kind, model in kinds.items():
+        inputs = {"input_values": utterances(model)[0]["input_values"]}
+        if kind == "teacher":
+            inputs["input_ids"] = torch.tensor([[2, 7, 3]])
+        folder = tmp_path / kind
+        model.save_pretrained(folder)
+        Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+        assert {path.suffix for path in folder.iterdir()} == {".json", ".py", ".safetensors"}
+        np.savez(tmp_path / f"{kind}.npz", **{name: value.numpy() for name, value in inputs.items()})
+        with torch.no_grad():
+            expected[kind] = model(**inputs).logits.tolist()
+    command = [sys.executable, "-c", LOADED_ELSEWHERE, *(str(tmp_path / kind) for kind in kinds)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert list(found["config"].values()) == list(EMOTION_DIMENSIONS)
-    assert found["extractor"] == "Wav2Vec2FeatureExtractor" and found["leaked"] == []
-    trainable = sum(parameter.requires_grad for parameter in model.speech_encoder.encoder.parameters())
-    for auto in ("AutoModel", "AutoModelForAudioClassification"):
-        first, second, still_trainable, training = found[auto]
-        assert first == [pytest.approx(row, abs=1e-6) for row in expected.logits.tolist()] and second == first
-        assert (still_trainable, training) == (trainable, False)
+    for (kind, model), found in zip(kinds.items(), json.loads(result.stdout.splitlines()[-1]), strict=True):
+        assert list(found["config"].values()) == list(EMOTION_DIMENSIONS)
+        assert found["extractor"] == "Wav2Vec2FeatureExtractor" and found["leaked"] == []
+        trainable = sum(parameter.requires_grad for parameter in model.speech_encoder.encoder.parameters())
+        for auto in ("AutoModel", "AutoModelForAudioClassification"):
+            first, second, still_trainable, training = found[auto]
+            assert first == [pytest.approx(row, abs=1e-6) for row in expected[kind]] and second == first, kind
+            assert (still_trainable, training) == (trainable, False)
 
 
 STOCK_PIPELINE_KNOWS_REGRESSION = Version(transformers.__version__) >= Version("5.23")

@@ -127,8 +127,9 @@ def test_another_process_takes_over_what_a_stopped_one_was_at(python, model, sou
 
 
 def test_a_launch_shares_the_work(python, model, sounds, whole, tmp_path):
+    """Nor does one of its processes end before the tables are written: the launcher would stop the one that writes."""
     launch = [python.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = [ROOT / "tests/predict_worker.py", *(f"{name}={value}" for name, value in SMALL.items()), "--"]
+    worker = [ROOT / "tests/predict_worker.py", *(f"{name}={value}" for name, value in SMALL.items()), "late=1.5", "--"]
     arguments = [*launch, *worker, *command(sounds, model, tmp_path / "out"), "--readers", 0]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}

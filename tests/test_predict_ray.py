@@ -15,26 +15,36 @@ pytest.importorskip("ray.data")
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    """A head node, where the driver is, and another one, which is returned with the cluster."""
+@pytest.fixture(scope="module")
+def cluster():
+    """A head node, where the driver is; a node that is killed is given up when it has not answered for five seconds."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
-    memory = {"object_store_memory": 150 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **memory})
-    other = made.add_node(num_cpus=2, object_store_memory=150 * 2**20)
-    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
-    yield made, other
-    ray.shutdown()
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_raylet_start_wait_time_s", "300")
+        patch.setenv("RAY_health_check_period_ms", "1000")
+        memory = {"object_store_memory": 150 * 2**20, "include_dashboard": False}
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **memory})
+        ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def other(cluster):
+    """A second node."""
+    node = cluster.add_node(num_cpus=2, object_store_memory=150 * 2**20)
+    yield node
+    if node in cluster.worker_nodes:
+        cluster.remove_node(node)
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_rows_are_those_of_one_process_though_a_node_is_killed(is_killed, cluster, tmp_path, monkeypatch):
-    made, other = cluster
+def test_rows_are_those_of_one_process_though_a_node_is_killed(is_killed, cluster, other, tmp_path, monkeypatch):
+    """With one model on each node."""
     model = save_student(tmp_path / "model")
     for number in range(12):
         write(tmp_path / "in" / f"{number:02d}.flac", 1 + (number * 7 % 5), number, channels=1 + number % 2)
@@ -51,10 +61,10 @@ def test_rows_are_those_of_one_process_though_a_node_is_killed(is_killed, cluste
         write_piece(self, *arguments)
         stored.append(arguments)
         if is_killed and len(stored) == 1:
-            made.remove_node(other, allow_graceful=False)
+            cluster.remove_node(other, allow_graceful=False)
 
     monkeypatch.setattr(Store, "write_piece", write_and_kill)  # which is called in this process alone
-    done = run([tmp_path / "in"], model, tmp_path / "ray", engine="ray", **options)
+    done = run([tmp_path / "in"], model, tmp_path / "ray", engine="ray", actor_cpus=2, **options)
     assert len(stored) >= 12
     for table in ("scores", "timeline", "errors"):
         assert rows(tmp_path / "ray", table) == rows(tmp_path / "plain", table) != []

@@ -17,7 +17,7 @@ import train_distill
 from cmkd.hub.staging import stage_run
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures")]
 
 
 @pytest.fixture(scope="module")

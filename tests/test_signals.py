@@ -4,13 +4,13 @@ import ast
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from warm import Warm
 
 pytestmark = pytest.mark.slow
 
@@ -29,24 +29,27 @@ FOLDS = """
 """
 
 
-def start(folder: Path, fold: str, program: str, python: str = sys.executable) -> subprocess.Popen:
+def start(python: Warm, folder: Path, fold: str, program: str) -> subprocess.Popen:
     """Runs a program in which every fold of a cross-validation is the code `fold`."""
     (folder / "train_distill.py").write_text(textwrap.dedent(fold))
     (folder / "program.py").write_text(textwrap.dedent(FOLDS) + textwrap.dedent(program))
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([python, "program.py"], cwd=folder, env=environment, **pipes)
+    return subprocess.Popen([python.executable, "program.py"], cwd=folder, env=environment, **pipes)
 
 
-def test_pools_end_after_a_cross_validation(tmp_path):
+def test_pools_end_after_a_cross_validation(python, tmp_path):
     """While a handler for SIGTERM stayed behind, pools hung within a minute: workers took it over and lived on.
 
     After one that is complete, one that fails, and one in another thread.
     """
     fold = "from pathlib import Path; raise SystemExit(Path('fails').exists())"
     program = """
+        import os
         from datasets import Dataset
         from multiprocess import Pool
+
+        Path("program.pid").write_text(str(os.getpid()))
 
         def run():
             try:
@@ -76,12 +79,13 @@ def test_pools_end_after_a_cross_validation(tmp_path):
         check_pools()
         print("in a thread: all pools have ended")
     """
-    with start(tmp_path, fold, program) as process:
+    with start(python, tmp_path, fold, program) as process:
         try:
             said, _ = process.communicate(timeout=400)
         finally:
-            for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
-                child.kill()
+            if process.poll() is None:
+                for child in psutil.Process(int((tmp_path / "program.pid").read_text())).children(recursive=True):
+                    child.kill()
             process.kill()
     assert process.returncode == 0, said
     complete, failed, in_a_thread = said.split("all pools have ended")[:3]
@@ -93,7 +97,7 @@ def test_pools_end_after_a_cross_validation(tmp_path):
 def test_a_fold_ends_with_the_process_that_started_it(how, python, tmp_path):
     """However that ends; else it went on for days, and the next run met it in the same folder."""
     fold = "import os, time, pathlib; pathlib.Path('fold.pid').write_text(f'{os.getpid()} '); time.sleep(300)"
-    with start(tmp_path, fold, "crossval.cross_validate(recipe)", python.executable) as process:
+    with start(python, tmp_path, fold, "crossval.cross_validate(recipe)") as process:
         try:
             file, end = tmp_path / "fold.pid", time.monotonic() + 300
             while not file.exists() or not file.read_text().endswith(" "):

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,9 +166,9 @@ def test_other_settings_in_the_same_folder_are_refused(run, recipe):
         train_distill.main([str(recipe), "--num_epochs", "4"])
 
 
-def test_the_same_seed_gives_the_same_numbers_in_another_process(run, recipe, tmp_path):
+def test_the_same_seed_gives_the_same_numbers_in_another_process(python, run, recipe, tmp_path):
     command = [
-        sys.executable,
+        python.executable,
         train_distill.__file__,
         str(recipe),
         "--output_dir",

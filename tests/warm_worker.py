@@ -200,6 +200,15 @@ def serve(listener: socket.socket, owner: int, executable: str, more: int | None
             return
 
 
+def draw_nothing() -> None:
+    """Figures of runs in processes of their own are blank: those of runs in the tests' processes are drawn."""
+    from matplotlib.figure import Figure
+    from quick_figures import quick_methods
+
+    for name, method in quick_methods(None).items():
+        setattr(Figure, name, method)
+
+
 def main(folder: Path, owner: int) -> None:
     sys.path.insert(1, str(Path(__file__).parent))  # the first is each program's own
     (folder / "hub.json").write_text(json.dumps(of_hub(dict(os.environ))))
@@ -219,6 +228,8 @@ def main(folder: Path, owner: int) -> None:
         listeners.pop("some").close()
         for name in ALL:
             importlib.import_module(name)
+        if "matplotlib.figure" in sys.modules:
+            draw_nothing()
         serve(listeners["all"], owner, str(executable))
     else:
         listeners.pop("all").close()

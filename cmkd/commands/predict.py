@@ -118,4 +118,4 @@ def predict(
     )
     if done.is_main:
         print(done)
-    sys.exit(3 if done.errors else 0)
+        sys.exit(3 if done.errors else 0)  # no other process of a launch: the launcher stops all as soon as one fails

@@ -216,6 +216,7 @@ def predict(
             if joined.is_main:
                 write_exports(store, plan, shape, export, settings)
             rows, errors, as_mean = _count(store)
+        _wait(joined, "write the tables")  # a launcher that sees one process end may stop those that are still at work
         if as_mean:
             notes.append(
                 f"{as_mean:,} sources with several channels are scored as the mean of these: --channel each scores "
