@@ -606,9 +606,9 @@ def test_a_corpus_that_cannot_be_pushed_says_why(corpus_pushes, hub, name, messa
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory) -> Path:
+def web(session_folder) -> Path:
     pytest.importorskip("onnxruntime", reason='needs the extra "export"')
-    return web_runtime(tmp_path_factory.mktemp("npm"))
+    return web_runtime(session_folder)
 
 
 @pytest.fixture(scope="module")
