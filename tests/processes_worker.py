@@ -15,7 +15,7 @@ from cmkd import processes
 
 processes.COLLECTIVE_TIMEOUT = timedelta(seconds=8)
 processes.INTERVAL = 0.2
-processes.SILENCE = 3.0
+processes.SILENCE = 6.0
 processes.PATIENCE = 4.0
 
 
