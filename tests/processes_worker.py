@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from cmkd import processes
 
 processes.COLLECTIVE_TIMEOUT = timedelta(seconds=8)
-processes.INTERVAL = 0.2
+processes.INTERVAL = 1.0
 processes.SILENCE = 6.0
 processes.PATIENCE = 4.0
 

@@ -170,7 +170,7 @@ from datetime import timedelta
 from cmkd import processes
 from cmkd.training import trainer
 
-processes.COLLECTIVE_TIMEOUT, processes.INTERVAL, processes.SILENCE = timedelta(seconds=15), 0.5, 8.0
+processes.COLLECTIVE_TIMEOUT, processes.INTERVAL, processes.SILENCE = timedelta(seconds=15), 1.0, 8.0
 step = trainer.CMKDTrainer.training_step
 
 def stopped_step(self, *arguments):
