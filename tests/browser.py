@@ -1,5 +1,6 @@
 """What drives the pages in Chromium: the browser, what npm fetches for the page, and a server of static files."""
 
+import fcntl
 import functools
 import shutil
 import subprocess
@@ -24,13 +25,22 @@ def chromium() -> str:
     return found
 
 
-def web_runtime(folder: Path) -> Path:
-    """The file of the npm package that runs the graph in a browser."""
+def web_runtime(session: Path) -> Path:
+    """The file of the npm package that runs the graph in a browser; it is fetched once into the session's folder."""
     if shutil.which("npm") is None:
         pytest.skip("no npm on this machine, which fetches what runs the page")
-    command = ["npm", "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False, timeout=120).returncode:
-        pytest.skip(f"npm cannot reach a registry that has {PACKAGE}")
+    folder = session / "npm"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(folder.glob("*.tgz")):
+            command = ["npm", "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
+            try:
+                done = subprocess.run(command, capture_output=True, check=False, timeout=300)
+            except subprocess.TimeoutExpired:
+                pytest.skip(f"npm waits for a registry that has {PACKAGE}")
+            if done.returncode:
+                pytest.skip(f"npm cannot reach a registry that has {PACKAGE}")
     (archive,) = folder.glob("*.tgz")
     return archive
 

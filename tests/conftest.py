@@ -36,17 +36,24 @@ def recipe(tmp_path_factory) -> Path:
     return write_recipe(tmp_path_factory.mktemp("tones"), num_epochs=3)
 
 
+IS_ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
+"""Whether other processes run tests of the same session."""
+
+
 @pytest.fixture(scope="session")
-def python(tmp_path_factory):
+def session_folder(tmp_path_factory) -> Path:
+    """A folder that all processes of a session of tests share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if IS_ONE_OF_SEVERAL else base
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory, session_folder):
     """Runs a program in a process of its own, which starts at once; see warm.py."""
     from warm import Warm
 
-    base, is_worker = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
-    return Warm(
-        tmp_path_factory.mktemp("python"),
-        session=base.parent if is_worker else base,
-        owner=os.getppid() if is_worker else os.getpid(),
-    )
+    owner = os.getppid() if IS_ONE_OF_SEVERAL else os.getpid()
+    return Warm(tmp_path_factory.mktemp("python"), session=session_folder, owner=owner)
 
 
 @pytest.fixture(scope="module")

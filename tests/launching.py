@@ -15,7 +15,7 @@ ON_CPUS = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU"
 
 
 def launch(
-    python: Warm, preset: str, processes: int, script: Path, *arguments: str, timeout: float = 600
+    python: Warm, preset: str, processes: int, script: Path, *arguments: str, timeout: float = 900
 ) -> subprocess.CompletedProcess:
     """`accelerate launch` with a preset, as a user with GPUs types it, but in fp32 and on the CPU.
 
@@ -46,7 +46,7 @@ def start_processes(
     ]
 
 
-def output_of(processes: Sequence[Program], timeout: float = 300) -> str:
+def output_of(processes: Sequence[Program], timeout: float = 900) -> str:
     """What all processes have printed, once they have ended with exit code 0."""
     for process in processes:
         assert process.wait(timeout) == 0, process.read("err")[-5000:]

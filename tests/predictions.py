@@ -73,7 +73,7 @@ def start(python: str, *arguments, **settings) -> subprocess.Popen:
     )
 
 
-def ended(process: subprocess.Popen, status: int = 0, timeout: float = 300) -> str:
+def ended(process: subprocess.Popen, status: int = 0, timeout: float = 900) -> str:
     """What a process has printed, once it has ended as it should."""
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == status, output

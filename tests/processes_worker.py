@@ -14,8 +14,8 @@ from accelerate.utils import gather_object
 from cmkd import processes
 
 processes.COLLECTIVE_TIMEOUT = timedelta(seconds=8)
-processes.INTERVAL = 0.2
-processes.SILENCE = 3.0
+processes.INTERVAL = 1.0
+processes.SILENCE = 6.0
 processes.PATIENCE = 4.0
 
 

@@ -236,7 +236,7 @@ except SystemExit as end:
 print(*sys.modules)
 """
         result = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=900
         )
         imported = {name.split(".")[0] for name in result.stdout.splitlines()[-1].split()}
         assert "cmkd" in imported
@@ -245,7 +245,7 @@ print(*sys.modules)
 
 
 def test_python_runs_the_package():
-    done = subprocess.run([sys.executable, "-m", "cmkd", "prepare"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "cmkd", "prepare"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 2 and "cmkd prepare --help" in done.stderr
 
 
@@ -259,7 +259,7 @@ def test_train_is_train_distill(python, tmp_path):
     said = {}
     for command in (["-m", "cmkd", "train"], [str(Path(__file__).parents[1] / "train_distill.py")]):
         words = [python.executable, *command, str(recipe), *arguments]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=900)
         assert done.returncode == 1 and not done.stdout
         prefix, _, said[len(command)] = done.stderr.partition(": ")
         assert prefix == ("cmkd train" if len(command) > 1 else "train_distill")

@@ -214,7 +214,7 @@ with torch.no_grad():
 print([name for name in sys.modules if name.split(".")[0].endswith("cmkd")])
 """
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900
     )
     assert result.returncode == 0, result.stderr
     *found, leaked = result.stdout.splitlines()

@@ -306,7 +306,7 @@ def test_a_data_set_of_the_hub(python, tmp_path):
         )
         for code in (push, FROM_HUB):
             done = subprocess.run(
-                [python.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+                [python.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900
             )
             assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])

@@ -125,7 +125,7 @@ def test_the_python_of_a_page_runs(python, page, place):
     program = "".join(block.text for block in blocks(page) if block.language == "python" and not block.mark)
     (place / "page.py").write_text(program, encoding="utf-8")
     code = "import runpy; runpy.run_path('page.py', run_name='__main__')"
-    done = python.run(code, environment={"HF_MODULES_CACHE": str(place / "modules")}, cwd=place, timeout=600)
+    done = python.run(code, environment={"HF_MODULES_CACHE": str(place / "modules")}, cwd=place, timeout=900)
     assert done.returncode == 0, done.stderr
 
 

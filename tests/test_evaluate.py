@@ -179,9 +179,9 @@ def test_a_model_on_the_hub_is_scored_at_the_commit_that_it_is(python, place, tm
         environment["HF_DATASETS_CACHE"] = str(tmp_path / "datasets")
         command = [python.executable, "-m", "cmkd", *words, "--revision", "main", "--output", "evaluation"]
         options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-        done = subprocess.run(command, timeout=300, **options)
+        done = subprocess.run(command, timeout=900, **options)
         assert done.returncode == 0, done.stderr
-        missing = subprocess.run([*command[:4], "user/nobody", *command[5:]], timeout=300, **options)
+        missing = subprocess.run([*command[:4], "user/nobody", *command[5:]], timeout=900, **options)
         commit = hub.repositories["models", "user/student"].branches["main"]
     found = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     assert (found["model"]["name"], found["model"]["commit"]) == ("user/student", commit)

@@ -420,7 +420,7 @@ def test_the_folder_scores_without_torch_and_without_this_package(name, exported
     soundfile.write(tmp_path / "short.wav", noise(0.05), RATE)
     files = [str(tmp_path / "speech.wav"), str(tmp_path / "short.wav"), str(tmp_path / "none.wav")]
     command = [sys.executable, "-I", "-c", ALONE, str(folder / "onnx_cmkd.py"), str(folder / "model.onnx"), *files]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900)
     assert result.returncode == 3, result.stderr
     (line,) = result.stdout.splitlines()
     answer = json.loads(line)

@@ -31,8 +31,8 @@ playwright.expect.set_options(timeout=120_000)  # milliseconds
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory) -> Path:
-    return web_runtime(tmp_path_factory.mktemp("npm"))
+def web(session_folder) -> Path:
+    return web_runtime(session_folder)
 
 
 @pytest.fixture(scope="module")

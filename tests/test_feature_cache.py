@@ -169,7 +169,7 @@ def test_nothing_goes_while_a_job_uses_it(python, tmp_path):
         assert folder.is_in_use() and folder.to_dict()["in_use"]
         code, output, _ = run(tmp_path / "cache", "--all", "--prune", "--yes")
         assert code == 0 and "Removed 0 of 1 folders." in output and f"In use, and kept: {folder.path}" in output
-        job.communicate("go on\n", timeout=120)
+        job.communicate("go on\n", timeout=900)
     assert job.returncode == 0
     assert not folder.is_in_use()
     run(tmp_path / "cache", "--all", "--prune", "--yes")
@@ -186,7 +186,7 @@ def test_a_job_that_comes_while_a_folder_is_removed_makes_it_anew(tmp_path):
         removal = threading.Thread(target=remove, args=[stored])
         removal.start()
         lock = hold(folder, {"encoder": "a"})
-        removal.join(timeout=60)
+        removal.join(timeout=900)
         assert (folder / "in_use").samefile(f"/proc/self/fd/{lock.descriptor}")  # what is held is what is there
         lock.close()
 

@@ -648,7 +648,7 @@ for auto, more in (
     with LocalHub() as hub:
         environment |= hub.environment(tmp_path / "cache")
         result = subprocess.run(
-            [python.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240
+            [python.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900
         )
         assert result.returncode == 0, result.stderr
         files = hub.files("models", f"{USER}/further")
@@ -707,7 +707,7 @@ def test_the_page_on_further_training_runs(tmp_path):
     assert len(blocks) == 6
     blocks.insert(2, "assert all(parameter.requires_grad for parameter in model.parameters())\n")
     (tmp_path / "page.py").write_text("\n".join(blocks), encoding="utf-8")
-    result = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     assert "eval_ccc_valence" in result.stdout
     assert "page.py" not in result.stderr  # no warning of our own lines

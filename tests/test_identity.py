@@ -186,7 +186,7 @@ def test_a_launch_in_bf16_computes_in_bf16_and_says_so(python, recipe, tmp_path)
     ]
     command += ["--num_machines", "1", "--dynamo_backend", "no", train_distill.__file__, str(recipe), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "results.json").read_text())["precision"] == {"audio": "bf16"}
     with pytest.raises(ValueError, match="precision: 'bf16' then, 'fp32' now"):

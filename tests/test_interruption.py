@@ -20,7 +20,7 @@ KILLS = 24
 
 def run_with_kills(python: Warm, recipe: Path, output: Path, kills: int) -> list[str]:
     """Runs the recipe, in a process of one thread; returns what the kills hit."""
-    result = python.run(module("kill_worker"), str(recipe), str(output), "0", str(kills), timeout=600)
+    result = python.run(module("kill_worker"), str(recipe), str(output), "0", str(kills), timeout=1500)
     log = Path(f"{output}.log").read_text()
     assert result.returncode == 0, result.stdout + result.stderr + log[-3000:]
     return [line.removeprefix("killed ") for line in result.stdout.splitlines() if line.startswith("killed ")]

@@ -170,7 +170,7 @@ from datetime import timedelta
 from cmkd import processes
 from cmkd.training import trainer
 
-processes.COLLECTIVE_TIMEOUT, processes.INTERVAL, processes.SILENCE = timedelta(seconds=15), 0.5, 5.0
+processes.COLLECTIVE_TIMEOUT, processes.INTERVAL, processes.SILENCE = timedelta(seconds=15), 1.0, 8.0
 step = trainer.CMKDTrainer.training_step
 
 def stopped_step(self, *arguments):
@@ -187,7 +187,7 @@ def test_a_process_that_stands_still_in_training_is_named(python, recipe, tmp_pa
     """It says nothing itself, and no launcher ends it: the other one would have waited for a day."""
     arguments = [str(recipe), "--stages", "finetune", "--batch_size", "4", "--output_dir", str(tmp_path / "run")]
     with two_processes(python, STOPPED, *arguments) as (main, _):
-        assert main.wait(timeout=200) == 1
+        assert main.wait(timeout=900) == 1
         said = main.read("out") + main.read("err")
     assert re.search(
         r"train_distill: process 1 \(on .*, pid \d+\) gives no sign of life: it has died or was sto", said

@@ -355,7 +355,7 @@ def pushed(python, tmp_path_factory):
     with LocalHub() as hub:
         environment = {**os.environ, **hub.environment(tmp_path_factory.mktemp("home"))}
         process = subprocess.run(
-            [python.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+            [python.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900
         )
         assert process.returncode == 0, process.stderr
         yield json.loads(process.stdout.splitlines()[-1]), hub, folder

@@ -579,7 +579,7 @@ def test_folders_load_elsewhere_without_this_package(tmp_path):
         with torch.no_grad():
             expected[kind] = model(**inputs).logits.tolist()
     command = [sys.executable, "-c", LOADED_ELSEWHERE, *(str(tmp_path / kind) for kind in kinds)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900)
     assert result.returncode == 0, result.stderr
     for (kind, model), found in zip(kinds.items(), json.loads(result.stdout.splitlines()[-1]), strict=True):
         assert list(found["config"].values()) == list(EMOTION_DIMENSIONS)

@@ -93,7 +93,7 @@ def spoken_by_kokoro(text, name, folder):
     )
     command = [sys.executable, "-c", program, os.environ["CMKD_KOKORO"], text, name, str(folder / "samples.npy")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=900)
     return np.load(folder / "samples.npy"), int(done.stdout)
 
 
@@ -377,7 +377,7 @@ def test_processes_that_are_killed_lose_one_utterance_each(espeak, cache, tmp_pa
     while len(present(speech, "**/*.flac")) < 5 and time.monotonic() < end:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=120)
+    process.wait(timeout=900)
     spoken = {path: path.stat().st_mtime_ns for path in speech.rglob("[!.]*.flac")}
     assert 5 <= len(spoken) < len(lines)
     config = {"voices": "espeak", "acted": False, "num_proc": 2, "speech_dir": speech}

@@ -574,7 +574,7 @@ print(json.dumps({"answer": answer, "same": same, "leaked": leaked, "task": scor
 def run_fresh(code: str, *arguments, cwd: Path) -> dict:
     """In an interpreter that sees neither the checkout nor PYTHONPATH."""
     command = [sys.executable, "-I", "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=900)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

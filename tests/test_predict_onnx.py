@@ -52,7 +52,7 @@ def test_a_graph_scores_as_torch_does_without_torch(models, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 3, done.stderr
     for table in ("scores", "timeline"):

@@ -133,7 +133,7 @@ def test_a_launch_shares_the_work(python, model, sounds, whole, tmp_path):
     arguments = [*launch, *worker, *command(sounds, model, tmp_path / "out"), "--readers", 0]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run(list(map(str, arguments)), env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(list(map(str, arguments)), env=environment, capture_output=True, text=True, timeout=900)
     assert "2 sources could not be scored" in done.stdout, done.stdout + done.stderr
     assert done.stdout.count("hours scored now") == 1
     assert_same(tmp_path / "out", whole)
@@ -169,7 +169,7 @@ if __name__ == "__main__":
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         arguments = [sys.executable, str(tmp_path / "program.py"), str(path)]
         done = subprocess.run(
-            arguments, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=600
+            arguments, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=900
         )
         windows, memory = done.stdout.splitlines()
         assert int(windows) == minutes * 6

@@ -1,5 +1,6 @@
 """`cmkd predict --engine ray` on a cluster of two nodes on this machine, of which one is killed in the middle."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -9,15 +10,16 @@ from predictions import ROOT, rows, run, save_student, write
 from cmkd.predict import pieces, plan
 from cmkd.predict.store import Store
 
-ray = pytest.importorskip("ray")
-pytest.importorskip("ray.data")
-
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray, which takes long to import"),
+]
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """A head node, where the driver is; a node that is killed is given up when it has not answered for five seconds."""
+    import ray
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:

@@ -30,13 +30,13 @@ def test_a_main_process_that_builds_for_long_is_waited_for(python):
     ("case", "survivor", "message"),
     [
         ("main-killed", 1, r"process 0 .*has died or cannot be reached, and process 1 waited for .* to build the cor"),
-        ("main-stopped", 1, r"process 0 .*no sign of life for 3 s, and process 1 waited for .* to build the corpus"),
+        ("main-stopped", 1, r"process 0 .*no sign of life for 6 s, and process 1 waited for .* to build the corpus"),
         ("main-failed", 1, r"process 0 .*(ended|has died).*process 1 waited for .*build the corpus"),
-        ("other-killed", 0, r"process 1 \(on .*, pid \d+\) has given no sign of life for 3 s, .* to compute its share"),
+        ("other-killed", 0, r"process 1 \(on .*, pid \d+\) has given no sign of life for 6 s, .* to compute its share"),
         (
             "other-stopped",
             0,
-            r"process 1 \(on .*, pid \d+\) has given no sign of life for 3 s, .* to compute its share",
+            r"process 1 \(on .*, pid \d+\) has given no sign of life for 6 s, .* to compute its share",
         ),
         ("other-failed", 0, r"process 1 .*has ended, while process 0 waited for it to compute its share"),
         ("training-killed", 0, r"(?s)RuntimeError.*silent: process 1 \(on .*, pid \d+\) gives no sign of life"),

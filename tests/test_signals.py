@@ -81,7 +81,7 @@ def test_pools_end_after_a_cross_validation(python, tmp_path):
     """
     with start(python, tmp_path, fold, program) as process:
         try:
-            said, _ = process.communicate(timeout=400)
+            said, _ = process.communicate(timeout=900)
         finally:
             if process.poll() is None:
                 for child in psutil.Process(int((tmp_path / "program.pid").read_text())).children(recursive=True):
@@ -106,8 +106,8 @@ def test_a_fold_ends_with_the_process_that_started_it(how, python, tmp_path):
             child = psutil.Process(int(file.read_text()))
             assert child.is_running()
             process.send_signal(how)
-            assert process.wait(timeout=120) == (-9 if how == signal.SIGKILL else 143)
-            child.wait(timeout=120)
+            assert process.wait(timeout=900) == (-9 if how == signal.SIGKILL else 143)
+            child.wait(timeout=900)
         finally:
             process.kill()
 

@@ -66,7 +66,7 @@ def test_same_samples_in_another_process(python):
         f"print(*(hashlib.sha256(speak({SENTENCE!r}, voice).tobytes()).hexdigest() for voice in VOICES[8:12]))"
     )
     other_process = subprocess.run(
-        [python.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
+        [python.executable, "-c", program], capture_output=True, text=True, check=True, timeout=900
     )
     assert other_process.stdout.split() == [digest(speak(SENTENCE, voice)) for voice in VOICES[8:12]]
 

@@ -157,7 +157,7 @@ def test_a_script_needs_no_main_guard(espeak, tmp_path):
         encoding="utf-8",
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=900)
     assert (done.stdout, done.stderr) == ("2\n", "")
 
 

@@ -179,7 +179,7 @@ def test_the_same_seed_gives_the_same_numbers_in_another_process(python, run, re
         "--dataloader_workers",
         "1",  # started as this version of Python starts processes
     ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert result.returncode == 0, result.stderr
     first, second = (json.loads((folder / "results.json").read_text())["systems"] for folder in (run, tmp_path))
     assert list(second) == ["teacher", "cts"]

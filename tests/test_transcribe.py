@@ -307,7 +307,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(python, models, tmp_path):
         text=True,
         env=environment,
         check=True,
-        timeout=300,
+        timeout=900,
     )
     assert result.stdout.strip() == commit
 

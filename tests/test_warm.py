@@ -40,7 +40,7 @@ def test_it_runs_what_python_runs(light, form, tmp_path):
     options = {"input": "words", "capture_output": True, "text": True, "cwd": tmp_path}
     options["env"] = os.environ | {"CMKD_X": "1"}
     found, expected = (
-        subprocess.run([python, *arguments, "a", "b c"], timeout=300, **options)
+        subprocess.run([python, *arguments, "a", "b c"], timeout=900, **options)
         for python in (light.executable, sys.executable)
     )
     assert (found.returncode, found.stdout, found.stderr) == (0, expected.stdout, "")
@@ -56,7 +56,7 @@ def test_it_runs_what_python_runs(light, form, tmp_path):
     ],
 )
 def test_it_ends_as_python_does(light, code, status, error):
-    done = light.run(code, timeout=300)
+    done = light.run(code, timeout=900)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", error)
 
 
@@ -67,7 +67,7 @@ def test_signals_and_its_death_reach_what_it_runs(light):
         while not program.read("out").endswith("\n"):
             time.sleep(0.02)
         program.process.send_signal(number)
-        assert program.wait(timeout=300) == -number
+        assert program.wait(timeout=900) == -number
         end = time.monotonic() + 300
         while Path(f"/proc/{program.read('out').strip()}").exists():
             assert time.monotonic() < end
@@ -81,7 +81,7 @@ def test_open_files_are_passed_on_and_closed_at_its_end(light):
     with subprocess.Popen(command, pass_fds=[there.fileno()]) as process:
         there.close()
         assert here.recv(100) == b"hello" and here.recv(100) == b""
-        assert process.wait(timeout=300) == 0
+        assert process.wait(timeout=900) == 0
 
 
 def test_what_it_starts_is_of_its_kind_and_two_share_a_server(light, tmp_path):
@@ -90,4 +90,4 @@ def test_what_it_starts_is_of_its_kind_and_two_share_a_server(light, tmp_path):
     (tmp_path / "other").mkdir()
     other = Warm(tmp_path / "other", tmp_path, os.getpid())
     assert other.executable == light.executable
-    assert other.run(code, timeout=300).stdout == f"{light.executable}\n"
+    assert other.run(code, timeout=900).stdout == f"{light.executable}\n"

@@ -122,7 +122,7 @@ class Warm:
             )
         return Program(process, output)
 
-    def run(self, code: str, *arguments: str, timeout: float = 300, **options) -> subprocess.CompletedProcess:
+    def run(self, code: str, *arguments: str, timeout: float = 900, **options) -> subprocess.CompletedProcess:
         """As `subprocess.run(…, capture_output=True, text=True)`; see `start`."""
         program = self.start(code, *arguments, **options)
         returncode = program.wait(timeout)
