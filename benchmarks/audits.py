@@ -106,8 +106,8 @@ def section(results: Mapping[str, Any]) -> str:
     if others:
         lines += [
             "",
-            f"CCC less that of {first}, on the clips as they are and where a p is below .05, with intervals and p of the "
-            "paired test over actors; p is not corrected for the number of conditions and dimensions:",
+            f"CCC less that of {first}, on the clips as they are and where a p is below .05, with intervals and p of "
+            "the paired test over actors; p is not corrected for the number of conditions and dimensions:",
             "",
             *_table(["", "condition", *EMOTION_DIMENSIONS], _differences(results["less_the_first"])),
         ]

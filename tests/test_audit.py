@@ -184,7 +184,9 @@ def test_what_is_written(audited):
     value = next(value for (kind, name), value in metrics.items() if kind == "concordance_cc" and "valence" in name)
     assert value == pytest.approx(by_audmetric, abs=1e-4) and len(metrics) == 6
     page = (output / "audit.html").read_text()
-    assert not re.search(r'(src|href)="(?!data:)', page) and page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and page.count("data:image/png;base64,") == 2
+    for about in results["conditions"].values():
+        assert about in page
     text = (output / "audit.md").read_text()
     for test in TESTS.values():
         if results["tests"][test.name]["findings"]:
