@@ -39,8 +39,8 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 GROUPS = ("correctness", "robustness", "batch and length", "fairness", "what it listens to", "cost")
 VERDICTS = ("failed", "undecided", "passed", "reported", "not applicable")
 
-MINIMUM_SPEAKERS = 8
-"""Of each group of a fairness test: if eight of eight speakers lie on one side, that is chance once in 128."""
+MINIMUM_SPEAKERS = 6
+"""Of each group of a fairness test: the fewest whose lying all on one side is by chance rarer than .05 (2 of 2^6)."""
 
 MINIMUM_UTTERANCES = 10
 """Of a speaker, for the error of its mean."""
@@ -395,7 +395,7 @@ def length_change(evidence: Evidence) -> list[Finding]:
 
 @audit_test("fairness", "CCC", "within", 0.1, OURS)
 def concordance_gap(evidence: Evidence) -> list[Finding]:
-    """The CCC of a group of speakers minus that of all other groups; a group of fewer than 8 speakers, or that leaves
+    """The CCC of a group of speakers minus that of all other groups; a group of fewer than 6 speakers, or that leaves
     fewer to compare with, gets no claim."""
     return _gaps(evidence, ccc)
 
@@ -403,7 +403,7 @@ def concordance_gap(evidence: Evidence) -> list[Finding]:
 @audit_test("fairness", "share of the scale", "within", 0.05, OURS)
 def error_gap(evidence: Evidence) -> list[Finding]:
     """The mean error (answer minus label) of a group of speakers minus that of all other groups: above 0 if the model
-    rates the group too high. Groups of fewer than 8 speakers get no claim."""
+    rates the group too high. Groups of fewer than 6 speakers get no claim."""
     return _gaps(evidence, mean_error)
 
 
