@@ -91,6 +91,15 @@ def _worst(results: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]
     return by_verdict
 
 
+def _worst_tables(results: Mapping[str, Any], level: str) -> list[str]:
+    lines = []
+    for verdict, tests in _worst(results):
+        rows = [[one["title"], f"{one['count']} of {one['of']}", f"{one['which']}: {one['extreme']}"] for one in tests]
+        table = _markdown_table([["test", "findings", "the worst"], *rows])
+        lines += [f"{level} {verdict.capitalize()}", "", *table, ""]
+    return lines
+
+
 def format_markdown(results: Mapping[str, Any], captions: Mapping[str, str]) -> str:
     """The content of audit.md.
 
@@ -106,10 +115,7 @@ def format_markdown(results: Mapping[str, Any], captions: Mapping[str, str]) -> 
         *_markdown_table(_summary(results)),
         "",
     ]
-    for verdict, found in _worst(results):
-        lines += [f"## {verdict.capitalize()}", ""]
-        rows = [[one["title"], f"{one['count']} of {one['of']}", f"{one['which']}: {one['extreme']}"] for one in found]
-        lines += [*_markdown_table([["test", "findings", "the worst"], *rows]), ""]
+    lines += _worst_tables(results, "##")
     for name, caption in captions.items():
         lines += [f"![{caption}](figures/{name}.png)", ""]
     for group, tests in _by_group(results):
@@ -148,7 +154,7 @@ def format_page(results: Mapping[str, Any], figures: Sequence[tuple[str, bytes]]
 
 
 def format_card(results: Mapping[str, Any]) -> str:
-    """A section for a model card: the metadata of the Hub for evaluation results, and the verdicts as a table."""
+    """A section for a model card: the metadata of the Hub for evaluation results, the verdicts, and what failed."""
     corpus = results["corpus"]
     names = {"concordance": ("concordance_cc", "CCC"), "absolute_error": ("mae", "mean absolute error")}
     metrics = [
@@ -169,7 +175,8 @@ def format_card(results: Mapping[str, Any]) -> str:
     ]
     data = ModelCardData(model_name=results["model"]["name"], eval_results=metrics)
     lines = ["---", data.to_yaml(), "---", "", "## Audit", "", *_about(results), ""]
-    return "\n".join([*lines, *_markdown_table(_summary(results))]) + "\n"
+    lines += [*_markdown_table(_summary(results)), "", *_worst_tables(results, "###")]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def draw_audit(results: Mapping[str, Any]) -> dict[str, tuple[str, Figure]]:
@@ -227,6 +234,7 @@ def _about(results: Mapping[str, Any]) -> list[str]:
     return [
         f"{model['name']} ({model['kind']}) at {model['identity']}.",
         f"On {settings['split']} of {corpus['name']} {corpus['version']}: {count}{quick}.",
+        *(f"The corpus: {note}." for note in corpus["notes"]),
         f"What is known of the model: {model['facts']}",
     ]
 
