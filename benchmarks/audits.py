@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from cmkd.audit.comparison import compare_audits
 from cmkd.audit.run import CLEAN, Settings, audit
 from cmkd.audit.subjects import load_subject
@@ -24,11 +26,15 @@ from cmkd.audit.tests import TESTS
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import Corpus
 from cmkd.json_files import read_json, write_json
+from cmkd.reporting.figures import figure_style
 from cmkd.runs.folder import versions
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 BY = ("gender", "age", "race")
 HEADING = "## Side by side"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+MARKS = "osD^"
+"""As many models can be drawn."""
 
 
 def run_audits(models: Mapping[str, str], folder: Path, settings: Settings, data_dir: Path) -> dict[str, Any]:
@@ -74,8 +80,8 @@ def run_audits(models: Mapping[str, str], folder: Path, settings: Settings, data
     }
 
 
-def section(results: Mapping[str, Any]) -> str:
-    """The section of the page."""
+def section(results: Mapping[str, Any], figure: str) -> str:
+    """The section of the page; the figure is a file of its folder `results`."""
     models = results["models"]
     first, *others = models
     corpus = results["corpus"]
@@ -99,6 +105,8 @@ def section(results: Mapping[str, Any]) -> str:
         "Verdicts are passed / failed / undecided. The gaps are the largest in size between two groups of sufficient "
         f"speakers ({', '.join(BY)}).",
         "",
+        f"![CCC of each model under each condition](results/{figure})",
+        "",
         "CCC of activation, valence and dominance under each condition:",
         "",
         *_table(["condition", *models], _conditions(models)),
@@ -116,11 +124,9 @@ def section(results: Mapping[str, Any]) -> str:
 
 def _rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What the first table has, each a title and a function from the entry of a model to a cell."""
-    found: list[tuple[str, Any]] = [("parameters", lambda entry: f"{entry['model']['parameters']:,}")]
-    units = (("relative_time", "times HuBERT Base's"), ("working_memory", "MB"))
-    found += [
-        (f"`{test}`, {unit}", lambda entry, test=test: f"{entry['tests'][test][0]['value']:.3g}")
-        for test, unit in units
+    units = {"parameters": "parameters", "relative_time": "time, of HuBERT Base's", "working_memory": "memory, MB"}
+    found: list[tuple[str, Any]] = [
+        (title, lambda entry, test=test: _plain(entry["tests"][test][0]["value"])) for test, title in units.items()
     ]
     titles = {"concordance": "CCC", "follows_acting": "`follows_acting`", "follows_words": "`follows_words`"}
     for test, title in titles.items():
@@ -144,6 +150,10 @@ def _row(title: str, models: Mapping[str, Any], cell: Any) -> list[str]:
     return [title, *(cell(entry) for entry in models.values())]
 
 
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _value(findings: Sequence[Mapping[str, Any]], of: str) -> str:
     for finding in findings:
         if finding["of"] == of and finding["value"] is not None:
@@ -165,21 +175,42 @@ def _counts(verdicts: Mapping[str, int]) -> str:
     return " / ".join(str(verdicts[name]) for name in ("passed", "failed", "undecided"))
 
 
+def scores(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The CCC of a model by condition and dimension, that of the clips as they are first."""
+    clean = {finding["of"]: finding["value"] for finding in entry["tests"]["concordance"]}
+    found = {CLEAN: clean}
+    for finding in entry["tests"]["lost_concordance"]:
+        found.setdefault(finding["condition"], {})[finding["of"]] = clean[finding["of"]] - finding["value"]
+    return found
+
+
 def _conditions(models: Mapping[str, Any]) -> list[list[str]]:
-    clean, lost = {}, {}
-    for name, entry in models.items():
-        clean[name] = {finding["of"]: finding["value"] for finding in entry["tests"]["concordance"]}
-        for finding in entry["tests"]["lost_concordance"]:
-            lost[name, finding["condition"], finding["of"]] = finding["value"]
-    conditions = list(dict.fromkeys(condition for _, condition, _ in lost))
-    rows = [["as it is", *(_three(clean[name]) for name in models)]]
-    for condition in conditions:
-        values = [
-            {of: clean[name][of] - lost[name, condition, of] for of in clean[name] if (name, condition, of) in lost}
-            for name in models
-        ]
-        rows.append([f"`{condition}`", *map(_three, values)])
-    return rows
+    of_models = [scores(entry) for entry in models.values()]
+    return [[_shown(condition), *(_three(of_model[condition]) for of_model in of_models)] for condition in of_models[0]]
+
+
+def _shown(condition: str) -> str:
+    return "as it is" if condition == CLEAN else f"`{condition}`"
+
+
+def draw(results: Mapping[str, Any]) -> Figure:
+    """The CCC of each model under each condition, a panel for each dimension."""
+    of_models = {name: scores(entry) for name, entry in results["models"].items()}
+    conditions = list(next(iter(of_models.values())))
+    figure = Figure(figsize=(10, 1.4 + 0.26 * len(conditions)), layout="constrained")
+    panels = figure.subplots(1, len(EMOTION_DIMENSIONS), sharey=True, sharex=True)
+    for panel, dimension in zip(panels, EMOTION_DIMENSIONS, strict=True):
+        for (name, of_model), colour, mark in zip(of_models.items(), COLOURS, MARKS, strict=False):
+            values = [of_model[condition].get(dimension, float("nan")) for condition in conditions]
+            panel.plot(values, range(len(conditions)), mark, color=colour, label=name, markersize=5)
+            panel.axvline(values[0], color=colour, linewidth=0.8, linestyle=":")
+        panel.set_title(dimension)
+        panel.set_xlabel("CCC")
+    panels[0].set_yticks(range(len(conditions)), ["as it is", *conditions[1:]])
+    panels[0].invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return figure
 
 
 def _three(values: Mapping[str, float]) -> str:
@@ -193,7 +224,7 @@ def _differences(compared: Mapping[str, Any]) -> list[list[str]]:
             if condition != CLEAN and all(entry["p"] >= 0.05 for entry in by_dimension.values()):
                 continue
             cells = [_difference(by_dimension[of]) if of in by_dimension else "" for of in EMOTION_DIMENSIONS]
-            rows.append([name, "as it is" if condition == CLEAN else f"`{condition}`", *cells])
+            rows.append([name, _shown(condition), *cells])
     return rows
 
 
@@ -247,6 +278,8 @@ def main() -> None:
     if options.models:
         if any("=" not in model for model in options.models) or options.data_dir is None:
             parser.error("name each model as NAME=MODEL, and --data_dir, a copy of CREMA-D")
+        if len(options.models) > len(MARKS):
+            parser.error(f"{len(options.models)} models: {len(MARKS)} at most can be told apart in the figure")
         settings = Settings(
             by=BY,
             quick=True,
@@ -258,7 +291,10 @@ def main() -> None:
         models = dict(model.split("=", 1) for model in options.models)
         write_json(options.output, run_audits(models, options.audits, settings, options.data_dir))
     results = read_json(options.output, "name the models to audit.")
-    write_section(options.page, section(results))
+    figure = options.output.with_suffix(".png")
+    with figure_style():
+        draw(results).savefig(figure)
+    write_section(options.page, section(results, figure.name))
 
 
 if __name__ == "__main__":
