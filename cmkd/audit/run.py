@@ -66,7 +66,7 @@ class Settings:
 
     Attributes:
         split: Of the corpus.
-        by: Columns of the corpus whose groups are compared; numbers are compared below and above their median.
+        by: Columns of the corpus whose groups are compared; of numbers, those above the median and the others.
         groups: A CSV file with a column `id` or `speaker`, and further columns whose groups are compared.
         quick: Whether `QUICK_CLIPS` clips are asked about, of as many speakers as possible, and not all.
         disturbances: By name; None: all.

@@ -37,7 +37,7 @@ def audit(
     revision: str | None = None,
     compare: tuple[Path, Path] | None = None,
 ) -> None:
-    """Audits a model of activation, valence and dominance: is it right, robust and fair, what does it hear and cost.
+    """Audits a model of activation, valence and dominance: is it right, robust, steady and fair, and at what cost.
 
         cmkd audit runs/demo spoken-demo --output audits/demo
         cmkd audit exported/ manifest my_corpus --corpus.label_scale 1 7 --output audits/graph --quick
@@ -48,16 +48,16 @@ def audit(
     page, audit.html, a section for a model card, card.md, and figures. docs/audit.md lists the tests.
 
     Args:
-        model: The model: a checkpoint or a run of CMKD, a checkpoint of audEERING's kind or of the Odyssey-2024
-            baseline (folders or names on the Hub), a folder or .onnx file of `cmkd export`, or a function, as
+        model: The model: a checkpoint or a run of CMKD, a checkpoint of audEERING's kind, of the Odyssey-2024 baseline
+            or of Vox-Profile (folders or names on the Hub), a folder or .onnx file of `cmkd export`, or a function, as
             module:function or file.py:function, that takes a waveform and its rate and returns a dict of scores.
         name: The corpus.
         data_dir: The folder of the corpus; null is for one that needs none.
         corpus: Settings of the corpus, as under `corpus:` in a recipe.
         output: The folder to write to; it may hold an audit of the same model and clips that was interrupted.
         split: The split to audit on.
-        by: Columns of the corpus whose groups of speakers are compared; a column of numbers, such as age, is compared
-            below and above its median.
+        by: Columns of the corpus whose groups of speakers are compared; of a column of numbers, such as age, those
+            above its median and the others.
         groups: A CSV file with a column id or speaker, and further columns whose groups are compared too.
         disturbances: The disturbances to try, such as gain_+20db; null stands for all, which needs cmkd[audit].
         acted: The column of the corpus, or of the table of groups, with the emotion that was acted, for corpora where
