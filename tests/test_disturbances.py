@@ -106,6 +106,33 @@ def test_codecs_keep_a_voice_in_its_place(kinds, codec):
     assert 0.9 < np.corrcoef(heard, voice)[0, 1] < 0.99999
 
 
+def decay(response):
+    """The reverberation time by Schroeder's backward integration, a line through the decay from -5 to -35 dB."""
+    energy = np.cumsum(response[::-1] ** 2)[::-1]
+    level = 10 * np.log10(energy[energy > 0] / energy[0])
+    part = np.flatnonzero((level < -5) & (level > -35))
+    return -60 / np.polyfit(part / RATE, level[part], 1)[0]
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("room_0.3s", 0.3), ("room_0.7s", 0.7)])
+def test_a_room_rings_as_long_as_it_says(kinds, speech, name, seconds):
+    """Heard through a click: the direct sound is where it was, and what follows falls by 60 dB in the time asked for;
+    heard through speech: as loud, as long and in the same place as before, but not the same."""
+    pytest.importorskip("pyroomacoustics", reason='needs the extra "audit"')
+    click = np.zeros(3 * RATE, np.float32)
+    click[100] = 1
+    response = disturbed(kinds, name, click).astype(float)
+    assert np.abs(response[:99]).max() < 1e-6 and np.argmax(np.abs(response)) == 100
+    assert decay(response[100:]) == pytest.approx(seconds, rel=0.05)
+    direct = 100 + RATE // 400  # and 2.5 ms
+    assert -12 < decibels(response[100:direct], response[direct:]) < 0
+    heard = disturbed(kinds, name, speech)
+    assert len(heard) == len(speech) and heard.dtype == np.float32
+    assert np.mean(heard.astype(float) ** 2) == pytest.approx(np.mean(speech.astype(float) ** 2), rel=1e-4)
+    assert np.argmax(correlate(heard, speech, mode="full")) == len(speech) - 1
+    assert np.corrcoef(heard, speech)[0, 1] < 0.95
+
+
 def test_silence_and_cuts(kinds, speech):
     assert np.array_equal(disturbed(kinds, "silence_before", speech), np.concatenate([np.zeros(RATE), speech]))
     assert np.array_equal(disturbed(kinds, "silence_after", speech), np.concatenate([speech, np.zeros(RATE)]))

@@ -8,8 +8,19 @@ import torch
 from safetensors.torch import save_file
 from small_models import TINY, student
 from spoken_tones import MODELS
-from transformers import HubertConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMConfig, WavLMModel
+from transformers import (
+    HubertConfig,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
+from cmkd.audit import vox_profile
 from cmkd.audit.subjects import callable_subject, load_subject
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -140,6 +151,125 @@ def test_the_baseline_of_odyssey(tmp_path, generator):
         arousal, dominance, valence = weights["ser_model.out.0.weight"] @ hidden + weights["ser_model.out.0.bias"]
         assert subject.score([wave])[0] == pytest.approx([arousal, valence, dominance], abs=1e-3)
     assert subject.score(waves()[:1] * 2)[1] == pytest.approx(subject.score(waves()[:1])[0], abs=1e-5)
+
+
+def write_vox_profile(folder, generator, encoder, weights, **settings):
+    """The configuration and the weights that the published wrappers write; returns those of the head in numpy."""
+    head = {}
+    for name, before in (("model_seq.0", SIZE), ("model_seq.3", 8), ("model_seq.6", 8)):
+        parts = linear(generator, 8, before, name)
+        head |= {f"{name}.weight": parts[f"{name}.weight"][..., None], f"{name}.bias": parts[f"{name}.bias"]}
+    for name in ("arousal", "valence", "dominance", "emotion"):
+        head |= linear(generator, 8, 8, f"{name}_layer.0") | linear(generator, 1, 8, f"{name}_layer.2")
+    folder.mkdir()
+    save_file(published_names(encoder, "backbone_model") | head | weights, folder / "model.safetensors")
+    content = {
+        "pretrain_model": "wavlm_large",
+        "hidden_dim": 8,
+        "finetune_method": "finetune",
+        "lora_rank": 16,
+        "freeze_params": False,
+        "output_class_num": 9,
+        "use_conv_output": True,
+        "detailed_class_num": 17,
+        "predict_gender": False,
+    }
+    (folder / "config.json").write_text(json.dumps(content | settings))
+    return {name: value.double().numpy() for name, value in head.items()}
+
+
+def vox_profile_head(head, states):
+    """Of states (frames, size): arousal, valence, dominance by the published formulas, in numpy."""
+    for name in ("model_seq.0", "model_seq.3", "model_seq.6"):
+        states = np.maximum(states, 0) if name != "model_seq.0" else states
+        states = states @ head[f"{name}.weight"][..., 0].T + head[f"{name}.bias"]
+    pooled = states.mean(0)
+    answers = []
+    for name in ("arousal", "valence", "dominance"):
+        hidden = np.maximum(head[f"{name}_layer.0.weight"] @ pooled + head[f"{name}_layer.0.bias"], 0)
+        answers.append(1 / (1 + np.exp(-(head[f"{name}_layer.2.weight"] @ hidden + head[f"{name}_layer.2.bias"])[0])))
+    return answers
+
+
+@pytest.mark.parametrize("with_input", [True, False])
+def test_vox_profile_with_wavlm(tmp_path, generator, monkeypatch, with_input):
+    """Against a loop over the stock encoder's layers: a learnt mean over them, the last after the norm."""
+    config = WavLMConfig(**TINY, **PUBLISHED, initializer_range=0.2)
+    config.save_pretrained(tmp_path / "wavlm")
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(tmp_path / "wavlm")
+    monkeypatch.setitem(vox_profile.ENCODERS, "wavlm_large", str(tmp_path / "wavlm"))
+    torch.manual_seed(0)
+    encoder = WavLMModel(config).eval()
+    torch.nn.init.normal_(encoder.encoder.layer_norm.weight)  # so that it matters whether the norm is there
+    shares = torch.randn(config.num_hidden_layers + with_input, generator=generator)
+    folder = tmp_path / "vox"
+    head = write_vox_profile(folder, generator, encoder, {"weights": shares}, use_conv_output=with_input)
+    subject = load_subject(str(folder))
+    assert (subject.kind, subject.dimensions, subject.batches) == ("vox-profile", EMOTION_DIMENSIONS, False)
+    shares = torch.softmax(shares, 0).numpy()
+    for wave in waves():
+        normal = torch.tensor((wave - wave.mean()) / np.sqrt(wave.var() + 1e-7))
+        with torch.no_grad():
+            states = encoder.feature_projection(encoder.feature_extractor(normal[None]).transpose(1, 2))[0]
+            states = states + encoder.encoder.pos_conv_embed(states)
+            layers, bias = [states], None
+            for layer in encoder.encoder.layers:
+                states, bias = layer(states, position_bias=bias)[:2]
+                layers.append(states)
+            layers[-1] = encoder.encoder.layer_norm(layers[-1])
+        layers = layers if with_input else layers[1:]
+        mean = sum(share * layer[0].double().numpy() for share, layer in zip(shares, layers, strict=True))
+        arousal, valence, dominance = vox_profile_head(head, mean)
+        assert subject.score([wave])[0] == pytest.approx([arousal, valence, dominance], abs=1e-4)
+
+
+def test_vox_profile_with_whisper(tmp_path, generator, monkeypatch):
+    """Against the stock encoder for 15 s with the checkpoint's own positions, and the mean over frames of speech."""
+    config = WhisperConfig(
+        d_model=SIZE,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        num_mel_bins=80,
+        vocab_size=50,
+        pad_token_id=0,
+        init_std=0.3,
+    )
+    config.save_pretrained(tmp_path / "whisper")
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(tmp_path / "whisper")
+    monkeypatch.setitem(vox_profile.ENCODERS, "whisper_large", str(tmp_path / "whisper"))
+    config.max_source_positions = 750
+    torch.manual_seed(0)
+    model = WhisperModel(config).eval()
+    positions = torch.randn(750, SIZE, generator=generator)
+    folder = tmp_path / "vox"
+    weights = {"embed_positions": positions, "weights": torch.ones(3)}
+    head = write_vox_profile(folder, generator, model, weights, pretrain_model="whisper_large")
+    subject = load_subject(str(folder))
+    model.encoder.embed_positions.weight.data = positions
+    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=15)
+    long = np.random.default_rng(1).normal(0, 0.1, 16 * 16000).astype(np.float32)
+    for wave, frames in ((waves()[0], 25), (waves()[1], 39), (long, 750)):
+        values = extractor(wave, sampling_rate=16000, return_tensors="pt").input_features
+        with torch.no_grad():
+            states = model.encoder(values).last_hidden_state[0, :frames].double().numpy()
+        arousal, valence, dominance = vox_profile_head(head, states)
+        assert subject.score([wave])[0] == pytest.approx([arousal, valence, dominance], abs=1e-4)
+    assert subject.score([long[: 15 * 16000]]) == pytest.approx(subject.score([long]))  # what comes later is not heard
+
+
+def test_other_models_of_vox_profile_are_refused(tmp_path):
+    for name, settings, message in (
+        ("lora", {"pretrain_model": "wavlm_large", "finetune_method": "lora"}, "finetune_method 'lora', but only"),
+        ("base", {"pretrain_model": "whisper_tiny"}, "pretrain_model 'whisper_tiny' .* of wavlm_large and whisper_lar"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(ValueError, match=message):
+            load_subject(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(

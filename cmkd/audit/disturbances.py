@@ -1,7 +1,8 @@
 """What is done to a recording before it is scored again, each a function of (waveform, rate, rng).
 
 A waveform is (samples,) of float32, nominally from -1 to 1; the rate is in Hz; the generator draws whatever is random.
-Codecs, tempo and filters are those of libsndfile, soxr and FFmpeg; only what is one line of arithmetic is written here.
+Codecs, tempo, filters and rooms are those of libsndfile, FFmpeg, soxr and pyroomacoustics; only what is one line of
+arithmetic is written here.
 The tests measure that each does what its sentence says.
 
 audiomentations was tried and left out: 0.43 needs soxr below 1.0, and all that is taken from it here would be white
@@ -15,12 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import av
 import numpy as np
 import soundfile
 import soxr
 
+from cmkd.audit.rooms import ROOMS, in_room, load_acoustics
 from cmkd.features.audio import read_audio
 
 PHONE_RATE = 8000
@@ -54,11 +57,13 @@ class Disturbance:
         name: As files, tables and the option `--disturbances` have it.
         about: Its definition, a sentence.
         apply: Takes a waveform, its rate and a generator, and returns what is heard instead.
+        check: Raises an ImportError if a package that it needs is missing.
     """
 
     name: str
     about: str
     apply: Apply
+    check: Callable[[], Any] = lambda: None
 
 
 def disturbances(voices: Sequence[np.ndarray]) -> dict[str, Disturbance]:
@@ -91,6 +96,18 @@ def disturbances(voices: Sequence[np.ndarray]) -> dict[str, Disturbance]:
         Disturbance("g711_mulaw", "The telephone: 8 kHz, 8 bits per sample, mu-law of ITU-T G.711.", g711_mulaw),
         Disturbance("mp3", f"MP3 at {MP3_RATE // 1000} kbit/s.", mp3),
         Disturbance("opus", f"Opus at {OPUS_RATE // 1000} kbit/s.", opus),
+    ]
+    found += [
+        Disturbance(
+            f"room_{room.seconds:g}s",
+            f"A room of {' x '.join(f'{metres:g}' for metres in room.size)} m with a reverberation time of "
+            f"{room.seconds:g} s, heard from {room.distance:g} m; as loud as before, and not delayed.",
+            partial(in_room, room=room),
+            load_acoustics,
+        )
+        for room in ROOMS
+    ]
+    found += [
         Disturbance("silence_before", f"{SILENCE:g} s of zeros before it.", silence_before),
         Disturbance("silence_after", f"{SILENCE:g} s of zeros after it.", silence_after),
         Disturbance("start_cut", f"The first {CUT:.0%} is cut off.", start_cut),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped]
@@ -11,9 +11,10 @@ from cmkd.scoring.confidence import LEVEL
 from cmkd.scoring.evaluation import ccc_of_moments
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
-"""Of labels (n,) and predictions (n,), none of them NaN."""
+"""Of labels (n,), or a row of them for each of n, and predictions (n,), none of them NaN."""
 
 _ALMOST_ONE = 1 - 1e-12  # whose artanh is finite
+_NOTHING = 1e-16  # a mean square of scores that are the same
 
 
 def ccc(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -60,6 +61,65 @@ def mean_error(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 def mean_absolute_error(labels: np.ndarray, predictions: np.ndarray) -> float:
     return float(np.mean(np.abs(predictions - labels)))
+
+
+def share_explained(design: np.ndarray, scores: np.ndarray) -> float:
+    """The share of the variance of scores within groups that some columns explain: a partial R², adjusted.
+
+    Means of the groups are taken off both, and the scores are regressed on the columns. Both variances are divided by
+    their degrees of freedom, so that the share is 0 on average where the columns are noise, however many they are; it
+    may then fall below 0. 0 where the scores do not differ within the groups.
+
+    Args:
+        design: (n, 1 + k), the number of the group and the columns, as [`cmkd.audit.intervals.indicators`] makes them
+            of names.
+        scores: (n,).
+
+    >>> design = np.array([[0, 1], [0, 2], [0, 3], [1, 1], [1, 2], [1, 3]])
+    >>> round(share_explained(design, np.array([0.1, 0.2, 0.3, 0.6, 0.7, 0.8])), 6)
+    1.0
+    """
+    columns, scores, freedom = _within_groups(design, scores)
+    total = float((scores**2).sum())
+    slopes, _, rank, _ = np.linalg.lstsq(columns, scores, rcond=None)
+    if total < _NOTHING * len(scores) or freedom <= rank:
+        return 0.0
+    rest = float(((scores - columns @ slopes) ** 2).sum())
+    return 1 - (rest / (freedom - rank)) / (total / freedom)
+
+
+def within_slope(design: np.ndarray, scores: np.ndarray) -> float:
+    """By how much scores rise with the one column of a design, less the means of the groups.
+
+    Args:
+        design, scores: as for `share_explained`, with k = 1.
+
+    >>> design = np.array([[0, 1], [0, 2], [1, 1], [1, 3]])
+    >>> round(within_slope(design, np.array([0.5, 0.6, 0.1, 0.3])), 6)
+    0.1
+    """
+    columns, scores, _ = _within_groups(design, scores)
+    return float(np.linalg.lstsq(columns, scores, rcond=None)[0][0])
+
+
+def indicators(names: Sequence[str]) -> np.ndarray:
+    """Names (n,) as columns (n, number of different names) of 0 and 1.
+
+    >>> indicators(["b", "a", "b"]).tolist()
+    [[0, 1], [1, 0], [0, 1]]
+    """
+    different, which = np.unique(np.array(names, dtype=str), return_inverse=True)
+    return np.eye(len(different), dtype=int)[which]
+
+
+def _within_groups(design: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Columns (n, k) and scores (n,) less the means of the groups, and the degrees of freedom that are left."""
+    _, groups = np.unique(design[:, 0], return_inverse=True)
+    values = np.column_stack([design[:, 1:], scores]).astype(np.float64)
+    sums = np.zeros((groups.max() + 1, values.shape[1]))
+    np.add.at(sums, groups, values)
+    values -= (sums / np.bincount(groups)[:, None])[groups]
+    return values[:, :-1], values[:, -1], len(scores) - int(groups.max()) - 1
 
 
 def interval(

@@ -55,23 +55,49 @@ def format_summary(results: Mapping[str, Any]) -> str:
     """The verdicts as plain text for a terminal, and which tests failed."""
     lines = [*_about(results), ""]
     lines += ["".join(f"{cell:<18}" for cell in row).rstrip() for row in _summary(results)]
-    for verdict in ("failed", "undecided"):
-        found = [
-            line for test in results["tests"].values() if (line := _worst(test["name"], test["findings"], verdict))
+    for verdict, tests in _worst(results):
+        lines += ["", f"{verdict.capitalize()}:"]
+        lines += [
+            f"  {test['name']}: {test['count']} of {test['of']}; {test['which']} is {test['extreme']}" for test in tests
         ]
-        if found:
-            lines += ["", f"{verdict.capitalize()}:", *found]
     return "\n".join(lines)
 
 
-def _worst(name: str, findings: Sequence[Mapping[str, Any]], verdict: str) -> str:
-    """How many findings have a verdict, and the largest of them; "" if none has."""
-    of_verdict = [finding for finding in findings if finding["verdict"] == verdict]
-    if not of_verdict:
-        return ""
-    worst = max(of_verdict, key=lambda finding: abs(finding["value"]))
-    largest = f"{worst['of']}{_under(worst)}: {_number(worst['value'])}"
-    return f"  {name}: {len(of_verdict)} of {len(findings)}; the largest is {largest}"
+def _worst(results: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """By verdict that one would look into: of each test with such findings how many, and the worst of them.
+
+    The worst is the lowest where a value must be at least the threshold, and otherwise the largest in size.
+    """
+    by_verdict = []
+    for verdict in ("failed", "undecided"):
+        tests = []
+        for test in results["tests"].values():
+            found = [finding for finding in test["findings"] if finding["verdict"] == verdict]
+            if found:
+                is_low = test["rule"] == "at least"
+                worst = min(found, key=lambda one: one["value"] if is_low else -abs(one["value"]))
+                tests.append(
+                    {
+                        "name": test["name"],
+                        "title": _title(test["name"]),
+                        "count": len(found),
+                        "of": len(test["findings"]),
+                        "which": "the lowest" if is_low else "the largest",
+                        "extreme": f"{worst['of']}{_under(worst)}: {_number(worst['value'])}",
+                    }
+                )
+        if tests:
+            by_verdict.append((verdict, tests))
+    return by_verdict
+
+
+def _worst_tables(results: Mapping[str, Any], level: str) -> list[str]:
+    lines = []
+    for verdict, tests in _worst(results):
+        rows = [[one["title"], f"{one['count']} of {one['of']}", f"{one['which']}: {one['extreme']}"] for one in tests]
+        table = _markdown_table([["test", "findings", "the worst"], *rows])
+        lines += [f"{level} {verdict.capitalize()}", "", *table, ""]
+    return lines
 
 
 def format_markdown(results: Mapping[str, Any], captions: Mapping[str, str]) -> str:
@@ -89,6 +115,7 @@ def format_markdown(results: Mapping[str, Any], captions: Mapping[str, str]) -> 
         *_markdown_table(_summary(results)),
         "",
     ]
+    lines += _worst_tables(results, "##")
     for name, caption in captions.items():
         lines += [f"![{caption}](figures/{name}.png)", ""]
     for group, tests in _by_group(results):
@@ -119,12 +146,15 @@ def format_page(results: Mapping[str, Any], figures: Sequence[tuple[str, bytes]]
         about=_about(results),
         summary=_summary(results),
         figures=[(caption, base64.b64encode(content).decode()) for caption, content in figures],
-        groups=_by_group(results),
+        marks=[(verdict, mark) for verdict, mark in _MARKS.items() if mark],
+        worst=_worst(results),
+        groups=dict(_by_group(results)),
+        conditions=results["conditions"],
     )
 
 
 def format_card(results: Mapping[str, Any]) -> str:
-    """A section for a model card: the metadata of the Hub for evaluation results, and the verdicts as a table."""
+    """A section for a model card: the metadata of the Hub for evaluation results, the verdicts, and what failed."""
     corpus = results["corpus"]
     names = {"concordance": ("concordance_cc", "CCC"), "absolute_error": ("mae", "mean absolute error")}
     metrics = [
@@ -145,7 +175,8 @@ def format_card(results: Mapping[str, Any]) -> str:
     ]
     data = ModelCardData(model_name=results["model"]["name"], eval_results=metrics)
     lines = ["---", data.to_yaml(), "---", "", "## Audit", "", *_about(results), ""]
-    return "\n".join([*lines, *_markdown_table(_summary(results))]) + "\n"
+    lines += [*_markdown_table(_summary(results)), "", *_worst_tables(results, "###")]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def draw_audit(results: Mapping[str, Any]) -> dict[str, tuple[str, Figure]]:
@@ -203,6 +234,7 @@ def _about(results: Mapping[str, Any]) -> list[str]:
     return [
         f"{model['name']} ({model['kind']}) at {model['identity']}.",
         f"On {settings['split']} of {corpus['name']} {corpus['version']}: {count}{quick}.",
+        *(f"The corpus: {note}." for note in corpus["notes"]),
         f"What is known of the model: {model['facts']}",
     ]
 
@@ -225,12 +257,18 @@ def _by_group(results: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]
 
 
 def _shown(test: Mapping[str, Any]) -> dict[str, Any]:
-    """A test as a table of conditions by what the findings are of."""
+    """A test as a table of conditions by what the findings are of, or where there are none, of the latter in lines."""
     findings = {(finding["condition"], finding["of"]): finding for finding in test["findings"]}
     columns = list(dict.fromkeys(of for _, of in findings))
+    conditions = list(dict.fromkeys(condition for condition, _ in findings))
+    if conditions == [""]:
+        header, places = ["", "value"], {of: [("", of)] for of in columns}
+    else:
+        header = ["", *columns]
+        places = {condition: [(condition, column) for column in columns] for condition in conditions}
     rows = [
-        {"condition": condition, "cells": [_cell(findings.get((condition, column))) for column in columns]}
-        for condition in dict.fromkeys(condition for condition, _ in findings)
+        {"condition": name, "cells": [_cell(findings.get(place)) for place in of_row]}
+        for name, of_row in places.items()
     ]
     if test["rule"] == "reported":
         rule = f"In {test['unit']}. Source: {test['source']}."
@@ -242,15 +280,18 @@ def _shown(test: Mapping[str, Any]) -> dict[str, Any]:
         rule = f"Passed if {test['rule']} {test['threshold']:g} ({test['unit']}). Source: {test['source']}."
     notes = [f"{of}{_under(found)}: {found['note']}" for (_, of), found in findings.items() if found["note"]]
     shown = notes if len(notes) <= 2 * len(EMOTION_DIMENSIONS) else []
-    title = test["name"].replace("_", " ").capitalize()
     return {
-        "title": title,
+        "title": _title(test["name"]),
         "about": test["about"],
         "rule": rule,
-        "header": ["", *columns],
+        "header": header,
         "rows": rows,
         "notes": shown,
     }
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def _cell(finding: Mapping[str, Any] | None) -> dict[str, str]:
@@ -267,7 +308,9 @@ def _cell(finding: Mapping[str, Any] | None) -> dict[str, str]:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 0.001 else f"{value:.3f}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
 
 
 def _under(finding: Mapping[str, Any]) -> str:

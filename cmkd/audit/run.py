@@ -13,23 +13,25 @@ What is in `answers` is not asked again, so that an audit that was interrupted g
 from __future__ import annotations
 
 import csv
-import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from tqdm.auto import tqdm
-from transformers import HubertConfig, HubertModel
+from transformers import HubertConfig
 
+from cmkd.audit.cost import measure_cost
 from cmkd.audit.disturbances import Disturbance, disturbances
 from cmkd.audit.report import NAME, write_reports
 from cmkd.audit.subjects import Subject
-from cmkd.audit.tests import GROUPS, TESTS, VERDICTS, Cost, Evidence
+from cmkd.audit.tests import GROUPS, TESTS, VERDICTS, Evidence, WordAnswers
+from cmkd.audit.words import QUICK_SENTENCES, SENTENCES, RatedWords, rated_words
+from cmkd.corpora import crema_d
 from cmkd.corpora.schema import Corpus
 from cmkd.features.audio import read_audio
 from cmkd.features.labels import rated_dimensions, unit_interval_labels
@@ -53,7 +55,9 @@ BATCH = 8
 """Utterances of a batch."""
 
 _ASKED = "asked.json"
-_COST_SECONDS = 10
+
+_NAMES = {"crema-d": crema_d.CLIP}
+"""By corpus whose clips are named by what was said and acted, the pattern with the groups `sentence` and `emotion`."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,15 @@ class Settings:
 
     Attributes:
         split: Of the corpus.
-        by: Columns of the corpus whose groups are compared.
+        by: Columns of the corpus whose groups are compared; of numbers, those above the median and the others.
         groups: A CSV file with a column `id` or `speaker`, and further columns whose groups are compared.
         quick: Whether `QUICK_CLIPS` clips are asked about, of as many speakers as possible, and not all.
         disturbances: By name; None: all.
+        acted: The column of the corpus, or of `groups`, with the emotion that was acted; None: by the names of the
+            clips where the corpus is CREMA-D, and otherwise not known.
+        words: EmoBank's file, of whose sentences the model is asked in speech without expression; None: it is not.
+        words_voices: Who speaks them, "espeak" or "kokoro".
+        words_models_dir, words_speech_dir: As `models_dir` and `speech_dir` of SpokenEmoBank.
     """
 
     split: str = "test"
@@ -73,6 +82,11 @@ class Settings:
     groups: Path | None = None
     quick: bool = False
     disturbances: tuple[str, ...] | None = None
+    acted: str | None = None
+    words: Path | None = None
+    words_voices: str = "espeak"
+    words_models_dir: Path | None = None
+    words_speech_dir: Path | None = None
 
 
 def check_audit(corpus: Any, settings: Settings, dimensions: Sequence[str] | None = None) -> None:
@@ -81,6 +95,7 @@ def check_audit(corpus: Any, settings: Settings, dimensions: Sequence[str] | Non
     Raises:
         ValueError: the corpus is a stream, has no such split or column, or no rating in a dimension that the model
             answers; or there is no such disturbance.
+        ImportError: a package that a disturbance needs is missing.
     """
     if not isinstance(corpus, Corpus):
         raise ValueError("corpus.streaming is true, but an audit takes a whole corpus: leave it out.")
@@ -90,16 +105,25 @@ def check_audit(corpus: Any, settings: Settings, dimensions: Sequence[str] | Non
         )
     rows = corpus[settings.split]
     usable = [name for name in rows.column_names if rows.features[name] == rows.features["speaker"]]
+    numbers = [name for name in rows.column_names if _is_number(rows, name)]
     for column in settings.by:
-        if column not in usable:
+        if column not in usable + numbers:
             raise ValueError(
-                f"--by {column}: the corpus has no column of text of this name; it has {', '.join(usable)}. Give other "
-                f"groups in a table, as --groups FILE.{did_you_mean(column, usable)}"
+                f"--by {column}: the corpus has no column of text or numbers of this name; it has "
+                f"{', '.join(usable + numbers)}. Give other groups in a table, as --groups FILE."
+                f"{did_you_mean(column, usable + numbers)}"
             )
+    if settings.acted is not None and settings.acted not in usable and settings.groups is None:
+        raise ValueError(
+            f"--acted {settings.acted}: the corpus has no column of text of this name; it has {', '.join(usable)}. "
+            f"Give the emotions in a table, as --groups FILE.{did_you_mean(settings.acted, usable)}"
+        )
     known = disturbances([])
     for name in settings.disturbances or ():
         if name not in known:
             raise ValueError(f"--disturbances {name}: must be of {', '.join(known)}.{did_you_mean(name, known)}")
+    for name in known if settings.disturbances is None else settings.disturbances:
+        known[name].check()
     rated = rated_dimensions(unit_interval_labels(rows))
     if dimensions is not None and not set(rated) & set(dimensions):
         raise ValueError(
@@ -145,7 +169,14 @@ def audit(
     check_audit(corpus, settings, subject.dimensions)
     check_output(output)
     rows = _chosen(corpus[settings.split], QUICK_CLIPS if settings.quick else None)
-    columns = {name: list(rows[name]) for name in settings.by} | _groups(settings.groups, rows)
+    columns = {name: column_groups(rows, name) for name in settings.by} | _groups(settings.groups, rows)
+    said, acted = said_and_acted(rows, corpus.report.name, settings.acted, columns)
+    words = None
+    if settings.words is not None:
+        most = QUICK_SENTENCES if settings.quick else SENTENCES
+        words = rated_words(
+            settings.words, settings.words_voices, most, settings.words_models_dir, settings.words_speech_dir
+        )
     kinds = disturbances(_voices(rows, subject.sampling_rate))
     asked = {
         "model": subject.identity,
@@ -157,7 +188,7 @@ def audit(
     }
     _claim(output / "answers" / _ASKED, asked)
     chosen = {name: kinds[name] for name in (kinds if settings.disturbances is None else settings.disturbances)}
-    answers = _ask(subject, rows, chosen, output / "answers")
+    answers = _ask(subject, _conditions(subject, rows, chosen, words), output / "answers")
     labels = unit_interval_labels(rows).astype(np.float64)
     evidence = Evidence(
         subject.dimensions,
@@ -168,7 +199,10 @@ def audit(
         answers[ONCE],
         answers[TEN_TIMES],
         list(rows["speaker"]),
-        columns,
+        {name: values for name, values in columns.items() if name != settings.acted},
+        said,
+        acted,
+        None if words is None else WordAnswers(words.valence, words.speakers, answers[words.condition]),
         measure_cost(subject, HubertConfig() if reference is None else reference),
     )
     tests = {name: test.run(evidence) for name, test in TESTS.items()}
@@ -182,6 +216,8 @@ def audit(
                 "by": list(settings.by),
                 "groups": sorted(set(columns) - set(settings.by)),
                 "quick": settings.quick,
+                "acted": settings.acted,
+                "words": None if words is None else words.about,
                 "seed": SEED,
             },
             "versions": versions(),
@@ -204,32 +240,6 @@ def count_verdicts(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
         for finding in test["findings"]:
             counts[test["group"]][finding["verdict"]] += 1
     return counts
-
-
-def measure_cost(subject: Subject, reference: HubertConfig) -> Cost:
-    """The time that a model takes to score 10 s of noise, and that of an encoder of transformers right after."""
-    noise = np.random.default_rng(SEED).normal(0, 0.05, _COST_SECONDS * subject.sampling_rate).astype(np.float32)
-    with torch.random.fork_rng():
-        encoder = HubertModel(reference).eval()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    encoder.to(device)
-
-    @torch.inference_mode()
-    def encode() -> None:
-        encoder(torch.from_numpy(noise)[None].to(device)).last_hidden_state.cpu()
-
-    own, other = (_median_time(run) / _COST_SECONDS for run in (lambda: subject.score([noise]), encode))
-    return Cost(own, other, subject.parameters, encoder.num_parameters(), device.type if device else "cpu")
-
-
-def _median_time(run: Callable[[], Any]) -> float:
-    run()  # what is done once only
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
 
 
 def _chosen(rows: Dataset, most: int | None) -> Dataset:
@@ -274,6 +284,45 @@ def _groups(table: Path | None, rows: Dataset) -> dict[str, list[str]]:
     return {name: [by_key.get(key, empty)[name].strip() for key in rows[keys[0]]] for name in names if name != keys[0]}
 
 
+def _is_number(rows: Dataset, name: str) -> bool:
+    feature = rows.features[name]
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "float"))
+
+
+def column_groups(rows: Dataset, name: str) -> list[str]:
+    """A column as groups: text as it is, numbers in two halves about the median of the speakers; "" where unknown."""
+    values = list(rows[name])
+    if not _is_number(rows, name):
+        return values
+    of_speakers = {speaker: value for speaker, value in zip(rows["speaker"], values, strict=True) if _known(value)}
+    if not of_speakers:
+        return [""] * len(values)
+    median = float(np.median(list(of_speakers.values())))
+    halves = {True: f"above {median:g}", False: f"up to {median:g}"}
+    return [halves[value > median] if _known(value) else "" for value in values]
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and not np.isnan(value)
+
+
+def said_and_acted(
+    rows: Dataset, corpus: str, acted: str | None, columns: Mapping[str, Sequence[str]]
+) -> tuple[list[str], list[str] | None]:
+    """What is said in each clip, and the emotion that was acted, "" where unknown; None where it is of none."""
+    if acted is not None:
+        if acted not in columns and acted not in rows.column_names:
+            raise ValueError(
+                f"--acted {acted}: neither the corpus nor the table of --groups has a column of this name; they have "
+                f"{', '.join([*rows.column_names, *columns])}.{did_you_mean(acted, columns)}"
+            )
+        return list(rows["transcript"]), list(columns[acted] if acted in columns else rows[acted])
+    if corpus not in _NAMES:
+        return list(rows["transcript"]), None
+    names = [_NAMES[corpus].fullmatch(name) for name in rows["id"]]
+    return [name["sentence"] if name else "" for name in names], [name["emotion"] if name else "" for name in names]
+
+
 def _claim(path: Path, asked: Mapping[str, Any]) -> None:
     """Writes down what is asked, or finds that the same was asked before."""
     if not path.is_file():
@@ -297,49 +346,73 @@ def _read(row: Mapping[str, Any], rate: int) -> np.ndarray:
     return read_audio(row["audio"], rate, **stretch_of(row))
 
 
-def _ask(subject: Subject, rows: Dataset, chosen: Mapping[str, Disturbance], folder: Path) -> dict[str, np.ndarray]:
-    """By condition the answers (n, 3); those that are in the folder are not asked for again."""
+@dataclass(frozen=True)
+class _Condition:
+    """What is asked at once: of n utterances, `wave(index)` of each, and the columns that its file gets."""
 
-    def disturbed(disturbance: Disturbance) -> Callable[[np.ndarray, str], np.ndarray]:
-        def make(wave: np.ndarray, name: str) -> np.ndarray:
-            # by clip and disturbance, so that neither their order nor an interruption makes a difference
-            rng = np.random.default_rng([SEED, zlib.crc32(disturbance.name.encode()), zlib.crc32(name.encode())])
-            return disturbance.apply(wave, subject.sampling_rate, rng)
+    name: str
+    ids: Sequence[str]
+    wave: Callable[[int], np.ndarray]
+    columns: tuple[np.ndarray, Sequence[str], Sequence[str]]
+    batch: int = 1
 
-        return make
 
-    def second(wave: np.ndarray, times: int) -> np.ndarray:
-        return np.tile(np.resize(wave, subject.sampling_rate), times)
+def _conditions(
+    subject: Subject, rows: Dataset, chosen: Mapping[str, Disturbance], words: RatedWords | None
+) -> list[_Condition]:
+    rate, ids = subject.sampling_rate, list(rows["id"])
+    columns = (unit_interval_labels(rows), list(rows["speaker"]), list(rows["gender"]))
 
-    makers: dict[str, Callable[[np.ndarray, str], np.ndarray]] = {CLEAN: lambda wave, _: wave}
+    def clean(index: int) -> np.ndarray:
+        return _read(rows[index], rate)
+
+    def second(index: int, times: int) -> np.ndarray:
+        return np.tile(np.resize(clean(index), rate), times)
+
+    def disturbed(index: int, disturbance: Disturbance) -> np.ndarray:
+        # by clip and disturbance, so that neither their order nor an interruption makes a difference
+        seeds = [SEED, zlib.crc32(disturbance.name.encode()), zlib.crc32(ids[index].encode())]
+        return disturbance.apply(clean(index), rate, np.random.default_rng(seeds))
+
+    found = [_Condition(CLEAN, ids, clean, columns)]
     if subject.batches:
-        makers[BATCHED] = makers[CLEAN]
-    makers |= {ONCE: lambda wave, _: second(wave, 1), TEN_TIMES: lambda wave, _: second(wave, 10)}
-    makers |= {name: disturbed(disturbance) for name, disturbance in chosen.items()}
+        found.append(_Condition(BATCHED, ids, clean, columns, BATCH))
+    for name, times in ((ONCE, 1), (TEN_TIMES, 10)):
+        found.append(_Condition(name, ids, partial(second, times=times), columns))
+    for name, disturbance in chosen.items():
+        found.append(_Condition(name, ids, partial(disturbed, disturbance=disturbance), columns))
+    if words is not None:
+        ratings = np.full((len(words.ids), len(EMOTION_DIMENSIONS)), np.nan)
+        ratings[:, EMOTION_DIMENSIONS.index("valence")] = words.valence
+        of_words = (ratings, words.speakers, words.genders)
+        found.append(_Condition(words.condition, words.ids, partial(words.read, rate=rate), of_words))
+    return found
+
+
+def _ask(subject: Subject, conditions: Sequence[_Condition], folder: Path) -> dict[str, np.ndarray]:
+    """By condition the answers (n, 3); those that are in the folder are not asked for again."""
     answers = {}
-    ids = list(rows["id"])
-    with tqdm(total=len(makers) * len(rows), desc="asking", unit="clip", disable=None) as bar:
-        for condition, make in makers.items():
-            path = folder / f"{condition}.parquet"
-            if path.is_file() and (stored := read_predictions(path)).ids == ids:
-                answers[condition] = stored.predictions
-                bar.update(len(rows))
+    total = sum(len(condition.ids) for condition in conditions)
+    with tqdm(total=total, desc="asking", unit="clip", disable=None) as bar:
+        for condition in conditions:
+            path = folder / f"{condition.name}.parquet"
+            if path.is_file() and (stored := read_predictions(path)).ids == list(condition.ids):
+                answers[condition.name] = stored.predictions
+                bar.update(len(condition.ids))
                 continue
-            bar.set_postfix_str(condition)
+            bar.set_postfix_str(condition.name)
             parts = []
-            for some in _batches(range(len(rows)), BATCH if condition == BATCHED else 1):
-                names = [ids[index] for index in some]
+            for some in _batches(range(len(condition.ids)), condition.batch):
+                names = [condition.ids[index] for index in some]
                 try:
-                    waves = [make(_read(rows[index], subject.sampling_rate), ids[index]) for index in some]
-                    scores = np.asarray(subject.score(waves), dtype=np.float64)
+                    scores = np.asarray(subject.score([condition.wave(index) for index in some]), dtype=np.float64)
                 except ValueError as error:
-                    raise ValueError(f"{condition} of {', '.join(names)}: {error}") from error
-                _check_scores(subject, scores, names, condition)
+                    raise ValueError(f"{condition.name} of {', '.join(names)}: {error}") from error
+                _check_scores(subject, scores, names, condition.name)
                 parts.append(scores)
                 bar.update(len(some))
-            answers[condition] = np.concatenate(parts)
-            columns = (unit_interval_labels(rows), list(rows["speaker"]), list(rows["gender"]))
-            write_predictions(path, ids, answers[condition], *columns)
+            answers[condition.name] = np.concatenate(parts)
+            write_predictions(path, condition.ids, answers[condition.name], *condition.columns)
     return answers
 
 

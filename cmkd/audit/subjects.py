@@ -1,7 +1,8 @@
 """What can be audited: models of several makers behind one way of asking them.
 
 Every subject takes waveforms and answers activation, valence and dominance on the unit interval. The code that comes
-with a checkpoint is never run: the two published architectures that are known here are written out below.
+with a checkpoint is never run: the published architectures that are known here are written out, here and in
+`cmkd.audit.vox_profile`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from transformers import (
     Wav2Vec2PreTrainedModel,
 )
 
+from cmkd.audit import vox_profile
+from cmkd.audit.vox_profile import VoxProfileModel
 from cmkd.identity import folder_digest, hub_commit
 from cmkd.predict.engines import ModelChoice, load_engine
 from cmkd.runs.answers import MODELS, locate_checkpoint
@@ -53,7 +56,7 @@ class Subject:
 
     Attributes:
         name: As it was asked for, less the folders that it lies in.
-        kind: "cmkd", "onnx", "audeering", "odyssey" or "callable".
+        kind: "cmkd", "onnx", "audeering", "odyssey", "vox-profile" or "callable".
         identity: Changes when its weights do: a commit or a digest.
         sampling_rate: Hz of what it hears.
         dimensions: Those of activation, valence and dominance that it answers.
@@ -84,9 +87,9 @@ def load_subject(model: str, revision: str | None = None) -> Subject:
     """Loads what is to be audited; what it is, its files say.
 
     Args:
-        model: A checkpoint of CMKD, of audEERING's kind or of the Odyssey-2024 baseline, as a folder or a name on the
-            Hub; a run of `cmkd train`; an .onnx file or a folder of `cmkd export`; or a function, as `module:function`
-            or `file.py:function`, that takes a waveform and its rate and returns a dict of scores.
+        model: A checkpoint of CMKD, of audEERING's kind, of the Odyssey-2024 baseline or of Vox-Profile, as a folder or
+            a name on the Hub; a run of `cmkd train`; an .onnx file or a folder of `cmkd export`; or a function, as
+            `module:function` or `file.py:function`, that takes a waveform and its rate and returns a dict of scores.
         revision: Branch, tag or commit of a model on the Hub.
 
     Raises:
@@ -113,7 +116,7 @@ def load_subject(model: str, revision: str | None = None) -> Subject:
             raise OSError(f"{model!r} is neither a folder nor can it be had from the Hub: {error}") from error
         revision = identity
     config = PreTrainedConfig.get_config_dict(model, revision=revision)[0]
-    kind = config.get("model_type")
+    kind = config.get("model_type", _VOX_PROFILE if "pretrain_model" in config else None)
     if kind in MODELS:
         return _of_cmkd(model, revision)
     if kind not in _ADAPTERS:
@@ -397,7 +400,39 @@ def _of_odyssey(source: str, revision: str | None, name: str, identity: str) -> 
     return Subject(name, "odyssey", identity, config.sampling_rate, EMOTION_DIMENSIONS, count, True, facts, score)
 
 
-_ADAPTERS = {"wav2vec2": _of_audeering, "ser": _of_odyssey}
+def _of_vox_profile(source: str, revision: str | None, name: str, identity: str) -> Subject:
+    config = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+    encoder, method = config["pretrain_model"], config.get("finetune_method")
+    if encoder not in vox_profile.ENCODERS or method == "lora":
+        raise ValueError(
+            f"{source!r} has pretrain_model {encoder!r} and finetune_method {method!r}, but only models of "
+            f"{enumerated(list(vox_profile.ENCODERS))} without LoRA can be audited, as those for arousal, valence and "
+            "dominance are published."
+        )
+    model = _weights(VoxProfileModel, source, revision)
+    seconds = {"chunk_length": vox_profile.SECONDS} if encoder == "whisper_large" else {}
+    extractor = AutoFeatureExtractor.from_pretrained(vox_profile.ENCODERS[encoder], **seconds)
+    columns = [vox_profile.OUTPUTS.index(theirs) for theirs in _in_our_order()]
+
+    @torch.inference_mode()
+    def score(waves: Sequence[np.ndarray]) -> np.ndarray:
+        rows = []
+        for wave in waves:
+            heard = wave[: vox_profile.SECONDS * RATE]
+            values = extractor(heard, sampling_rate=RATE, return_tensors="pt")[extractor.model_input_names[0]]
+            rows.append(model(values.to(model.device), len(heard))[0].double().cpu().numpy()[columns])
+        return np.array(rows)
+
+    facts = (
+        "Architecture and the order of the outputs (arousal, valence, dominance) from the published code; only the "
+        f"first {vox_profile.SECONDS} s of a recording are heard, as its makers ask; checked on random weights, not on "
+        "the published ones."
+    )
+    return Subject(name, "vox-profile", identity, RATE, EMOTION_DIMENSIONS, model.num_parameters(), False, facts, score)
+
+
+_VOX_PROFILE = vox_profile.VoxProfileConfig.model_type
+_ADAPTERS = {"wav2vec2": _of_audeering, "ser": _of_odyssey, _VOX_PROFILE: _of_vox_profile}
 
 
 def _in_our_order() -> list[str]:

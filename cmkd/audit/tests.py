@@ -25,19 +25,22 @@ from cmkd.audit.intervals import (
     ccc,
     correlation_interval,
     difference_of_groups,
+    indicators,
     interval,
     mean_absolute_error,
     mean_error,
     pearson,
+    share_explained,
+    within_slope,
 )
 from cmkd.scoring.confidence import ccc_interval, speaker_clusters
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-GROUPS = ("correctness", "robustness", "batch and length", "fairness", "cost")
+GROUPS = ("correctness", "robustness", "batch and length", "fairness", "what it listens to", "cost")
 VERDICTS = ("failed", "undecided", "passed", "reported", "not applicable")
 
-MINIMUM_SPEAKERS = 8
-"""Of each group of a fairness test: if eight of eight speakers lie on one side, that is chance once in 128."""
+MINIMUM_SPEAKERS = 6
+"""Of each group of a fairness test: the fewest whose lying all on one side is by chance rarer than .05 (2 of 2^6)."""
 
 MINIMUM_UTTERANCES = 10
 """Of a speaker, for the error of its mean."""
@@ -58,6 +61,7 @@ class Cost:
         real_time_factor: Seconds to score a second of speech.
         reference: That of HuBERT Base of transformers with random weights, measured right after.
         parameters, reference_parameters: How many; None where it is not known.
+        memory, reference_memory: Bytes at most, besides the weights; None where it is not known.
         device: Where both ran.
     """
 
@@ -65,7 +69,24 @@ class Cost:
     reference: float
     parameters: int | None
     reference_parameters: int
+    memory: int | None
+    reference_memory: int | None
     device: str
+
+
+@dataclass(frozen=True)
+class WordAnswers:
+    """What a model answered to m sentences that were spoken without any expression.
+
+    Attributes:
+        valence: (m,), the ratings of the words, on the unit interval.
+        voices: m names of who spoke.
+        answers: (m, 3).
+    """
+
+    valence: np.ndarray
+    voices: Sequence[str]
+    answers: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,9 @@ class Evidence:
         once, ten_times: (n, 3), to a second of each utterance, and to the same second ten times in a row.
         speakers: n names, "" where unknown.
         columns: By column, n values by which utterances are grouped, "" where unknown.
+        said: n times the words, or what stands for them, "" where unknown.
+        acted: n emotions that were acted, "" where unknown; None if this is known of none.
+        words: What it answered to sentences whose words were rated; None if it was not asked.
         cost: What scoring takes; None if it was not measured.
     """
 
@@ -93,6 +117,9 @@ class Evidence:
     ten_times: np.ndarray | None
     speakers: Sequence[str]
     columns: Mapping[str, Sequence[str]]
+    said: Sequence[str]
+    acted: Sequence[str] | None
+    words: WordAnswers | None
     cost: Cost | None
 
     def rated(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
@@ -368,7 +395,7 @@ def length_change(evidence: Evidence) -> list[Finding]:
 
 @audit_test("fairness", "CCC", "within", 0.1, OURS)
 def concordance_gap(evidence: Evidence) -> list[Finding]:
-    """The CCC of a group of speakers minus that of all other groups; a group of fewer than 8 speakers, or that leaves
+    """The CCC of a group of speakers minus that of all other groups; a group of fewer than 6 speakers, or that leaves
     fewer to compare with, gets no claim."""
     return _gaps(evidence, ccc)
 
@@ -376,7 +403,7 @@ def concordance_gap(evidence: Evidence) -> list[Finding]:
 @audit_test("fairness", "share of the scale", "within", 0.05, OURS)
 def error_gap(evidence: Evidence) -> list[Finding]:
     """The mean error (answer minus label) of a group of speakers minus that of all other groups: above 0 if the model
-    rates the group too high. Groups of fewer than 8 speakers get no claim."""
+    rates the group too high. Groups of fewer than 6 speakers get no claim."""
     return _gaps(evidence, mean_error)
 
 
@@ -413,6 +440,56 @@ def _gaps(evidence: Evidence, statistic: Statistic) -> list[Finding]:
     return findings
 
 
+@audit_test("what it listens to", "share of the variance, adjusted", "reported", None, OURS)
+def follows_acting(evidence: Evidence) -> list[Finding]:
+    """How much of the variance of the score, among clips of the same words, the acted emotion explains: the partial R²
+    of the emotion given the words, adjusted for their numbers, so that it is 0 on average for a model that hears words
+    alone. The interval is over speakers."""
+    if evidence.acted is None:
+        return []
+    known = np.array([said != "" and acted != "" for said, acted in zip(evidence.said, evidence.acted, strict=True)])
+    said, acted = (np.array(names, dtype=str)[known] for names in (evidence.said, evidence.acted))
+    clusters = speaker_clusters(evidence.speakers)[known]
+    sentences, emotions = len(set(said)), len(set(acted))
+    note = f"{len(said)} clips: {sentences} sentences, {emotions} emotions, {len(set(clusters))} speakers."
+    if emotions < 2 or len(said) <= sentences + emotions:
+        note += " There must be two emotions or more, and more clips than sentences and emotions together."
+        return [Finding(dimension, "", None, note=note) for dimension in evidence.dimensions]
+    design = np.column_stack([np.unique(said, return_inverse=True)[1], indicators(acted)])
+    return [
+        _share(dimension, design, scores[known], clusters, note)
+        for dimension, scores in evidence.answered(evidence.clean)
+    ]
+
+
+@audit_test("what it listens to", "share of the variance, adjusted", "reported", None, OURS)
+def follows_words(evidence: Evidence) -> list[Finding]:
+    """How much of the variance of the score, among sentences that the same voice speaks without expression, the rated
+    valence of the words explains: the partial R² of the rating given the voice, adjusted, so that it is 0 on average
+    for a model that does not hear the words. The interval is over sentences."""
+    if evidence.words is None:
+        return []
+    spoken = evidence.words
+    voices = np.unique(spoken.voices, return_inverse=True)[1]
+    design = np.column_stack([voices, spoken.valence])
+    findings = []
+    for dimension, scores in evidence.answered(spoken.answers):
+        rises = within_slope(design, scores)
+        note = (
+            f"{len(scores)} sentences, {voices.max() + 1} voices. From the lowest to the highest rating the score "
+            f"{'rises' if rises >= 0 else 'falls'} by {abs(rises) * np.ptp(spoken.valence):.3f}."
+        )
+        findings.append(_share(dimension, design, scores, np.arange(len(scores)), note))
+    return findings
+
+
+def _share(dimension: str, design: np.ndarray, scores: np.ndarray, clusters: np.ndarray, note: str) -> Finding:
+    if np.ptp(scores) < SAME:
+        return Finding(dimension, "", None, note=f"The answers are constant: there is nothing to explain. {note}")
+    ends = interval(share_explained, design, scores, clusters)
+    return Finding(dimension, "", share_explained(design, scores), ends, note)
+
+
 @audit_test("cost", "parameters", "reported", None, OURS)
 def parameters(evidence: Evidence) -> list[Finding]:
     """How many parameters the model has."""
@@ -441,3 +518,15 @@ def relative_time(evidence: Evidence) -> list[Finding]:
     if evidence.cost is None:
         return []
     return [Finding("model", "", evidence.cost.real_time_factor / evidence.cost.reference)]
+
+
+@audit_test("cost", "MB", "reported", None, OURS)
+def working_memory(evidence: Evidence) -> list[Finding]:
+    """The most memory that scoring 10 s takes besides the weights, which take 4 bytes per parameter in 32 bits."""
+    if evidence.cost is None:
+        return []
+    cost = evidence.cost
+    if cost.memory is None or cost.reference_memory is None:
+        return [Finding("model", "", None, note="It is known on Linux with glibc and on GPUs of torch.cuda only.")]
+    note = f"On {cost.device}; HuBERT Base takes {cost.reference_memory / 1e6:.0f}."
+    return [Finding("model", "", cost.memory / 1e6, note=note)]

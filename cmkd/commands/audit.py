@@ -28,11 +28,16 @@ def audit(
     by: tuple[str, ...] = ("gender",),
     groups: Path | None = None,
     disturbances: tuple[str, ...] | None = None,
+    acted: str | None = None,
+    words: Path | None = None,
+    words_voices: str = "espeak",
+    words_models_dir: Path | None = None,
+    words_speech_dir: Path | None = None,
     quick: bool = False,
     revision: str | None = None,
     compare: tuple[Path, Path] | None = None,
 ) -> None:
-    """Audits a model of activation, valence and dominance: is it right, robust, steady and fair, and what does it cost.
+    """Audits a model of activation, valence and dominance: is it right, robust, steady and fair, and at what cost.
 
         cmkd audit runs/demo spoken-demo --output audits/demo
         cmkd audit exported/ manifest my_corpus --corpus.label_scale 1 7 --output audits/graph --quick
@@ -43,17 +48,25 @@ def audit(
     page, audit.html, a section for a model card, card.md, and figures. docs/audit.md lists the tests.
 
     Args:
-        model: The model: a checkpoint or a run of CMKD, a checkpoint of audEERING's kind or of the Odyssey-2024
-            baseline (folders or names on the Hub), a folder or .onnx file of `cmkd export`, or a function, as
+        model: The model: a checkpoint or a run of CMKD, a checkpoint of audEERING's kind, of the Odyssey-2024 baseline
+            or of Vox-Profile (folders or names on the Hub), a folder or .onnx file of `cmkd export`, or a function, as
             module:function or file.py:function, that takes a waveform and its rate and returns a dict of scores.
         name: The corpus.
         data_dir: The folder of the corpus; null is for one that needs none.
         corpus: Settings of the corpus, as under `corpus:` in a recipe.
         output: The folder to write to; it may hold an audit of the same model and clips that was interrupted.
         split: The split to audit on.
-        by: Columns of the corpus whose groups of speakers are compared.
-        groups: A CSV file with a column id or speaker, and further columns, such as age, whose groups are compared too.
-        disturbances: The disturbances to try, such as gain_+20db; null stands for all.
+        by: Columns of the corpus whose groups of speakers are compared; of a column of numbers, such as age, those
+            above its median and the others.
+        groups: A CSV file with a column id or speaker, and further columns whose groups are compared too.
+        disturbances: The disturbances to try, such as gain_+20db; null stands for all, which needs cmkd[audit].
+        acted: The column of the corpus, or of the table of groups, with the emotion that was acted, for corpora where
+            the same words are said in several; null takes it from the names of the clips of CREMA-D.
+        words: EmoBank's file emobank.csv, to ask also about sentences whose words were rated, in speech without
+            expression; null leaves that test out.
+        words_voices: Who speaks these sentences, espeak (cmkd[demo]) or kokoro (cmkd[kokoro]).
+        words_models_dir: The folder of Kokoro's files; null takes them from the Hub.
+        words_speech_dir: The folder where that speech is kept; null stands for one in the cache of datasets.
         quick: Whether to ask about 64 clips only, of as many speakers as possible.
         revision: The branch, tag or commit of a model on the Hub; null stands for its newest commit.
         compare: The folders of two audits of the same clips to put side by side; no model and no corpus is then named.
@@ -72,7 +85,9 @@ def audit(
         raise ValueError("name a model and a corpus, such as `cmkd audit runs/demo spoken-demo --output audit`.")
     if output is None:
         raise ValueError("--output is missing: name a folder to write the audit to, such as --output audit.")
-    settings = Settings(split, by, groups, quick, disturbances)
+    settings = Settings(
+        split, by, groups, quick, disturbances, acted, words, words_voices, words_models_dir, words_speech_dir
+    )
     check_output(output)
     logging.disable_progress_bar()  # of loading weights
     subject = load_subject(model, revision)

@@ -222,6 +222,32 @@ def build(
     return result
 
 
+def read_sentences(
+    data_dir: str | os.PathLike[str], split: str, min_words: int = 3, max_words: int = 16
+) -> list[Sentence]:
+    """The sentences of a split of EmoBank, as they stand and unspoken.
+
+    Args:
+        data_dir (path): emobank.csv, or the folder that it is in.
+        split (`str`): "train", "validation" or "test".
+        min_words, max_words (`int`, *optional*, default to 3 and 16): Sentences of other lengths are left out.
+
+    Raises:
+        FileNotFoundError: There is no emobank.csv.
+        CorpusError: Rows have problems, or the file as a whole cannot be used.
+    """
+    path = _find(data_dir)
+    report = CorpusReport(name="spoken-emobank", release="", label_scale=LABEL_SCALE, config={})
+    sentences = _read(path.read_bytes(), path.name, report)
+    if report.problems:
+        raise CorpusError(report, f"Correct these rows. {SOURCE}")
+    return [
+        sentence
+        for sentence in sentences
+        if sentence.split == split and not _reason_to_leave_out(len(sentence.words), min_words, max_words)
+    ]
+
+
 def _understood(corpus: Corpus, transcripts: str | os.PathLike[str]) -> list[str]:
     """Notes that say how many of the true words the recogniser of a file of transcripts got wrong."""
     table = read_transcripts(transcripts)
