@@ -12,6 +12,7 @@ over speakers; the JSON file has the intervals too, and how many updates of the 
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 TO_BEAT = ("finetune", "ts", "cts")
 """The stages that others are compared with, as the paper has them."""
 
+READINGS = ("norm", "squared_norm", "mean_squared")
+"""The embedding distances that Eq. 6 may mean; the one that most runs have is no variant."""
+
 
 @dataclass(frozen=True)
 class System:
@@ -38,15 +42,23 @@ class System:
         folder: the run.
         stage: the name of the stage.
         results: the run's results.json.
+        reading: the distance that counts as Eq. 6 here, one of `READINGS`.
     """
 
     folder: Path
     stage: str
     results: Mapping[str, Any]
+    reading: str
 
     @property
     def variant(self) -> str:
-        return describe_variant(self.stage, self.results["recipe"])
+        """In which ways it is not what the others are compared with."""
+        recipe = self.results["recipe"]
+        start = self.results.get("starts_from", {}).get(self.stage)
+        parts = [f"after {start}" if start else "", describe_variant(self.stage, recipe)]
+        if STAGES[self.stage].needs_teacher and recipe["embedding_distance"] in set(READINGS) - {self.reading}:
+            parts.insert(1, recipe["embedding_distance"])
+        return ", ".join(filter(None, parts))
 
     @property
     def name(self) -> str:
@@ -83,12 +95,10 @@ def systems_of(runs: Sequence[Path]) -> list[System]:
         FileNotFoundError: a folder has no results.json.
         ValueError: there is no run, or two were made with other seeds or from other corpora.
     """
-    found = [
-        System(run, stage, results)
-        for run in runs
-        for results in [read_json(run / "results.json", "train it, without --table.")]
-        for stage in results["systems"]
-    ]
+    read = {run: read_json(run / "results.json", "train it, without --table.") for run in runs}
+    distances = Counter(results["recipe"]["embedding_distance"] for results in read.values())
+    reading = max(READINGS, key=lambda name: distances[name])
+    found = [System(run, stage, results, reading) for run, results in read.items() for stage in results["systems"]]
     if not found:
         raise ValueError("there is no run to compare: name a folder that has recipes.")
     first = found[0]
@@ -120,7 +130,7 @@ def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
             if base is system:
                 continue
             each = [_difference(one, other) for one, other in zip(system.each, base.each, strict=True)]
-            test = compare(ours, ours.predictions, answers[id(base)].predictions)
+            test = compare(ours, answers[id(base)])
             against[base.name] = test | {"std": _std(each), "each": each}
         rows.append(
             {

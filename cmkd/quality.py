@@ -167,15 +167,16 @@ def _expected_squares(residuals: torch.Tensor, label_variance: torch.Tensor) -> 
     return of_teacher + torch.where(variance.isnan(), mean, variance)
 
 
-def agreement_weights(fold_predictions: torch.Tensor, residual_spread: torch.Tensor) -> torch.Tensor:
+def agreement_weights(disagreement: torch.Tensor, residual_spread: torch.Tensor) -> torch.Tensor:
     r"""How far teachers that were trained on different folds agree on utterances that nobody rated.
 
-    With s_j the standard deviation of the K predictions of dimension j (divisor K), and sigma_j that of the teacher's
-    residuals where there are ratings, w = exp(-1/2 mean_j (s_j / sigma_j)^2), the mean being over the rated dimensions.
+    With s_j the standard deviation of their predictions of dimension j (divisor: the number of teachers), and sigma_j
+    that of the teacher's residuals where there are ratings, w = exp(-1/2 mean_j (s_j / sigma_j)^2), the mean being over
+    the rated dimensions.
     Full agreement gives 1, and a disagreement as large as the error that the teacher makes anyway exp(-1/2) = 0.61.
 
     Args:
-        fold_predictions: (K, n, dims), on the unit interval; K is at least 2.
+        disagreement: (n, dims), s, on the unit interval.
         residual_spread: (dims,), from `residual_std`; NaN in a dimension that nobody rated, which is left out.
 
     Returns:
@@ -184,16 +185,15 @@ def agreement_weights(fold_predictions: torch.Tensor, residual_spread: torch.Ten
     Raises:
         ValueError: the shapes do not fit, or no dimension has residuals above 0.
 
-    >>> agreement_weights(torch.tensor([[[0.5], [0.2]], [[0.5], [0.4]]]), torch.tensor([0.1]))
+    >>> agreement_weights(torch.tensor([[0.0], [0.1]]), torch.tensor([0.1]))
     tensor([1.0000, 0.6065])
     """
-    if fold_predictions.ndim != 3 or len(fold_predictions) < 2 or residual_spread.shape != fold_predictions.shape[2:]:
+    if disagreement.ndim != 2 or residual_spread.shape != disagreement.shape[1:]:
         raise ValueError(
-            f"fold_predictions {tuple(fold_predictions.shape)} must be (folds, n, dims) with 2 folds or more, and "
-            f"residual_spread {tuple(residual_spread.shape)} (dims,)."
+            f"disagreement {tuple(disagreement.shape)} must be (n, dims), and residual_spread "
+            f"{tuple(residual_spread.shape)} (dims,)."
         )
     rated = residual_spread > 0
     if not rated.any():
         raise ValueError(f"residual_spread={residual_spread.tolist()}: must be above 0 in at least one dimension.")
-    spread = fold_predictions[..., rated].std(0, correction=0) / residual_spread[rated]
-    return torch.exp(-spread.square().mean(-1) / 2)
+    return torch.exp(-(disagreement / residual_spread)[:, rated].square().mean(-1) / 2)

@@ -150,12 +150,10 @@ def test_labels_whose_noise_is_not_known_have_the_mean_of_those_known_and_none_a
 
 def test_teachers_that_agree_are_believed():
     """By the formula: a spread of half the residuals in one dimension, of all of them in another, the third unrated."""
-    predictions = torch.full((2, 3, 3), 0.5, dtype=torch.float64)
-    predictions[0, 1] += torch.tensor([0.05, 0.2, 0.7])  # standard deviations of 0.025, 0.1 and 0.35
-    predictions[1, 2, 2] = 0.9  # in a dimension without residuals
-    weights = agreement_weights(predictions, torch.tensor([0.05, 0.1, torch.nan], dtype=torch.float64))
+    disagreement = torch.tensor([[0.0, 0.0, 0.0], [0.025, 0.1, 0.35], [0.0, 0.0, 0.2]], dtype=torch.float64)
+    weights = agreement_weights(disagreement, torch.tensor([0.05, 0.1, torch.nan], dtype=torch.float64))
     assert weights.tolist() == pytest.approx([1.0, np.exp(-(0.5**2 + 1.0**2) / 4), 1.0])
-    with pytest.raises(ValueError, match=r"fold_predictions \(1, 3, 3\) must be \(folds, n, dims\) with 2"):
-        agreement_weights(predictions[:1], torch.ones(3))
+    with pytest.raises(ValueError, match=r"disagreement \(3, 3\) must be \(n, dims\), and residual_spread \(2,\)"):
+        agreement_weights(disagreement, torch.ones(2))
     with pytest.raises(ValueError, match="must be above 0 in at least one dimension"):
-        agreement_weights(predictions, torch.zeros(3))
+        agreement_weights(disagreement, torch.zeros(3))

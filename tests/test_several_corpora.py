@@ -164,19 +164,25 @@ def test_speech_without_labels_counts_as_far_as_the_teachers_of_the_folds_agree(
     train_distill.main([str(recipe)])
     run = recipe.parent / "run"
     judged = pq.read_table(run / "conditioning/unlabelled.parquet").to_pandas()
-    folds = [
-        pq.read_table(run / f"cross_fitting/{fold}_of_2/predictions/teacher_unlabelled.parquet").to_pandas()
+    answers = [
+        pq.read_table(run / f"cross_fitting/{fold}_of_2/predictions/teacher_test.parquet").to_pandas().set_index("id")
         for fold in (1, 2)
     ]
+    folds = [of_fold.loc[judged["id"]] for of_fold in answers]
     train = pq.read_table(run / "conditioning/train.parquet").to_pandas()
     exponent = np.zeros(UNRATED)
     for name in EMOTION_DIMENSIONS:
         spread = np.std([fold[f"predicted_{name}"] for fold in folds], axis=0)
         error = np.sqrt(np.nanmean(train[f"residual_{name}"] ** 2))
         exponent += (spread / error) ** 2 / len(EMOTION_DIMENSIONS)
-    assert all(list(fold["id"]) == list(judged["id"]) for fold in folds)
+    for of_fold in answers:  # beside this speech each has answered the speakers that it has not heard
+        assert set(judged["id"]) < set(of_fold.index) and of_fold.loc[
+            judged["id"], list(EMOTION_DIMENSIONS)
+        ].isna().all(axis=None)
     assert judged["weight"].to_numpy() == pytest.approx(judged["asr_confidence"] * np.exp(-exponent / 2), rel=1e-4)
     assert (judged["weight"] < 1).all()
     assert not list((run / "cross_fitting").rglob("*.safetensors"))
     train_distill.main([str(recipe), "--stages", "cts", "--overwrite"])
     assert pq.read_table(run / "conditioning/unlabelled.parquet").to_pandas()["weight"].equals(judged["weight"])
+    with pytest.raises(ValueError, match=r"Stage 'teacher' in '.*/1_of_2' was made with other .*\n.*corpus_version: '"):
+        train_distill.main([str(recipe), "--unlabelled_hours", "0.0005"])  # which these teachers have not answered

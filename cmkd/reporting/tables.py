@@ -412,7 +412,7 @@ def _paired(slot: _Slot, runs: Mapping[str, _Run | None], answers: Mapping[str, 
     if (slot.run.is_repeated or base.is_repeated) and slot.run.seeds != base.seeds:
         return {"against": slot.base, "reason": f"row {slot.base} has other seeds"}
     ours = answers[slot.number]
-    return {"against": slot.base} | compare(ours, ours.predictions, answers[slot.base].predictions)
+    return {"against": slot.base} | compare(ours, answers[slot.base])
 
 
 def _listed(seeds: Iterable[int]) -> str:

@@ -2,11 +2,12 @@
 
 On utterances that it was trained on a teacher is too good by memory, so that its residual (Eq. 8) says little about
 what it knows. Here the speakers of the training split are dealt out to K folds, and K further teachers are trained like
-the stage `teacher`, each without one fold, which it then answers.
+the stage `teacher`, each without one fold, which it then answers. Speech without labels, and an utterance of the
+training split without any rating, is answered by all of them and learned by none.
 
 ```
 <run>/cross_fitting/1_of_5/teacher/stage.json      a run folder of the stage teacher for each fold, without its model
-<run>/cross_fitting/1_of_5/predictions/teacher_test.parquet   its answers to the utterances that were held out
+<run>/cross_fitting/1_of_5/predictions/teacher_test.parquet   its answers to what it has not learned from
 ```
 
 The folds belong to the run that has the teacher: students with a `teacher_run` find them there.
@@ -16,13 +17,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from cmkd.corpora.schema import Corpus
+from cmkd.corpora.sources import UNLABELLED, alike
 from cmkd.features.labels import unit_interval_labels
 from cmkd.json_files import read_json
 from cmkd.runs.recipe import Recipe
@@ -34,20 +36,24 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 class Fold(Corpus):
     """A corpus of which a part of the training split is held out, as its split test.
 
+    Its version is that of the corpus, and of the speech without labels that it answers, if there is any.
+
     Args:
-        whole (`DatasetDict`): The corpus, with its report.
-        held_out (`np.ndarray`): Which utterances of its training split are held out, a truth value for each.
-        unseen (`np.ndarray`): Which are answered besides, and not learned from either, a truth value for each.
+        corpus (`DatasetDict`): The corpus, with its report.
+        whole (`Dataset`): Its training split, with its speech without labels behind it.
+        learned (`np.ndarray`): Which utterances of `whole` are learned from, a truth value for each; the others are
+            answered.
     """
 
-    def __init__(self, whole: DatasetDict, held_out: np.ndarray, unseen: np.ndarray):
-        train = whole["train"]
-        answered = held_out | unseen
+    def __init__(self, corpus: DatasetDict, whole: Dataset, learned: np.ndarray):
         self.rows_of_whole = {
-            split: np.flatnonzero(chosen).tolist() for split, chosen in (("train", ~answered), ("test", answered))
+            split: np.flatnonzero(chosen).tolist() for split, chosen in (("train", learned), ("test", ~learned))
         }
-        splits = {split: train.select(rows) for split, rows in self.rows_of_whole.items()}
-        super().__init__(splits | {"validation": whole["validation"]}, whole.report)
+        splits = {split: whole.select(rows) for split, rows in self.rows_of_whole.items()}
+        report = corpus.report
+        if UNLABELLED in corpus:
+            report = replace(report, digest=f"{report.digest}-{report.unlabelled_version}")
+        super().__init__(splits | {"validation": corpus["validation"]}, report)
         self.whole = whole
 
 
@@ -87,26 +93,29 @@ def deal_out(speakers: Sequence[str], number: int) -> np.ndarray:
 def folds_of(corpus: DatasetDict, number: int) -> list[Fold]:
     """The corpus once for each fold.
 
-    Utterances without any rating are in no fold: all teachers answer them, and none learns from them.
+    Utterances without any rating, and those of the split unlabelled, are in no fold: all teachers answer them, and none
+    learns from them.
 
     Raises:
         ValueError: there are fewer speakers than folds, or without one of the folds a dimension has fewer than two
             different ratings.
     """
-    labels = unit_interval_labels(corpus["train"])
+    whole = alike([corpus[split] for split in ("train", UNLABELLED) if split in corpus])
+    labels = unit_interval_labels(whole)
     is_rated = ~np.isnan(labels).all(axis=1)
     fold_of = np.full(len(labels), -1)
-    speakers = np.array(corpus["train"]["speaker"], dtype=object)
+    speakers = np.array(whole["speaker"], dtype=object)
     fold_of[is_rated] = deal_out(list(speakers[is_rated]), number)
+    learned = [is_rated & (fold_of != fold) for fold in range(number)]
     for fold in range(number):
         for name, column in zip(EMOTION_DIMENSIONS, labels.T, strict=True):
-            ratings = column[is_rated & (fold_of != fold)]
+            ratings = column[learned[fold]]
             if not np.isnan(column).all() and len(np.unique(ratings[~np.isnan(ratings)])) < 2:
                 raise ValueError(
                     f"cross_fitting is {number}, but without fold {fold + 1} {name} has fewer than 2 different ratings "
                     "in the training split, from which no teacher can learn: give fewer folds, or null."
                 )
-    return [Fold(corpus, fold_of == fold, ~is_rated) for fold in range(number)]
+    return [Fold(corpus, whole, of_fold) for of_fold in learned]
 
 
 def fold_recipes(recipe: Recipe, complete: Collection[str]) -> list[Recipe]:
@@ -151,13 +160,11 @@ class CrossFitted:
     Attributes:
         predictions: (n, 3), on the unit interval; the mean over the teachers that answered.
         disagreement: (n, 3), their standard deviation (divisor: their number); 0 where one answered.
-        teachers: (n,), how many answered: one, or all of them for an utterance without any rating.
         seconds: what training all of them took.
     """
 
     predictions: np.ndarray
     disagreement: np.ndarray
-    teachers: np.ndarray
     seconds: float
 
 
@@ -183,11 +190,11 @@ def read_cross_fitted(teacher_run: Path, number: int, ids: Sequence[str]) -> Cro
     if missing:
         raise ValueError(
             f"{teacher_run / 'cross_fitting'} has no answer to {len(missing)} utterances, such as {missing[0]!r}: it "
-            "was made from another corpus; repeat the stage teacher with --overwrite."
+            "was made from another corpus, or with other speech without labels; repeat the stage teacher with the same "
+            "`corpus` and `unlabelled` and --overwrite, or give --cross_fitting null."
         )
     return CrossFitted(
         np.stack([np.mean(answers[identifier], axis=0) for identifier in ids]),
         np.stack([np.std(answers[identifier], axis=0) for identifier in ids]),
-        np.array([len(answers[identifier]) for identifier in ids]),
         seconds,
     )

@@ -9,7 +9,6 @@ from cmkd.processes import print_once, wait_for_all
 from cmkd.runs.cross_fitting import fold_recipes, folds_of, keep_answers
 from cmkd.runs.folder import complete_stages
 from cmkd.runs.recipe import Recipe
-from cmkd.runs.unlabelled import answer_unlabelled
 from cmkd.stages import TEACHER
 
 RunStage = Callable[[str, Recipe, Corpus, set[str], dict[str, str]], None]
@@ -27,12 +26,12 @@ def cross_fit(recipe: Recipe, corpus: Corpus, complete: set[str], commits: dict[
         commits: of the encoders, by the names of `cmkd.stages.ENCODERS`.
         run_stage: trains a stage of a run: its name, recipe, corpus, complete stages and commits.
     """
-    folds = fold_recipes(recipe, complete)
-    finished = [complete_stages(fold, corpus.report.version, commits) for fold in folds]
+    recipes = fold_recipes(recipe, complete)
+    folds = list(zip(recipes, folds_of(corpus, len(recipes)), strict=True)) if recipes else []
+    finished = [complete_stages(training, fold.report.version, commits) for training, fold in folds]
     wait_for_all("read the folds")
-    for number, fold in enumerate(folds):
+    for number, (training, fold) in enumerate(folds):
         print_once(f"\nfold {number + 1} of {len(folds)}")
-        run_stage(TEACHER, fold, folds_of(corpus, len(folds))[number], finished[number], commits)
-        answer_unlabelled(fold, corpus)
+        run_stage(TEACHER, training, fold, finished[number], commits)
         if PartialState().is_main_process:
-            keep_answers(fold)
+            keep_answers(training)

@@ -170,7 +170,7 @@ def check_teachers(recipe: Recipe, corpus: DatasetDict, commits: dict[str, str])
     if recipe.quality == "label_noise":
         label_variance(corpus["train"])
     if recipe.cross_fitting is not None:
-        folds_of(corpus, recipe.cross_fitting)
+        version = folds_of(corpus, recipe.cross_fitting)[0].report.version
         for training in recipe.trainings:
             for fold in fold_recipes(training, complete=()):
-                complete_stages(fold, corpus.report.version, commits)
+                complete_stages(fold, version, commits)

@@ -26,13 +26,13 @@ from cmkd.corpora.schema import SPLITS
 from cmkd.formats import with_version
 from cmkd.json_files import read_json, write_json
 from cmkd.runs.folder import mean_ccc
-from cmkd.scoring.confidence import ccc_interval
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import (
+    by_corpus,
     compare,
     compare_by_corpus,
     describe_confidence,
-    intervals_by_corpus,
+    interval_of,
     pairs_to_compare,
 )
 from cmkd.stages import STAGES
@@ -104,20 +104,19 @@ def gather_seeds(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
         }
         for stage, answer in answers.items():
             each = [other["systems"][stage][split] for other in runs]
-            interval = ccc_interval(answer.labels, answer.predictions, answer.speakers)
-            systems[stage][split] = _over_seeds(each) | {"interval": interval}
+            systems[stage][split] = _over_seeds(each) | {"interval": interval_of(answer)}
             if answer.corpora:
                 systems[stage][split]["by_corpus"] = {
-                    name: _over_seeds([one["by_corpus"][name] for one in each]) | {"interval": of_corpus}
-                    for name, of_corpus in intervals_by_corpus(answer).items()
+                    name: _over_seeds([one["by_corpus"][name] for one in each]) | {"interval": interval_of(part)}
+                    for name, part in by_corpus(answer).items()
                 }
             speakers[split] = answer.speakers
         for system, baseline in pairs_to_compare(split, answers):
             differences = [
                 _difference(*(other["systems"][name][split]["ccc"] for name in (system, baseline))) for other in runs
             ]
-            pair = answers[system].predictions, answers[baseline].predictions
-            comparison = compare(answers[system], *pair) | compare_by_corpus(answers[system], *pair)
+            pair = answers[system], answers[baseline]
+            comparison = compare(*pair) | compare_by_corpus(*pair)
             names = {"system": system, "baseline": baseline, "split": split}
             comparisons.append(names | comparison | {"std": _summary(stdev, differences), "each": differences})
     results: dict[str, Any] = {

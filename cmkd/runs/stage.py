@@ -81,7 +81,7 @@ def build_model(
 def split_columns(
     model: Any, corpus: DatasetDict, split: str, rows: Dataset, feature_extractor: Any, tokenizer: Any, recipe: Recipe
 ) -> dict[str, Any]:
-    """[`input_columns`] of the rows of a split; of a fold they are chosen from what is stored for all that is rated.
+    """[`input_columns`] of the rows of a split; of a fold they are chosen from what is stored for all its rows.
 
     Args:
         corpus: that of the run, or a fold of it.
@@ -89,7 +89,7 @@ def split_columns(
         model, rows, feature_extractor, tokenizer, recipe: as for [`input_columns`].
     """
     if isinstance(corpus, Fold) and split in corpus.rows_of_whole:
-        whole = input_columns(model, corpus.whole["train"], feature_extractor, tokenizer, recipe)
+        whole = input_columns(model, corpus.whole, feature_extractor, tokenizer, recipe)
         return {name: ChosenRows(column, corpus.rows_of_whole[split]) for name, column in whole.items()}
     return input_columns(model, rows, feature_extractor, tokenizer, recipe)
 

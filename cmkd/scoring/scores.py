@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cmkd.scoring.confidence import LEVEL, PERMUTATIONS, SEED, ccc_interval, paired_test
-from cmkd.scoring.evaluation import Predictions, evaluate_by_corpus, evaluate_predictions
+from cmkd.scoring.evaluation import Predictions, evaluate_predictions
 from cmkd.spelling import enumerated
 from cmkd.stages import COMPARISONS, STAGES
 
@@ -47,19 +47,16 @@ def score_systems(predictions: Mapping[str, Mapping[str, Predictions]]) -> dict[
     for split, answers in predictions.items():
         if not answers:
             continue
-        first = _same_utterances(split, answers)
-        speakers[split] = first.speakers
+        speakers[split] = _same_utterances(split, answers).speakers
         for system, answer in answers.items():
-            scores = evaluate_predictions(answer.predictions, answer.labels)
-            scores["interval"] = ccc_interval(answer.labels, answer.predictions, answer.speakers)
-            scores["by_gender"] = _by_gender(answer)
+            scores = _with_interval(answer) | {"by_gender": _by_gender(answer)}
             if answer.corpora:
-                scores["by_corpus"] = _by_corpus(answer)
+                scores["by_corpus"] = {name: _with_interval(part) for name, part in by_corpus(answer).items()}
             systems.setdefault(system, {})[split] = scores
         for system, baseline in pairs_to_compare(split, answers):
-            pair = answers[system].predictions, answers[baseline].predictions
+            pair = answers[system], answers[baseline]
             names = {"system": system, "baseline": baseline, "split": split}
-            comparisons.append(names | compare(first, *pair) | compare_by_corpus(first, *pair))
+            comparisons.append(names | compare(*pair) | compare_by_corpus(*pair))
     order = [system for answers in predictions.values() for system in answers]
     return {
         "systems": {system: systems[system] for system in dict.fromkeys(order)},
@@ -75,40 +72,41 @@ def pairs_to_compare(split: str, systems: Collection[str]) -> list[tuple[str, st
     return [(system, baseline) for system, baseline in COMPARISONS if system in systems and baseline in systems]
 
 
-def compare(answers: Predictions, predictions: np.ndarray, others: np.ndarray) -> dict[str, dict[str, Any]]:
+def compare(ours: Predictions, others: Predictions) -> dict[str, dict[str, Any]]:
     """The result of `cmkd.paired_test` for two systems, by field and dimension: `{"p": {"activation": …, …}, …}`.
 
     Args:
-        answers: the answers whose labels and speakers are used.
-        predictions: (n, 3) or (m, n, 3), those of the system.
-        others: the same for the system to compare with.
+        ours: the answers of the system, of one seed or of several.
+        others: those of the system to compare with, to the same utterances.
     """
-    tests = paired_test(answers.labels, predictions, others, answers.speakers)
+    tests = paired_test(ours.labels, ours.predictions, others.predictions, ours.speakers)
     return {
         field: {dimension: entry and entry[field] for dimension, entry in tests.items()}
         for field in ("difference", "interval", "p", "smallest_p")
     }
 
 
-def compare_by_corpus(answers: Predictions, predictions: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+def compare_by_corpus(ours: Predictions, others: Predictions) -> dict[str, Any]:
     """The same for the utterances of each corpus, as `{"by_corpus": {name: …}}`; empty where there is one corpus."""
-    if not answers.corpora:
+    if not ours.corpora:
         return {}
-    parts = {name: _of_corpus(answers, name) for name in dict.fromkeys(answers.corpora)}
-    names = np.array(answers.corpora)
-    return {
-        "by_corpus": {
-            name: compare(part, predictions[..., names == name, :], others[..., names == name, :])
-            for name, part in parts.items()
-        }
-    }
+    parts = by_corpus(others)
+    return {"by_corpus": {name: compare(part, parts[name]) for name, part in by_corpus(ours).items()}}
 
 
-def _of_corpus(answer: Predictions, name: str) -> Predictions:
-    """The answers to the utterances of one corpus."""
-    rows = [row for row, corpus in enumerate(answer.corpora) if corpus == name]
-    ids, speakers, genders = ([values[row] for row in rows] for values in (answer.ids, answer.speakers, answer.genders))
-    return Predictions(ids, answer.predictions[..., rows, :], answer.labels[rows], speakers, genders)
+def by_corpus(answer: Predictions) -> dict[str, Predictions]:
+    """The answers to the utterances of each corpus by its name, in the order in which they come; of several corpora."""
+    parts = {}
+    for name in dict.fromkeys(answer.corpora):
+        rows = [row for row, corpus in enumerate(answer.corpora) if corpus == name]
+        ids, speakers, genders = ([of[row] for row in rows] for of in (answer.ids, answer.speakers, answer.genders))
+        parts[name] = Predictions(ids, answer.predictions[..., rows, :], answer.labels[rows], speakers, genders)
+    return parts
+
+
+def interval_of(answer: Predictions) -> dict[str, list[float] | None]:
+    """The result of `cmkd.ccc_interval` for a system."""
+    return ccc_interval(answer.labels, answer.predictions, answer.speakers)
 
 
 def describe_confidence(speakers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -197,16 +195,8 @@ def _same_utterances(split: str, answers: Mapping[str, Predictions]) -> Predicti
     return first
 
 
-def _by_corpus(answer: Predictions) -> dict[str, Any]:
-    by_corpus = evaluate_by_corpus(answer.predictions, answer.labels, answer.corpora)
-    intervals = intervals_by_corpus(answer)
-    return {name: scores | {"interval": intervals[name]} for name, scores in by_corpus.items()}
-
-
-def intervals_by_corpus(answer: Predictions) -> dict[str, dict[str, list[float] | None]]:
-    """The result of `cmkd.ccc_interval` for the utterances of each corpus."""
-    parts = {name: _of_corpus(answer, name) for name in dict.fromkeys(answer.corpora)}
-    return {name: ccc_interval(part.labels, part.predictions, part.speakers) for name, part in parts.items()}
+def _with_interval(answer: Predictions) -> dict[str, Any]:
+    return evaluate_predictions(answer.predictions, answer.labels) | {"interval": interval_of(answer)}
 
 
 def _by_gender(answer: Predictions) -> dict[str, Any]:
