@@ -19,7 +19,8 @@ class Part(nn.Module):
         super().__init__()
         self.encoder = nn.Module()
         self.encoder.config = PreTrainedConfig()
-        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.scale = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+        self.trained = nn.Parameter(torch.tensor(0.0))  # as the layers above the frozen part, and the layers' weights
         self.calls = 0
 
     def run(self, inputs):

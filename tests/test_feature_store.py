@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from small_models import WAVEFORM_CONFIGS, student
 from stored_features import Part, check, load, make_inputs, make_rows
 
 from cmkd.features import store as feature_store
-from cmkd.features.store import StoredFeatures, cut_into_files
+from cmkd.features.store import FrozenPart, Storage, StoredFeatures, audio_keys, cut_into_files, frozen_features
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,10 @@ def test_computed_once_for_what_they_depend_on(tmp_path):
     check(load(tmp_path, part, rows=rows))
     check(load(tmp_path, part, rows=rows))
     assert part.calls == 5
+    with torch.no_grad():
+        part.trained.fill_(1.0)  # which no stored output depends on, as after a stage of training
+    check(load(tmp_path, part, rows=rows))
+    assert part.calls == 5
     load(tmp_path, part, rows=rows, settings="b")
     assert part.calls == 10
     with torch.no_grad():
@@ -43,6 +48,25 @@ def test_computed_once_for_what_they_depend_on(tmp_path):
     part.encoder.config.hidden_act = "relu"
     load(tmp_path, part, rows=rows)
     assert part.calls == 21
+
+
+def test_a_trained_model_finds_what_was_stored_before_its_training(tmp_path):
+    """A real student: neither its top layer nor how much each layer counts changes the output of the layers below."""
+    model = student(WAVEFORM_CONFIGS["hubert"], num_trainable_layers=1, use_weighted_layer_sum=True)
+    part = FrozenPart(model.speech_encoder, model.extract_speech_features, "a", "speech")
+    rows, inputs = make_rows(tmp_path, 1), [torch.zeros(1000)]
+    frozen_features(rows, inputs, audio_keys(rows), part, Storage(tmp_path / "cache"))
+    (before,) = files(tmp_path)
+    with torch.no_grad():
+        model.speech_encoder.layer_weights += 1
+        for parameter in model.speech_encoder.layers[-1].parameters():
+            parameter += 1
+    frozen_features(rows, inputs, audio_keys(rows), part, Storage(tmp_path / "cache"))
+    assert files(tmp_path) == [before]
+    with torch.no_grad():
+        next(model.speech_encoder.layers[0].parameters()).add_(1)
+    frozen_features(rows, inputs, audio_keys(rows), part, Storage(tmp_path / "cache"))
+    assert len(files(tmp_path)) == 2
 
 
 def test_folds_and_splits_share_what_they_have_in_common(tmp_path):

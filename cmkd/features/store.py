@@ -304,9 +304,11 @@ def _size_beside(folder: Path, paths: set[Path]) -> int:
 def _digest(encoder: Any, settings: Any) -> str:
     config = {key: value for key, value in encoder.encoder.config.to_dict().items() if key != "_name_or_path"}
     digest = hashlib.sha256(repr((settings, config, code_version())).encode())
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     for key, tensor in sorted(encoder.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(_bytes(tensor))
+        if key not in trained:  # layers above the frozen part, and how much each layer counts
+            digest.update(key.encode())
+            digest.update(_bytes(tensor))
     return digest.hexdigest()[:16]
 
 
