@@ -312,6 +312,9 @@ def test_int8_and_fp16_are_what_their_files_hold(exported):
     large = [tensor for tensor in kinds["fp16"].initializer if np.prod(tensor.dims) >= 1024]
     assert large and {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
     assert kinds["int8-activations"].input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in kinds["int8-activations"].initializer]
+    columns = [np.abs(weight.astype(int)).max(0) for weight in weights if weight.dtype == np.int8 and weight.ndim == 2]
+    assert columns and all((largest == 127).all() for largest in columns)  # each has a scale of its own, and 8 bits
 
 
 def test_convolutions_are_the_same_as_products(exported):
