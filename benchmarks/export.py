@@ -54,11 +54,11 @@ def derived_labels(data: Path) -> dict[str, tuple[float, float]]:
     return labels
 
 
-def read_clips(data: Path, count: int, actors: range) -> tuple[list[np.ndarray], np.ndarray]:
-    """So many clips of these actors, and their labels (clips, 3), NaN for dominance."""
+def read_clips(data: Path, count: int, actors: range, left_out: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
+    """So many clips of these actors, and their labels (clips, 3), NaN for dominance; the first ones may be left out."""
     labels = derived_labels(data)
     names = sorted(name for name in labels if int(name[:4]) in actors and (data / f"AudioOpus/{name}.opus").exists())
-    names = [names[index] for index in np.random.default_rng(0).permutation(len(names))[:count]]
+    names = [names[index] for index in np.random.default_rng(0).permutation(len(names))[left_out:][:count]]
     waves = [read_audio(data / f"AudioOpus/{name}.opus", RATE) for name in names]
     return waves, np.array([[*labels[name], np.nan] for name in names])
 
@@ -165,10 +165,12 @@ def costs(found: Mapping[str, dict[str, Any]], labels: np.ndarray) -> dict[str, 
     return table
 
 
-def on_voices(data: Path, encoder: Path, train_clips: int, test_clips: int, epochs: int) -> dict[str, Any]:
+def on_voices(
+    data: Path, encoder: Path, train_clips: int, test_clips: int, left_out: int, epochs: int
+) -> dict[str, Any]:
     waves, labels = read_clips(data, train_clips, range(1001, 1071))
     model = train_student(encoder, waves, labels, epochs)
-    waves, labels = read_clips(data, test_clips, range(1071, 1092))
+    waves, labels = read_clips(data, test_clips, range(1071, 1092), left_out)
     order = sorted(range(len(waves)), key=lambda row: len(waves[row]))
     batches = [[waves[row] for row in order[first : first + BATCH]] for first in range(0, len(order), BATCH)]
     with tempfile.TemporaryDirectory() as temporary:
@@ -184,6 +186,7 @@ def on_voices(data: Path, encoder: Path, train_clips: int, test_clips: int, epoc
         "encoder": "/".join(encoder.parts[-2:]),
         "train_clips": train_clips,
         "test_clips": len(waves),
+        "test_clips_left_out": left_out,
         "systems": table,
     }
 
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the JSON file")
     parser.add_argument("--train_clips", type=int, default=1200)
     parser.add_argument("--test_clips", type=int, default=400)
+    parser.add_argument("--left_out", type=int, default=0, help="the first test clips, which a choice was made on")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--hubert_batches", type=int, default=5, help="of HuBERT Base; 0 leaves it out")
     arguments = parser.parse_args()
@@ -225,7 +229,8 @@ def main() -> None:
         before = read_json(arguments.output, "remove it.")
         report = before | report | {"voices": before["voices"]}
     for encoder in arguments.encoders:
-        found = on_voices(arguments.data, encoder, arguments.train_clips, arguments.test_clips, arguments.epochs)
+        numbers = arguments.train_clips, arguments.test_clips, arguments.left_out, arguments.epochs
+        found = on_voices(arguments.data, encoder, *numbers)
         others = [entry for entry in report["voices"] if entry["encoder"] != found["encoder"]]
         report["voices"] = sorted([*others, found], key=lambda entry: str(entry["encoder"]))
         say(report, arguments.output)

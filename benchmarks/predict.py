@@ -1,12 +1,16 @@
 """What `cmkd predict` costs, with and without Ray, and what 100,000 hours would take at the rates that were measured.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.predict --minutes 40 120 --repeats 1 --output docs/results/predict.json
+    python -m benchmarks.predict --minutes 30 90 --repeats 1 --output docs/results/predict.json
 
 Calls of 2 to 12 s as flac, noise because a model's cost does not depend on what is said, are scored by a student with
-random heads on the demo's encoder: a small network, so that everything else counts as much as it can. Each engine runs
-on two amounts, one after the other and alternating; the difference is the rate, and what is left at nothing is the
-fixed cost (Python, libraries, the model, a cluster). Both have one model, of OMP_NUM_THREADS threads, and one process
-that reads; Ray runs on a cluster of this machine, which the model has all CPUs of.
+random heads on the demo's encoder: a small network, so that everything else counts as much as it can. Each way runs on
+two amounts, one after the other and alternating; the difference is the rate, and what is left at nothing is the fixed
+cost (Python, libraries, the model, a cluster). Each has all CPUs of this machine:
+
+- `plain`: one command, as it is given: a model of as many threads as there are CPUs, and one process that reads.
+- `processes`: the same command once for each CPU, at the same time, with OMP_NUM_THREADS=1: they share the work.
+- `ray`: a cluster of this machine, with a model of one thread for each CPU, as is the default.
+
 What 100,000 hours take is Ray's rate for each CPU of this machine, times the CPUs of a cluster; of HuBERT Base it is
 the CPU time for each second of sound that benchmarks/inference.py has measured.
 """
@@ -33,7 +37,7 @@ from cmkd.json_files import read_json, write_json
 RATE = 16000
 HOURS = 100_000
 CPUS = (64, 1024)
-ENGINES = {"plain": ["--readers", "1"], "ray": ["--engine", "ray"]}
+WAYS = ("plain", "processes", "ray")
 
 
 def write_calls(folder: Path, minutes: float) -> float:
@@ -49,13 +53,27 @@ def write_calls(folder: Path, minutes: float) -> float:
     return (minutes * 60 - left) / 3600
 
 
-def measure(engine: str, calls: Path, model: Path, folder: Path) -> float:
-    """Seconds that the command takes."""
+def measure(way: str, calls: Path, model: Path, folder: Path) -> float:
+    """Seconds that it takes until all is scored and written."""
     output = Path(tempfile.mkdtemp(dir=folder))
     command = [sys.executable, "-m", "cmkd", "predict", str(calls), "--model", str(model), "--output", str(output)]
+    command += ["--summary", "false", *(["--engine", "ray"] if way == "ray" else [])]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if way == "processes":
+        environment["OMP_NUM_THREADS"] = "1"
     begun = time.monotonic()
-    subprocess.run([*command, "--summary", "false", *ENGINES[engine]], check=True, capture_output=True, cwd=ROOT)
+    running = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(cpus() if way == "processes" else 1)
+    ]
+    for process in running:
+        if process.wait():
+            raise subprocess.CalledProcessError(process.returncode, command)
     return time.monotonic() - begun
+
+
+def cpus() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def line(hours: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
@@ -66,7 +84,7 @@ def line(hours: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, nargs=2, default=(40, 120))
+    parser.add_argument("--minutes", type=float, nargs=2, default=(30, 90))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -74,31 +92,26 @@ def main() -> None:
         folder = Path(name)
         save_student("demo", folder / "model")
         hours = [write_calls(folder / f"{minutes:g}", minutes) for minutes in options.minutes]
-        seconds: dict[str, list[list[float]]] = {engine: [[], []] for engine in ENGINES}
+        seconds: dict[str, list[list[float]]] = {way: [[], []] for way in WAYS}
         for _ in range(options.repeats):
             for place, minutes in enumerate(options.minutes):
-                for engine in ENGINES:
-                    taken = measure(engine, folder / f"{minutes:g}", folder / "model", folder)
-                    seconds[engine][place].append(taken)
-                    print(f"{engine}, {minutes:g} minutes: {taken:.1f} s", flush=True)
+                for way in WAYS:
+                    taken = measure(way, folder / f"{minutes:g}", folder / "model", folder)
+                    seconds[way][place].append(taken)
+                    print(f"{way}, {minutes:g} minutes: {taken:.1f} s", flush=True)
     results: dict[str, Any] = {
-        "machine": {"cpus": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()[0]},
+        "machine": {"cpus": cpus(), "processor": platform.machine()},
         "hours": hours,
         "seconds": seconds,
-        "engines": {
-            engine: line(hours, [statistics.median(runs) for runs in taken]) for engine, taken in seconds.items()
-        },
+        "ways": {way: line(hours, [statistics.median(runs) for runs in taken]) for way, taken in seconds.items()},
     }
-    results["ray_by_plain"] = (
-        results["engines"]["ray"]["times_real_time"] / results["engines"]["plain"]["times_real_time"]
-    )
     base = read_json(ROOT / "docs/results/inference.json", "run benchmarks/inference.py.")
     rates = {
-        "demo student": results["engines"]["ray"]["times_real_time"] / results["machine"]["cpus"],
+        "demo student": results["ways"]["ray"]["times_real_time"] / cpus(),
         "HuBERT Base": 1 / base["hubert_base"]["cmkd"]["real_time_factor"],
     }
     results["days_for_100_000_hours"] = {
-        f"{name}, {cpus} CPUs": HOURS / rate / cpus / 24 for name, rate in rates.items() for cpus in CPUS
+        f"{name}, {number} CPUs": HOURS / rate / number / 24 for name, rate in rates.items() for number in CPUS
     }
     write_json(options.output, results)
     print(json.dumps({key: value for key, value in results.items() if key != "seconds"}, indent=2))

@@ -1,21 +1,24 @@
 """Training the paper's row 12 at real size: ours against the straightforward recipe.
 
-    python -m benchmarks.train_speed --batch_size 16 --output docs/results/train_speed.json
+    python -m benchmarks.train_speed --steps 2 1 --output docs/results/train_speed.json
 
 HuBERT Base student with its top 6 layers trained, HuBERT Large + BERT Base teacher, random weights, noise of durations
 as in podcasts (2 to 12 s, 5.9 on average). Straightforward is: the same models and losses, batches in random order
-padded to the longest, the teacher run in every step, nothing stored. Ours: batches of similar length, the output of the
-student's frozen layers and the teacher's embeddings stored beforehand. On a GPU both run in bf16 autocast.
+padded to the longest, the teacher run in every step, nothing stored; a step is made of `--accumulate` such batches, as
+one of 32 would take more than 24 GB. Ours: one batch of similar length for each step, the output of the student's
+frozen layers and the teacher's embeddings stored beforehand. On a GPU both run in bf16 autocast.
 
 The steps are some of those of an epoch of `CORPUS` utterances: of the straightforward ones, which are in random order,
 the first; of ours, which differ in length, those at equal distances from the shortest to the longest. Steps of both
 alternate. Everything is counted per second of real audio; an utterance is one of average length. A few random batches
 have more or less padding than an epoch, so the time of an epoch is that of a padded second in these steps, times all
-padded seconds of the epoch. What is stored beforehand is measured on the utterances of our steps.
+padded seconds of the epoch. What is stored beforehand is measured on the utterances of our steps, and of the teacher
+on `TAUGHT` of them.
 
-Memory is the peak of the process during a pass, with both networks loaded; ours could drop the teacher by then.
-Arithmetic is what torch's FlopCounterMode counts (matrix products, convolutions, attention; on a CPU the GRU too) per
-second of real audio, compared with a matrix product of 4096 x 4096 on the same machine in the same run.
+Memory is the peak of the process during a step, with both networks loaded; ours could drop the teacher by then.
+Arithmetic is what torch's FlopCounterMode counts (matrix products, convolutions, attention; on a CPU the GRU too) for
+two rows as long as the longest of a batch, times its rows, which also warms up. It is given per second of real audio,
+and compared with a matrix product of 4096 x 4096 on the same machine in the same run.
 """
 
 import argparse
@@ -49,6 +52,7 @@ RATE = 16000
 WORDS_PER_SECOND = 2.5
 CORPUS = 4096
 EPOCHS = 50
+TAUGHT = 8
 TRAIN_UTTERANCES = 34_280  # of MSP-Podcast 1.6
 
 
@@ -118,10 +122,10 @@ def padding(durations: np.ndarray, steps: Iterable[Sequence[int]]) -> float:
     return float(1 - real / held)
 
 
-def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
+def main(numbers: tuple[int, int], batch_size: int, accumulate: int, output: Path) -> None:
     device = PartialState(cpu=not torch.cuda.is_available()).device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    speech_encoder_cmkd.ROWS_AT_A_TIME = batch_size  # the straightforward recipe pads all to the longest
+    speech_encoder_cmkd.ROWS_AT_A_TIME = batch_size  # the straightforward recipe pads all of a batch to the longest
     durations = podcast()
     steps = steps_to_measure(durations, batch_size, *numbers)
     ours = [index for step in steps["ours"] for index in step]
@@ -145,12 +149,15 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
         with autocast():
             return teacher(**batch).embeddings
 
-    def update(inputs: dict[str, torch.Tensor], targets: torch.Tensor, taught: torch.Tensor) -> None:
+    def learn(inputs: dict[str, torch.Tensor], targets: torch.Tensor, taught: torch.Tensor, batches: int) -> None:
+        """Adds the gradient of one of the batches of a step."""
         with autocast():
             outputs = student(**inputs)
         distance = embedding_distance(outputs.embeddings, taught, "norm")
         loss = ccc_loss(outputs.logits, targets) + 30 * weighted_mean(distance, torch.ones_like(distance))
-        loss.backward()
+        (loss / batches).backward()
+
+    def update() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
@@ -158,10 +165,24 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
         return {name: value.to(device) for name, value in batch.items()}
 
     def straightforward_step(step: list[int]) -> None:
-        batch = move(collate_utterances([{"input_values": waves[i], "input_ids": words[i]} for i in step]))
-        taught = teach(batch)
-        speech = {name: batch[name] for name in ("input_values", "attention_mask")}
-        update(speech, labels[step].to(device), taught)
+        batches = in_batches(step)
+        for rows in batches:
+            batch = move(collate_utterances([{"input_values": waves[i], "input_ids": words[i]} for i in rows]))
+            taught = teach(batch)
+            speech = {name: batch[name] for name in ("input_values", "attention_mask")}
+            learn(speech, labels[rows].to(device), taught, len(batches))
+        update()
+
+    def in_batches(step: list[int]) -> list[list[int]]:
+        size = batch_size // accumulate
+        return [step[start : start + size] for start in range(0, len(step), size)]
+
+    def arithmetic(step_of: Callable[[list[int]], None], batch: list[int]) -> float:
+        """FLOP of a batch, all of whose rows are padded to the longest."""
+        longest = sorted(batch, key=lambda index: -durations[index])[:2]
+        with FlopCounterMode(display=False) as counter:
+            step_of(longest)
+        return counter.get_total_flops() / len(longest) * len(batch)
 
     with tempfile.TemporaryDirectory() as cache:
         rows = Dataset.from_dict({"id": [str(index) for index in ours], "duration": durations[ours].tolist()})
@@ -170,44 +191,51 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
         student_seconds, stored = seconds(device, lambda: frozen_features(*inputs, part, Storage(Path(cache))))
         bytes_on_disk = sum(file.stat().st_size for file in Path(cache).rglob("*.safetensors"))
         place = {index: row for row, index in enumerate(ours)}
+        chosen = ours[:: len(ours) // TAUGHT][:TAUGHT]
 
-        def run_teacher(step: list[int]) -> torch.Tensor:
-            alone = [move(collate_utterances([{"input_values": waves[i], "input_ids": words[i]}])) for i in step]
+        def run_teacher() -> torch.Tensor:
+            alone = [move(collate_utterances([{"input_values": waves[i], "input_ids": words[i]}])) for i in chosen]
             return torch.cat([teach(batch) for batch in alone]).float().cpu()
 
-        middle = steps["ours"][len(steps["ours"]) // 2]
-        teacher_seconds, taught = seconds(device, lambda: run_teacher(middle))
+        teacher_seconds, taught = seconds(device, run_teacher)
 
         def our_step(step: list[int]) -> None:
             features = [{"speech_features": stored[place[index]]} for index in step]
-            update(move(collate_utterances(features)), labels[step].to(device), taught.to(device))
+            by_teacher = taught[[index % len(taught) for index in range(len(step))]]  # what it says costs nothing
+            learn(move(collate_utterances(features)), labels[step].to(device), by_teacher.to(device), 1)
+            update()
 
-        run = {"ours": our_step, "straightforward": straightforward_step}
-        flops, memory, warm = {}, {}, {}
-        for name, step_of in run.items():
-            warm[name] = steps[name] if name == "ours" else steps[name][:1]
-            forget_peak_memory(device)
-            with FlopCounterMode(display=False) as counter:
-                for step in warm[name]:  # to warm up, and to count
-                    step_of(step)
-            audio = durations[[index for step in warm[name] for index in step]].sum()
-            flops[name] = counter.get_total_flops() / audio
-            memory[name] = peak_memory(device)
+        steps_of = {"ours": our_step, "straightforward": straightforward_step}
+        batches = {
+            "ours": steps["ours"],
+            "straightforward": [batch for step in steps["straightforward"] for batch in in_batches(step)],
+        }
+        flops = {}
+        for name, of_system in batches.items():
+            audio = sum(durations[batch].sum() for batch in of_system)
+            flops[name] = sum(arithmetic(steps_of[name], batch) for batch in of_system) / audio
         times: dict[str, list[float]] = {"ours": [], "straightforward": []}
+        memory = dict.fromkeys(times, 0.0)
+
+        def measure(name: str, step: list[int]) -> None:
+            forget_peak_memory(device)
+            times[name].append(seconds(device, lambda: steps_of[name](step))[0])
+            memory[name] = max(memory[name], peak_memory(device))
+
         share = len(steps["ours"]) // len(steps["straightforward"])
         for position, theirs in enumerate(steps["straightforward"]):
             for step in steps["ours"][position * share : (position + 1) * share]:
-                times["ours"].append(seconds(device, lambda step=step: our_step(step))[0])
-            times["straightforward"].append(seconds(device, lambda step=theirs: straightforward_step(step))[0])
+                measure("ours", step)
+            measure("straightforward", theirs)
     peak = matrix_product_peak(device, dtype)
     epochs = {
         "ours": StepSampler(CORPUS, batch_size, 0, durations),
-        "straightforward": StepSampler(CORPUS, batch_size, 0),
+        "straightforward": [batch for step in StepSampler(CORPUS, batch_size, 0) for batch in in_batches(list(step))],
     }
     found = {}
     for name, of_steps in times.items():
         measured = [index for step in steps[name] for index in step]
-        here, in_epoch = padding(durations, steps[name]), padding(durations, epochs[name])
+        here, in_epoch = padding(durations, batches[name]), padding(durations, epochs[name])
         rate = float(durations[measured].sum() / sum(of_steps) / durations.mean())
         found[name] = {
             "steps": len(of_steps),
@@ -221,12 +249,13 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
         }
     average = float(durations.mean())
     student_once = student_seconds / durations[ours].sum() * average
-    teacher_once = teacher_seconds / durations[middle].sum() * average
+    teacher_once = teacher_seconds / durations[chosen].sum() * average
     once = student_once + teacher_once
     our, their = (1 / found[name]["utterances_per_second"] for name in ("ours", "straightforward"))
     result = {
         "what": "random weights, noise of durations as in podcasts; epochs are extrapolated from these steps",
         "batch_size": batch_size,
+        "straightforward_batches_a_step": accumulate,
         "versions": versions(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "dtype": str(dtype).removeprefix("torch."),
@@ -256,7 +285,8 @@ def main(numbers: tuple[int, int], batch_size: int, output: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs=2, default=[2, 2], metavar=("OURS", "STRAIGHTFORWARD"))
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=32, help="utterances of a step")
+    parser.add_argument("--accumulate", type=int, default=2, help="batches of a step of the straightforward recipe")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    main(tuple(options.steps), options.batch_size, options.output)
+    main(tuple(options.steps), options.batch_size, options.accumulate, options.output)

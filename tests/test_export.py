@@ -312,6 +312,33 @@ def test_int8_and_fp16_are_what_their_files_hold(exported):
     large = [tensor for tensor in kinds["fp16"].initializer if np.prod(tensor.dims) >= 1024]
     assert large and {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
     assert kinds["int8-activations"].input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in kinds["int8-activations"].initializer]
+    columns = [np.abs(weight.astype(int)).max(0) for weight in weights if weight.dtype == np.int8 and weight.ndim == 2]
+    assert columns and all((largest == 127).all() for largest in columns)  # each has a scale of its own, and 8 bits
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "file", "warns"),
+    [
+        ("x86_64", "fpu avx2 fma avx512f", "model_int8_activations.onnx", True),
+        ("x86_64", "fpu avx2 fma avx512f avx512_vnni", "model_int8_activations.onnx", False),
+        ("x86_64", "fpu avx2 fma avx_vnni", "model_int8_activations.onnx", False),
+        ("x86_64", None, "model_int8_activations.onnx", False),
+        ("aarch64", "fp asimd asimddp", "model_int8_activations.onnx", False),
+        ("x86_64", "fpu avx2 fma", "model_int8.onnx", False),
+        ("x86_64", "fpu avx2 fma", "model.onnx", False),
+    ],
+)
+def test_a_processor_on_which_whole_numbers_saturate_is_told(
+    exported, tmp_path, monkeypatch, caplog, machine, flags, file, warns
+):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: spectre_v1\n")
+    monkeypatch.setattr("cmkd.export.runtime.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    OnnxStudent(exported("hubert")[1] / file)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warns
+    assert ("this processor has no VNNI" in caplog.text and file in caplog.text) == warns
 
 
 def test_convolutions_are_the_same_as_products(exported):

@@ -8,6 +8,7 @@ need numpy and onnxruntime, and for files soundfile, soxr and av; the graph says
 
 import json
 import math
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from logging import getLogger
@@ -22,6 +23,9 @@ from windows_cmkd import Window, cutting, whole_answer, windows_of
 
 FORMAT = 1
 """The version of the graph's inputs, outputs and metadata that this file reads."""
+
+CPUINFO = Path("/proc/cpuinfo")
+"""Where Linux says what the processor can do."""
 
 logger = getLogger(__name__)
 
@@ -87,6 +91,12 @@ class OnnxStudent:
         self.identity: str = f"{self.metadata['identity']}/{self.metadata['precision']}"
         self._takes_one = self.session.get_inputs()[0].shape[0] == 1  # rounds activations, by what is in the batch
         self._log_mel = None if self.metadata["log_mel"] is None else LogMel(**self.metadata["log_mel"])
+        if self.metadata["precision"] == "int8-activations" and _saturates():
+            logger.warning(
+                "%s: this processor has no VNNI, so that sums of whole numbers saturate: scores will be further from "
+                "those in fp32 than on a processor that has it. Take the graph in fp32 or int8 on this machine.",
+                fspath(path),
+            )
 
     def run(self, waves: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores a batch of utterances.
@@ -300,6 +310,16 @@ def _batches(pieces: Iterator[tuple[Window, np.ndarray]], size: int) -> Iterator
 
 
 @lru_cache(maxsize=256)
+def _saturates() -> bool:
+    """Whether this processor adds two products of 8 bits in 16, where they may not fit: x86 without VNNI.
+
+    Other systems than Linux do not say it in a file; there the answer is no.
+    """
+    if platform.machine() not in ("x86_64", "i686") or not CPUINFO.exists():
+        return False
+    return not {"avx512_vnni", "avx_vnni"} & set(CPUINFO.read_text().split())
+
+
 def _warn_once(message: str) -> None:
     logger.warning(message)
 
