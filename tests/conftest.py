@@ -12,6 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Before anything imports torch: sums are the same to the bit with the same number of threads only, and the processes of
 # pytest share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Ray Data would count what is used in a thread that outlives its cluster. It fails every ten seconds and formats the
+# error, which parses code, and two threads that parse at once fail in Python 3.11 (SystemError: AST constructor ...).
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 pytest.register_assert_rewrite("manifests", "stored_features")  # so that these say what they compared, as tests do
 
