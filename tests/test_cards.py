@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny_run import TERMS, make_results
 
-from cmkd.hub.cards import TEMPLATES, metric_card, model_card, render, space_card
+from cmkd.hub.cards import TEMPLATES, metric_card, model_card, render, space_card, training_sources
 
 DIMENSIONS = ("activation", "valence", "dominance")
 CONFIG = {
@@ -107,6 +107,33 @@ def test_a_student_says_what_it_is_and_where_its_limits_are(results):
     assert "synthetic" not in card
     women = results["systems"]["cts"]["test"]["by_gender"]["female"]
     assert rows(card_of(results), "female") == [["16", *(f"{women['ccc'][name]:.3f}" for name in DIMENSIONS)]]
+
+
+def test_the_speech_encoder_and_what_of_it_was_trained(results):
+    """Moonshine counts its layers in fields of its own, of which one is the decoder's."""
+    moonshine = {"model_type": "moonshine", "encoder_num_hidden_layers": 6, "decoder_num_hidden_layers": 5}
+    for speech, trained, expected in (
+        (CONFIG["speech_config"], 1, "hubert, 2 layers, the top 1 of them trained."),
+        (moonshine | {"_name_or_path": "x"}, 0, "moonshine, 6 layers, frozen."),
+        (moonshine | {"_name_or_path": "x"}, -1, "moonshine, 6 layers, all of it trained."),
+    ):
+        config = CONFIG | {"speech_config": speech, "num_trainable_layers": trained}
+        card = model_card(results, config, FILES, "user/toys", "cmkd-0123")
+        assert f"Speech encoder: {expected}" in " ".join(str(card).split())
+
+
+def test_a_student_that_learned_the_words_first_says_so(results):
+    assert "learned what the words say" not in str(card_of(results))
+    results["recipe"]["stages"] = ["lexical", *results["recipe"].get("stages", [])]
+    assert "learned what the words say, on the same speech and without any rating" in str(card_of(results))
+
+
+def test_what_is_spoken_for_the_teacher_to_judge_is_english_and_synthetic():
+    corpus = {"terms": "", "licence": "cc-by-sa-4.0"}
+    source = training_sources(corpus | {"name": "spoken-sentences"})[0]
+    assert source.is_synthetic and source.language == "en"
+    acted = training_sources({"terms": "", "name": "crema-d"})[0]
+    assert acted.language == "en" and not acted.is_synthetic and "Its labels are derived" in acted.licence.text
 
 
 def test_every_snippet_pins_the_revision(results):

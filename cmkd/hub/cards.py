@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, Un
 from cmkd.corpora.licences import strictest
 from cmkd.places import of_root
 from cmkd.scoring.scores import describe_intervals, describe_test, format_p
-from cmkd.stages import BASELINE, STAGES, TEACHER, describe_control
+from cmkd.stages import BASELINE, LEXICAL, STAGES, TEACHER, describe_control
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
@@ -61,14 +61,18 @@ KNOWN_LICENCES = OPEN_CORPORA | {
     "crema-d": Licence(
         "odbl",
         "CREMA-D (Houwei Cao and others, 2014) is under the Open Database License: attribute it, and share a database "
-        "that is derived from it under the same licence. This repository holds none of its clips, votes or sentences.",
+        "that is derived from it under the same licence. This repository holds none of its clips, votes or sentences. "
+        "Its labels are derived: its listeners voted for categories; nobody rated activation, valence or dominance.",
     ),
 }
 """Of corpora whose licence is the same for everybody."""
 
 _AGAIN = "results.json is of another version of cmkd, or of a run that is not complete: run cmkd train again."
 
-ENGLISH_CORPORA = (*OPEN_CORPORA, "msp-podcast", "iemocap", "crema-d")
+SYNTHETIC_CORPORA = (*OPEN_CORPORA, "spoken-sentences")
+"""Corpora in which nobody speaks."""
+
+ENGLISH_CORPORA = (*SYNTHETIC_CORPORA, "msp-podcast", "iemocap", "crema-d")
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class TrainingSource:
     @property
     def is_synthetic(self) -> bool:
         """Whether nobody speaks in it."""
-        return self.corpus["name"] in OPEN_CORPORA
+        return self.corpus["name"] in SYNTHETIC_CORPORA
 
     @property
     def language(self) -> str:
@@ -288,8 +292,10 @@ def _model_card(
     values = {
         "results": results,
         "config": config,
+        "speech_layers": _speech_layers(config),
         "stage": stage,
         "is_conditional": STAGES[stage].is_conditional,
+        "learned_words": LEXICAL in results["recipe"].get("stages", ()) and STAGES[stage].starts_from == LEXICAL,
         "short_name": STAGES[stage].short_name,
         "control": "control" in results and not is_teacher and describe_control(results["control"]),
         "system": results["systems"][stage],
@@ -358,6 +364,14 @@ def _licence_name(corpus: Mapping[str, Any]) -> str:
     if corpus["terms"] or corpus.get("licence"):
         return f"{corpus['name']}-terms"
     return "not-recorded"
+
+
+def _speech_layers(config: Mapping[str, Any]) -> int | None:
+    """The number of layers of the speech encoder, for which Moonshine has a field of its own; None if there is none."""
+    speech = config.get("speech_config")
+    if not speech:
+        return None
+    return speech["encoder_num_hidden_layers" if speech["model_type"] == "moonshine" else "num_hidden_layers"]
 
 
 def _base_models(config: Mapping[str, Any]) -> list[str] | None:
