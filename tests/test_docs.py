@@ -101,6 +101,7 @@ def place(tmp_path_factory) -> Path:
     run = folder / "runs/demo"
     run.mkdir(parents=True)
     make_networks(run)
+    (folder / "students").symlink_to(ROOT / "students")
     generator = np.random.default_rng(0)
 
     def record(name: str, seconds: float, channels: int = 1) -> None:
