@@ -32,6 +32,7 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 BY = ("gender", "age", "race")
 HEADING = "## Side by side"
+COUNTED = ("passed", "failed", "undecided")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKS = "osD^"
 """As many models can be drawn."""
@@ -86,7 +87,7 @@ def section(results: Mapping[str, Any], figure: str) -> str:
     first, *others = models
     corpus = results["corpus"]
     words = "" if results["words"] is None else f", and {results['words']}"
-    asked = f"{results['clips']} clips of {results['speakers']} actors of {corpus['name']}"
+    asked = f"{results['clips']} clips of {results['speakers']} actors of `{corpus['name']}`"
     lines = [
         HEADING,
         "",
@@ -102,7 +103,7 @@ def section(results: Mapping[str, Any], figure: str) -> str:
         "",
         *_table(["", *models], [_row(title, models, cell) for title, cell in _rows(results)]),
         "",
-        "Verdicts are passed / failed / undecided. The gaps are the largest in size between two groups of sufficient "
+        f"Verdicts are {' / '.join(COUNTED)}. The gaps are the largest in size between two groups of sufficient "
         f"speakers ({', '.join(BY)}).",
         "",
         f"![CCC of each model under each condition](results/{figure})",
@@ -124,7 +125,7 @@ def section(results: Mapping[str, Any], figure: str) -> str:
 
 def _rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What the first table has, each a title and a function from the entry of a model to a cell."""
-    units = {"parameters": "parameters", "relative_time": "time, of HuBERT Base's", "working_memory": "memory, MB"}
+    units = {"parameters": "parameters", "relative_time": "time, times HuBERT Base", "working_memory": "memory, MB"}
     found: list[tuple[str, Any]] = [
         (title, lambda entry, test=test: _plain(entry["tests"][test][0]["value"])) for test, title in units.items()
     ]
@@ -142,7 +143,11 @@ def _rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
         for test in ("concordance_gap", "error_gap")
     ]
     groups = next(iter(results["models"].values()))["verdicts"]
-    found += [(f"verdicts: {group}", lambda entry, group=group: _counts(entry["verdicts"][group])) for group in groups]
+    found += [
+        (f"verdicts: {group}", lambda entry, group=group: _counts(entry["verdicts"][group]))
+        for group, counts in groups.items()
+        if any(counts[verdict] for verdict in COUNTED)
+    ]
     return found
 
 
@@ -172,7 +177,7 @@ def _largest(findings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _counts(verdicts: Mapping[str, int]) -> str:
-    return " / ".join(str(verdicts[name]) for name in ("passed", "failed", "undecided"))
+    return " / ".join(str(verdicts[name]) for name in COUNTED)
 
 
 def scores(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:

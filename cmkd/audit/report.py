@@ -19,6 +19,9 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 NAME = "audit.json"
 
+_MOST_NOTES = 12
+"""Of a test, that are shown."""
+
 _MARKS = {"passed": "✓", "failed": "✗", "undecided": "?", "reported": "", "not applicable": "–"}
 _COLOURS = {"activation": "#D55E00", "valence": "#009E73", "dominance": "#0072B2"}
 
@@ -192,7 +195,7 @@ def draw_audit(results: Mapping[str, Any]) -> dict[str, tuple[str, Figure]]:
         (
             "fairness",
             "error_gap",
-            "How much higher a group is rated than the others, with 95 % intervals",
+            "How much higher a group is rated than the others (95 % intervals)",
             "difference of the mean error (share of the scale)",
         ),
     ):
@@ -205,7 +208,7 @@ def draw_audit(results: Mapping[str, Any]) -> dict[str, tuple[str, Figure]]:
 
 def _dots(findings: Sequence[Mapping[str, Any]], threshold: float, title: str, label: str) -> Figure:
     conditions = list(dict.fromkeys(finding["condition"] for finding in findings))
-    figure = Figure(figsize=(8, 1.5 + 0.32 * len(conditions)), layout="constrained")
+    figure = Figure(figsize=(8, 2 + 0.32 * len(conditions)), layout="constrained")
     panel = figure.subplots()
     dimensions = [name for name in EMOTION_DIMENSIONS if any(finding["of"] == name for finding in findings)]
     for shift, dimension in enumerate(dimensions):
@@ -220,10 +223,10 @@ def _dots(findings: Sequence[Mapping[str, Any]], threshold: float, title: str, l
     for limit in {threshold, -threshold} if any(finding["interval"] for finding in findings) else {threshold}:
         panel.axvline(limit, color="#4d4d4d", linestyle="--", linewidth=1)
     panel.set_yticks(range(len(conditions)), conditions)
-    panel.invert_yaxis()
+    panel.set_ylim(len(conditions) - 0.5, -0.5)
     panel.set_xlabel(label)
-    panel.set_title(title)
-    panel.legend(loc="best")
+    figure.suptitle(title, fontsize=10.5, fontweight="bold")
+    panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(dimensions))
     return figure
 
 
@@ -234,7 +237,7 @@ def _about(results: Mapping[str, Any]) -> list[str]:
     return [
         f"{model['name']} ({model['kind']}) at {model['identity']}.",
         f"On {settings['split']} of {corpus['name']} {corpus['version']}: {count}{quick}.",
-        *(f"The corpus: {note}." for note in corpus["notes"]),
+        *([f"The corpus: {'; '.join(corpus['notes'])}."] if corpus["notes"] else []),
         f"What is known of the model: {model['facts']}",
     ]
 
@@ -278,16 +281,30 @@ def _shown(test: Mapping[str, Any]) -> dict[str, Any]:
         )
     else:
         rule = f"Passed if {test['rule']} {test['threshold']:g} ({test['unit']}). Source: {test['source']}."
-    notes = [f"{of}{_under(found)}: {found['note']}" for (_, of), found in findings.items() if found["note"]]
-    shown = notes if len(notes) <= 2 * len(EMOTION_DIMENSIONS) else []
+    notes = _notes(test["findings"], columns)
     return {
         "title": _title(test["name"]),
         "about": test["about"],
         "rule": rule,
         "header": header,
+        "is_wide": len(header) > 2 and any(finding["interval"] for finding in test["findings"]),
         "rows": rows,
-        "notes": shown,
+        "notes": notes if len(notes) <= _MOST_NOTES else [],
     }
+
+
+def _notes(findings: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """What findings note, once where it is the same for all columns of a condition."""
+    by_note: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        if finding["note"]:
+            by_note.setdefault((finding["condition"], finding["note"]), []).append(finding["of"])
+    notes = []
+    for (condition, note), of in by_note.items():
+        about = [condition] if len(of) == len(columns) else [*of, condition]
+        named = ", ".join(filter(None, about))
+        notes.append(f"{named}: {note}" if named else note)
+    return notes
 
 
 def _title(name: str) -> str:

@@ -16,7 +16,7 @@ import csv
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -363,8 +363,12 @@ def _conditions(
     rate, ids = subject.sampling_rate, list(rows["id"])
     columns = (unit_interval_labels(rows), list(rows["speaker"]), list(rows["gender"]))
 
-    def clean(index: int) -> np.ndarray:
+    @lru_cache(maxsize=QUICK_CLIPS)  # so that a quick audit decodes each clip once
+    def decoded(index: int) -> np.ndarray:
         return _read(rows[index], rate)
+
+    def clean(index: int) -> np.ndarray:
+        return decoded(index).copy()
 
     def second(index: int, times: int) -> np.ndarray:
         return np.tile(np.resize(clean(index), rate), times)

@@ -102,7 +102,9 @@ def load_subject(model: str, revision: str | None = None) -> Subject:
     if (match := CALLABLE.fullmatch(model)) and not folder.exists():
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {model!r} is a function: leave it out.")
-        return callable_subject(_imported(match["module"], match["name"]), model, _digest(match["module"]))
+        module, function = match["module"], match["name"]
+        name = f"{Path(module).name}:{function}"
+        return callable_subject(_imported(module, function), name, _digest(module))
     if folder.is_dir() and not (folder / "config.json").is_file():
         return _of_cmkd(model, revision)
     if folder.is_dir():

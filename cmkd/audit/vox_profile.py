@@ -106,7 +106,7 @@ class VoxProfileModel(PreTrainedModel):
         """
         if self.config.pretrain_model == "whisper_large":
             encoder = self.backbone_model["encoder"]
-            positions = {"embed_positions.weight": self.embed_positions}
+            positions: dict[str, torch.Tensor] = {"embed_positions.weight": self.embed_positions}
             states = torch.func.functional_call(encoder, positions, (values,)).last_hidden_state
             states = states[:, : (samples // _HOP - 1) // 2 + 1]
         else:
