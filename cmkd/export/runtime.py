@@ -309,7 +309,6 @@ def _batches(pieces: Iterator[tuple[Window, np.ndarray]], size: int) -> Iterator
         yield some
 
 
-@lru_cache(maxsize=256)
 def _saturates() -> bool:
     """Whether this processor adds two products of 8 bits in 16, where they may not fit: x86 without VNNI.
 
@@ -320,6 +319,7 @@ def _saturates() -> bool:
     return not {"avx512_vnni", "avx_vnni"} & set(CPUINFO.read_text().split())
 
 
+@lru_cache(maxsize=256)
 def _warn_once(message: str) -> None:
     logger.warning(message)
 
