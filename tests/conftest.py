@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def python(tmp_path_factory, session_folder):
 
     owner = os.getppid() if IS_ONE_OF_SEVERAL else os.getpid()
     return Warm(tmp_path_factory.mktemp("python"), session=session_folder, owner=owner)
+
+
+@pytest.fixture
+def quick_processes(python, monkeypatch):
+    """What starts processes by `sys.executable` gets them at once; a signal to one reaches it, but SIGSTOP does not."""
+    monkeypatch.setattr(sys, "executable", python.executable)
 
 
 @pytest.fixture(scope="module")

@@ -301,6 +301,7 @@ def performed(splits, folder, **settings):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_a_corpus_is_the_same_whoever_speaks_it_and_however_often(espeak, cache, tmp_path, monkeypatch):
     splits = {"train": script(3), "test": script(4)[3:], "validation": []}
     first = performed(splits, tmp_path / "speech")
@@ -324,6 +325,7 @@ def test_a_corpus_is_the_same_whoever_speaks_it_and_however_often(espeak, cache,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_acting_is_part_of_what_a_corpus_is(espeak, world, cache, tmp_path):
     loud = [ActedUtterance("u", SENTENCE, VOICES[0], NEUTRAL, 2.0, 3.0, 4.0)]
     soft = [ActedUtterance("u", SENTENCE, VOICES[0], Prosody(228, 50, 50, 50), 2.0, 3.0, 4.0)]
@@ -337,6 +339,7 @@ def test_acting_is_part_of_what_a_corpus_is(espeak, world, cache, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_after_an_interruption_what_is_done_is_not_done_again(espeak, cache, tmp_path, monkeypatch):
     splits = {"train": script(3)}
     with monkeypatch.context() as patched:
@@ -357,7 +360,7 @@ def test_after_an_interruption_what_is_done_is_not_done_again(espeak, cache, tmp
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed_lose_one_utterance_each(espeak, cache, tmp_path):
+def test_processes_that_are_killed_lose_one_utterance_each(espeak, cache, tmp_path, request):
     program = (
         "import sys, datasets\nfrom pathlib import Path\n"
         "from cmkd.corpora import load_corpus\n"
@@ -381,12 +384,14 @@ def test_processes_that_are_killed_lose_one_utterance_each(espeak, cache, tmp_pa
     spoken = {path: path.stat().st_mtime_ns for path in speech.rglob("[!.]*.flac")}
     assert 5 <= len(spoken) < len(lines)
     config = {"voices": "espeak", "acted": False, "num_proc": 2, "speech_dir": speech}
+    request.getfixturevalue("quick_processes")
     corpus = load_corpus("spoken-sentences", sentences, **config)
     assert len(corpus["train"]) == len(lines)
     assert all(path.stat().st_mtime_ns == changed for path, changed in spoken.items())
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_what_goes_wrong_in_a_process_is_raised_here(espeak, cache, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has nothing to speak"):
         performed({"train": script(2, text="...")}, tmp_path / "speech", num_proc=2)
@@ -500,6 +505,7 @@ def wordnet(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_examples_of_wordnet_are_spoken_and_not_rated(espeak, cache, wordnet, tmp_path):
     config = {"voices": "espeak", "acted": False, "num_proc": 1}
     corpus = load_corpus("spoken-sentences", wordnet, **config)

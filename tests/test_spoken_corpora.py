@@ -140,6 +140,7 @@ def utterances(number):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_speech_depends_neither_on_the_order_nor_on_the_processes(espeak):
     script = utterances(9)
     alone = [utterance.speak() for utterance in script]
@@ -176,6 +177,7 @@ def test_a_process_that_does_not_answer_is_ended(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_what_goes_wrong_in_a_process_is_raised_here(espeak, monkeypatch):
     wordless = ActedUtterance("1", "...", VOICES[0], Prosody(175, 50, 50, 50), 0, 0, 0)
     with pytest.raises(ValueError, match="nothing to speak"):
@@ -286,6 +288,7 @@ def test_demo_settings(config, message):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_demo_is_spoken_the_same_anywhere_and_kept(espeak, cache, tmp_path, monkeypatch):
     sizes = {"train": 5, "validation": 3, "test": 4}
     first = load_corpus("spoken-demo", **sizes, num_proc=1)
@@ -318,6 +321,7 @@ def test_an_interrupted_corpus_leaves_nothing(espeak, cache, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_another_process_was_faster(espeak, cache, monkeypatch):
     sizes = {"train": 1, "validation": 1, "test": 1}
     speak_as_always = acted_speech.speak_utterances
@@ -336,6 +340,7 @@ def test_another_process_was_faster(espeak, cache, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_emobank_rows(espeak, cache, emobank):
     corpus = load_corpus("spoken-emobank", data_dir=emobank, num_proc=1)
     columns = ["id", "transcript", "split", "label_scale"]
