@@ -115,8 +115,9 @@ def section(results: Mapping[str, Any], figure: str) -> str:
     if others:
         lines += [
             "",
-            f"CCC less that of `{first}` on the clips as they are, with intervals and p of the paired test over actors, "
-            "and under how many disturbances the p of that difference is below .05; p is not corrected for their number:",
+            f"CCC less that of `{first}` on the clips as they are, with intervals and p of the paired test over "
+            "actors, and under how many disturbances the p of that difference is below .05; p is not corrected for "
+            "their number:",
             "",
             *_table(["", *EMOTION_DIMENSIONS], _differences(results["less_the_first"])),
         ]
