@@ -115,10 +115,11 @@ def section(results: Mapping[str, Any], figure: str) -> str:
     if others:
         lines += [
             "",
-            f"CCC less that of {first}, on the clips as they are and where a p is below .05, with intervals and p of "
-            "the paired test over actors; p is not corrected for the number of conditions and dimensions:",
+            f"CCC less that of `{first}` on the clips as they are, with intervals and p of the paired test over "
+            "actors, and under how many disturbances the p of that difference is below .05; p is not corrected for "
+            "their number:",
             "",
-            *_table(["", "condition", *EMOTION_DIMENSIONS], _differences(results["less_the_first"])),
+            *_table(["", *EMOTION_DIMENSIONS], _differences(results["less_the_first"])),
         ]
     return "\n".join(lines) + "\n"
 
@@ -223,27 +224,28 @@ def _three(values: Mapping[str, float]) -> str:
 
 
 def _differences(compared: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
-    for name, conditions in compared.items():
-        for condition, by_dimension in conditions.items():
-            if condition != CLEAN and all(entry["p"] >= 0.05 for entry in by_dimension.values()):
-                continue
-            cells = [_difference(by_dimension[of]) if of in by_dimension else "" for of in EMOTION_DIMENSIONS]
-            rows.append([name, _shown(condition), *cells])
-    return rows
+    return [
+        [name, *(_difference(conditions, of) for of in EMOTION_DIMENSIONS)] for name, conditions in compared.items()
+    ]
 
 
-def _difference(entry: Mapping[str, Any]) -> str:
-    return f"{_with_interval(entry['difference'], entry['interval'], '+')}, p = {entry['p']:.3f}"
+def _difference(conditions: Mapping[str, Any], of: str) -> str:
+    if of not in conditions[CLEAN]:
+        return "–"
+    entry = conditions[CLEAN][of]
+    p = "p < .001" if entry["p"] < 0.001 else f"p = {entry['p']:.3f}"
+    others = [by_dimension[of]["p"] for name, by_dimension in conditions.items() if name != CLEAN]
+    count = f"{sum(value < 0.05 for value in others)} of {len(others)}"
+    return f"{_with_interval(entry['difference'], entry['interval'], '+')}, {p}; {count}"
 
 
 def _with_interval(value: float, interval: Sequence[float] | None, sign: str = "") -> str:
-    shown = f"{value:{sign}.2f}"
-    return shown if interval is None else f"{shown} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    shown = f"{value:{sign}z.2f}"
+    return shown if interval is None else f"{shown} [{interval[0]:z.2f}, {interval[1]:z.2f}]"
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}".replace("0.", ".", 1)
+    return f"{value:z.2f}".replace("0.", ".", 1)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
