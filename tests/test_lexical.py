@@ -383,7 +383,7 @@ def test_a_split_without_words_is_refused_before_anything_trains(recipe, tmp_pat
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("beyond/**/lexical*.yaml")), ids=lambda path: path.stem)
 def test_its_recipes_are_for_students_that_begin_with_it(path):
     recipe = load_recipe(path)
-    assert recipe.stages[-3:] == ["lexical", "ts", "cts"]
+    assert recipe.stages[recipe.stages.index("lexical") + 1 :] in (["ts"], ["ts", "cts"])
     assert recipe.summarizer == ("attention" if "attention" in path.stem else "last_state")
     for encoder in (recipe.student_speech_encoder, recipe.text_encoder):
         assert not encoder.startswith(".") or Path(recipe.locate(encoder), "config.json").is_file()

@@ -85,7 +85,7 @@ def share_explained(design: np.ndarray, scores: np.ndarray) -> float:
     if total < _NOTHING * len(scores) or freedom <= rank:
         return 0.0
     rest = float(((scores - columns @ slopes) ** 2).sum())
-    return 1 - (rest / (freedom - rank)) / (total / freedom)
+    return float(1 - (rest / (freedom - rank)) / (total / freedom))
 
 
 def within_slope(design: np.ndarray, scores: np.ndarray) -> float:
