@@ -23,6 +23,7 @@ from warm import Warm, module
 import cmkd.export.page
 from cmkd.corpora import load_corpus
 from cmkd.hub.staging import published_results, stage_run, without_paths
+from cmkd.identity import folder_digest
 from cmkd.metrics import CONCORDANCE_CC
 
 pytestmark = pytest.mark.slow
@@ -134,6 +135,21 @@ def test_a_weight_that_fp16_cannot_hold_is_refused(run, tmp_path):
         ValueError, match=rf"{re.escape(name)} holds 100000, but fp16 ends at 65504: push it without --half"
     ):
         staged(other, tmp_path / "x", half=True)
+
+
+def test_an_audit_of_these_weights_goes_into_the_card(run, tmp_path):
+    folder, audit = tmp_path / "pushed", tmp_path / "audit"
+    call("push", str(run), "user/toys", "--half", "--output", str(folder))
+    audit.mkdir()
+    (audit / "audit.json").write_text(json.dumps({"model": {"identity": folder_digest(folder)}}))
+    (audit / "card.md").write_text("---\nmodel-index: []\n---\n\n## Audit\n\nIt --- passed.\n")
+    plain = (folder / "README.md").read_text()
+    audited = staged(run, tmp_path / "x", half=True, audit=audit).card
+    assert audited == plain.replace("## Compute\n", "## Audit\n\nIt --- passed.\n\n## Compute\n") != plain
+    with pytest.raises(
+        ValueError, match=r"an audit of the model sha256-.*, but what is pushed is sha256-.* with --output"
+    ):
+        staged(run, tmp_path / "y", audit=audit)  # these are the weights in fp32
 
 
 def test_a_folder_in_place_of_the_hub(run, tmp_path):

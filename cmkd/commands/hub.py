@@ -27,6 +27,7 @@ def push(
     public: bool = False,
     teacher: bool = False,
     half: bool = False,
+    audit: Path | None = None,
     dry_run: bool = False,
     output: Path | None = None,
     revision: str | None = None,
@@ -46,6 +47,7 @@ def push(
         public: Whether everybody may read a repository that has to be made; one that is there stays as it is.
         teacher: Whether to push the teacher instead of the student.
         half: Whether to round the weights to 16 bits, which halves the files; they are loaded as before.
+        audit: The folder of an audit of what --output wrote, whose section goes into the card.
         dry_run: Whether only to list the files and print the card.
         output: A new folder to write the repository to, in place of the Hub; null pushes it.
         revision: The branch to push to; null stands for the main one.
@@ -64,7 +66,9 @@ def push(
         unfinished = unfinished_path(output)
         unfinished.mkdir(parents=True)
         try:
-            staged = stage_run(run_folder, repo_id, unfinished, is_teacher=teacher, licence=license, half=half)
+            staged = stage_run(
+                run_folder, repo_id, unfinished, is_teacher=teacher, licence=license, half=half, audit=audit
+            )
             listed = str(staged)
             put_in_place(unfinished, output)
         finally:
@@ -81,11 +85,14 @@ def push(
                 revision=revision,
                 licence=license,
                 half=half,
+                audit=audit,
             )
         )
         return
     with tempfile.TemporaryDirectory(prefix="cmkd-push-") as folder:
-        staged = stage_run(run_folder, repo_id, Path(folder), is_teacher=teacher, licence=license, half=half)
+        staged = stage_run(
+            run_folder, repo_id, Path(folder), is_teacher=teacher, licence=license, half=half, audit=audit
+        )
         print(f"{staged}\n\n{staged.card}")
 
 

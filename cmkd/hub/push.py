@@ -66,6 +66,7 @@ def push_run(
     revision: str | None = None,
     licence: str | None = None,
     half: bool = False,
+    audit: Path | None = None,
     token: str | None = None,
 ) -> Pushed:
     """Pushes the student of a run, or its teacher, in one commit, and tags it.
@@ -83,6 +84,7 @@ def push_run(
         revision: a branch, which is made if it does not exist; None is the main one.
         licence: the Hub's identifier of the licence on the card; None is that of the training data.
         half: whether the weights are rounded to fp16, which halves the files.
+        audit: the folder of an audit of these very weights, whose section goes into the card; None: there is none.
         token: the user's token; None is the stored one.
 
     Raises:

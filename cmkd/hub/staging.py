@@ -26,6 +26,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 from cmkd.corpora.settings import SOURCES
 from cmkd.formats import check_version
 from cmkd.hub.cards import OPEN_CORPORA, model_card
+from cmkd.identity import folder_digest
 from cmkd.json_files import read_json, write_json
 from configuration_cmkd import hub_name
 
@@ -63,6 +64,7 @@ _RECIPE_HEADER = """\
 # The settings of the run. To repeat it, say where your copy of the corpus is and where the run is to go:
 #   cmkd train recipe.yaml --corpus.data_dir ... --output_dir ...
 """
+_AUDIT_BEFORE = "## Compute\n"
 _NEEDED = ("config.json", "configuration_cmkd.py", "modeling_cmkd.py")
 _SCRUBBED = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{16,}")
@@ -106,6 +108,7 @@ def stage_run(
     is_teacher: bool = False,
     licence: str | None = None,
     half: bool = False,
+    audit: Path | None = None,
     token: str | None = None,
 ) -> Staged:
     """Puts what a push would send into a folder; does not use the network.
@@ -118,12 +121,13 @@ def stage_run(
         licence: the Hub's identifier of the licence on the card; None is that of the training data.
         half: whether the weights are rounded to fp16, which halves the files; config.json keeps the number format that
             they are loaded in.
+        audit: the folder of an audit of these very weights, whose section goes into the card; None: there is none.
         token: a token to search for in every file; None searches only for what looks like one.
 
     Raises:
         FileNotFoundError: the run, the checkpoint or one of its files does not exist.
         ValueError: `repo_id` is not a valid name; a file holds a token or a path of this machine; a weight is beyond
-            the range of fp16; or the card cannot be made.
+            the range of fp16; the audit is of another model; or the card cannot be made.
     """
     validate_repo_id(repo_id)
     if not (run / "results.json").is_file():
@@ -157,11 +161,25 @@ def stage_run(
     (folder / "recipe.yaml").write_text(_RECIPE_HEADER + recipe, encoding="utf-8")
     tag = f"cmkd-{_digest(folder)}"
     config = _read(folder / "config.json")
-    card = model_card(results, config, going, repo_id, tag, is_teacher, licence)
-    ModelCard(str(card)).save(folder / "README.md")
+    card = str(model_card(results, config, going, repo_id, tag, is_teacher, licence))
+    if audit is not None:
+        card = card.replace(_AUDIT_BEFORE, _section_of(audit, folder) + _AUDIT_BEFORE)
+    ModelCard(card).save(folder / "README.md")
     _check_private(folder, run, _read(run / "results.json"), token)
     left_out = [name for name in names if name not in going]
     return Staged(folder, tag, left_out, results["corpus"]["terms"])
+
+
+def _section_of(audit: Path, folder: Path) -> str:
+    """The section of an audit for the card of the model in a folder, without the metadata, which are the card's own."""
+    audited, here = _read(audit / "audit.json")["model"]["identity"], folder_digest(folder)
+    if audited != here:
+        raise ValueError(
+            f"--audit is {str(audit)!r}, an audit of the model {audited}, but what is pushed is {here}: write it with "
+            "--output and the same options, audit that folder, and push again."
+        )
+    _, _, section = (audit / "card.md").read_text(encoding="utf-8").split("---\n", 2)
+    return section.lstrip("\n") + "\n"
 
 
 def _write_half(source: Path, target: Path) -> None:
