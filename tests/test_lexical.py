@@ -388,5 +388,6 @@ def test_its_recipes_are_for_students_that_begin_with_it(path):
     for encoder in (recipe.student_speech_encoder, recipe.text_encoder):
         assert not encoder.startswith(".") or Path(recipe.locate(encoder), "config.json").is_file()
     if recipe.teacher_run is not None:
-        teacher = load_recipe(RECIPES / recipe.teacher_folder.relative_to("runs").with_suffix(".yaml"))
+        (of_teacher,) = RECIPES.rglob(str(recipe.teacher_folder.relative_to("runs").with_suffix(".yaml")))
+        teacher = load_recipe(of_teacher)
         assert teacher.stages == ["teacher"] and Path(teacher.output_dir) == recipe.teacher_folder
