@@ -21,6 +21,7 @@ import cmkd.audit.run
 from cmkd.audit.cost import peak_memory
 from cmkd.audit.disturbances import disturbances
 from cmkd.audit.intervals import ccc, correlation_interval, difference_of_groups, interval, mean_error
+from cmkd.audit.report import format_card
 from cmkd.audit.run import QUICK_CLIPS, Settings, audit, column_groups, said_and_acted
 from cmkd.audit.subjects import load_subject
 from cmkd.audit.tests import GROUPS, TESTS, Cost, Evidence, WordAnswers
@@ -191,6 +192,15 @@ def test_what_is_written(audited):
     for test in TESTS.values():
         if results["tests"][test.name]["findings"]:
             assert test.about in text and test.source in text
+
+
+@pytest.mark.slow
+def test_a_card_names_no_clip(audited):
+    results, _ = audited("biased")
+    notes = ["activation, valence and dominance are derived from votes", "one clip is odd, 'x7'"]
+    results = results | {"corpus": results["corpus"] | {"notes": notes}}
+    card = format_card(results)
+    assert "The corpus: activation, valence and dominance are derived from votes.\n" in card and "x7" not in card
 
 
 @pytest.mark.slow

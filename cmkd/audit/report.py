@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from cmkd.atomic import written_whole
 from cmkd.reporting.figures import figure_style
+from cmkd.spelling import enumerated
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 NAME = "audit.json"
@@ -177,7 +178,7 @@ def format_card(results: Mapping[str, Any]) -> str:
         if finding["value"] is not None
     ]
     data = ModelCardData(model_name=results["model"]["name"], eval_results=metrics)
-    lines = ["---", data.to_yaml(), "---", "", "## Audit", "", *_about(results), ""]
+    lines = ["---", data.to_yaml(), "---", "", "## Audit", "", *_about(results, for_card=True), ""]
     lines += [*_markdown_table(_summary(results)), "", *_worst_tables(results, "###")]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -230,14 +231,18 @@ def _dots(findings: Sequence[Mapping[str, Any]], threshold: float, title: str, l
     return figure
 
 
-def _about(results: Mapping[str, Any]) -> list[str]:
+def _about(results: Mapping[str, Any], for_card: bool = False) -> list[str]:
+    """What was audited, and on what. A card is read by everybody: of the notes on the corpus, which may name its clips, it
+    has only what its labels are."""
     model, corpus, settings = results["model"], results["corpus"], results["settings"]
     count = f"{results['clips']:,} clips of {results['speakers']:,} known speakers"
     quick = " (a quick audit: not all clips)" if settings["quick"] else ""
+    dimensions = enumerated(EMOTION_DIMENSIONS)
+    notes = [note for note in corpus["notes"] if note.startswith(f"{dimensions} are ") or not for_card]
     return [
         f"{model['name']} ({model['kind']}) at {model['identity']}.",
         f"On {settings['split']} of {corpus['name']} {corpus['version']}: {count}{quick}.",
-        *([f"The corpus: {'; '.join(corpus['notes'])}."] if corpus["notes"] else []),
+        *([f"The corpus: {'; '.join(notes)}."] if notes else []),
         f"What is known of the model: {model['facts']}",
     ]
 
