@@ -232,8 +232,10 @@ def _dots(findings: Sequence[Mapping[str, Any]], threshold: float, title: str, l
 
 
 def _about(results: Mapping[str, Any], for_card: bool = False) -> list[str]:
-    """What was audited, and on what. A card is read by everybody: of the notes on the corpus, which may name its clips, it
-    has only what its labels are."""
+    """What was audited, and on what.
+
+    A card is read by everybody: of the notes on the corpus, which may name its clips, it has only what its labels are.
+    """
     model, corpus, settings = results["model"], results["corpus"], results["settings"]
     count = f"{results['clips']:,} clips of {results['speakers']:,} known speakers"
     quick = " (a quick audit: not all clips)" if settings["quick"] else ""
