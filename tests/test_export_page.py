@@ -58,7 +58,7 @@ def spoken(sounds) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser(spoken):
     arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     arguments.append(f"--use-file-for-fake-audio-capture={spoken}")
@@ -81,6 +81,7 @@ def ready(browser, address):
     yield opened
     assert [url for url in requests if not url.startswith((address, f"blob:{address}"))] == []
     assert errors == []
+    opened.close()
 
 
 @pytest.fixture

@@ -50,9 +50,9 @@ OPEN_CORPORA = {
     ),
     "spoken-emobank": Licence(
         "cc-by-sa-4.0",
-        "The sentences and their valence are EmoBank's (Sven Buechel and Udo Hahn, 2017), CC-BY-SA 4.0, spoken by a "
-        "synthesiser (espeak-ng or Kokoro-82M): attribute EmoBank, and share what is derived from it under the same "
-        "licence.",
+        "The sentences and their valence are EmoBank's (Sven Buechel and Udo Hahn, 2017, "
+        "https://github.com/JULIELab/EmoBank), CC-BY-SA 4.0, spoken by a synthesiser (espeak-ng or Kokoro-82M): "
+        "attribute EmoBank, and share what is derived from it under the same licence.",
     ),
 }
 """Corpora that CMKD makes itself, all of synthetic speech."""
@@ -60,9 +60,10 @@ OPEN_CORPORA = {
 KNOWN_LICENCES = OPEN_CORPORA | {
     "crema-d": Licence(
         "odbl",
-        "CREMA-D (Houwei Cao and others, 2014) is under the Open Database License: attribute it, and share a database "
-        "that is derived from it under the same licence. This repository holds none of its clips, votes or sentences. "
-        "Its labels are derived: its listeners voted for categories; nobody rated activation, valence or dominance.",
+        "CREMA-D (Houwei Cao and others, 2014, https://github.com/CheyneyComputerScience/CREMA-D) is under the Open "
+        "Database License: attribute it, and share a database that is derived from it under the same licence. This "
+        "repository holds none of its clips, votes or sentences. Its labels are derived: its listeners voted for "
+        "categories; nobody rated activation, valence or dominance.",
     ),
 }
 """Of corpora whose licence is the same for everybody."""

@@ -62,7 +62,7 @@ WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.
 
 _RECIPE_HEADER = """\
 # The settings of the run. To repeat it, say where your copy of the corpus is and where the run is to go:
-#   cmkd train recipe.yaml --corpus.data_dir ... --output_dir ...
+#   cmkd train recipe.yaml {places} --output_dir ...
 """
 _AUDIT_BEFORE = "## Compute\n"
 _NEEDED = ("config.json", "configuration_cmkd.py", "modeling_cmkd.py")
@@ -158,7 +158,8 @@ def stage_run(
     results = published_results(results) | of_seeds
     write_json(folder / "results.json", results)
     recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
-    (folder / "recipe.yaml").write_text(_RECIPE_HEADER + recipe, encoding="utf-8")
+    header = _RECIPE_HEADER.format(places=" ".join(_places(results["recipe"])))
+    (folder / "recipe.yaml").write_text(header + recipe, encoding="utf-8")
     tag = f"cmkd-{_digest(folder)}"
     config = _read(folder / "config.json")
     card = str(model_card(results, config, going, repo_id, tag, is_teacher, licence))
@@ -168,6 +169,18 @@ def stage_run(
     _check_private(folder, run, _read(run / "results.json"), token)
     left_out = [name for name in names if name not in going]
     return Staged(folder, tag, left_out, results["corpus"]["terms"])
+
+
+def _places(recipe: Mapping[str, Any]) -> list[str]:
+    """The options that say where the corpora of a recipe are; of several, each has the name of its own."""
+    options = []
+    for setting in ("corpus", "unlabelled"):
+        corpora = recipe.get(setting) or []
+        if isinstance(corpora, Mapping):
+            options.append(f"--{setting}.data_dir ...")
+        else:
+            options += [f"--{setting}.{corpus.get('alias', corpus['name'])}.data_dir ..." for corpus in corpora]
+    return options
 
 
 def _section_of(audit: Path, folder: Path) -> str:
