@@ -21,6 +21,22 @@ def written_whole(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path`, which becomes it at the end; an error removes it.
+
+    `path` must not be there at the end, or be an empty folder.
+    """
+    unfinished = unfinished_path(path)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        put_in_place(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def unfinished_path(path: Path) -> Path:
     """A path where this process may write what is to become `path`; leftovers of killed processes here are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)

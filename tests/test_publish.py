@@ -137,12 +137,18 @@ def test_a_weight_that_fp16_cannot_hold_is_refused(run, tmp_path):
         staged(other, tmp_path / "x", half=True)
 
 
-def test_an_audit_of_these_weights_goes_into_the_card(run, tmp_path):
-    folder, audit = tmp_path / "pushed", tmp_path / "audit"
-    call("push", str(run), "user/toys", "--half", "--output", str(folder))
+def audit_of(folder: Path, audit: Path) -> Path:
+    """A folder with what a push reads of an audit, of the model in another folder."""
     audit.mkdir()
     (audit / "audit.json").write_text(json.dumps({"model": {"identity": folder_digest(folder)}}))
     (audit / "card.md").write_text("---\nmodel-index: []\n---\n\n## Audit\n\nIt --- passed.\n")
+    return audit
+
+
+def test_an_audit_of_these_weights_goes_into_the_card(run, tmp_path):
+    folder = tmp_path / "pushed"
+    call("push", str(run), "user/toys", "--half", "--output", str(folder))
+    audit = audit_of(folder, tmp_path / "audit")
     plain = (folder / "README.md").read_text()
     audited = staged(run, tmp_path / "x", half=True, audit=audit).card
     assert audited == plain.replace("## Compute\n", "## Audit\n\nIt --- passed.\n\n## Compute\n") != plain
@@ -302,6 +308,12 @@ def pushes(python, run, hub, tmp_path_factory) -> dict[str, list]:
         "open_already": [str(run), "user/open"],
         "in_public": [str(run), "user/in_public", "--public"],
         "no_such_run": [str(run / "nothing"), "user/student"],
+        "audited": [
+            str(run),
+            "user/audited",
+            "--audit",
+            str(audit_of(staged(run, home / "staged").folder, home / "audit")),
+        ],
     }
     for name in ("open", *FAULTS):
         hub.make("models", f"{USER}/{name}", OLD, private=name != "open")
@@ -327,6 +339,12 @@ def test_a_student_is_pushed_in_one_commit_and_in_private(pushes, hub):
     assert repository.tags[tag] == sha
     assert f"AutoModel.from_pretrained('user/student', revision='{sha}', trust_remote_code=True)" in output
     assert f'"{tag}"' in hub.files("models", "user/student")["README.md"].decode()
+
+
+def test_a_card_on_the_hub_has_its_audit(pushes, hub):
+    code, _, error = pushes["audited"]
+    assert code == 0, error
+    assert "## Audit\n\nIt --- passed.\n\n## Compute\n" in hub.files("models", "user/audited")["README.md"].decode()
 
 
 def test_nothing_private_is_on_the_hub(pushes, hub, run):

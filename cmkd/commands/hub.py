@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from cmkd.atomic import put_in_place, unfinished_path
+from cmkd.atomic import folder_written_whole
 from cmkd.commands import CorpusName, DataDir
 from cmkd.corpora import load_corpus
 from cmkd.corpora.settings import CorpusSettings
@@ -56,6 +55,7 @@ def push(
     from cmkd.hub.push import push_run
     from cmkd.hub.staging import stage_run
 
+    options: dict[str, Any] = {"is_teacher": teacher, "licence": license, "half": half, "audit": audit}
     if output is not None:
         if dry_run or public or revision is not None:
             raise ValueError(
@@ -63,37 +63,15 @@ def push(
             )
         if output.exists():
             raise FileExistsError(f"--output is {str(output)!r}, which exists: remove it, or name a new folder.")
-        unfinished = unfinished_path(output)
-        unfinished.mkdir(parents=True)
-        try:
-            staged = stage_run(
-                run_folder, repo_id, unfinished, is_teacher=teacher, licence=license, half=half, audit=audit
-            )
-            listed = str(staged)
-            put_in_place(unfinished, output)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with folder_written_whole(output) as folder:
+            listed = str(stage_run(run_folder, repo_id, folder, **options))
         print(f"{listed}\n\nwrote {output}")
-        return
-    if not dry_run:
-        print(
-            push_run(
-                run_folder,
-                repo_id,
-                is_teacher=teacher,
-                private=not public,
-                revision=revision,
-                licence=license,
-                half=half,
-                audit=audit,
-            )
-        )
-        return
-    with tempfile.TemporaryDirectory(prefix="cmkd-push-") as folder:
-        staged = stage_run(
-            run_folder, repo_id, Path(folder), is_teacher=teacher, licence=license, half=half, audit=audit
-        )
-        print(f"{staged}\n\n{staged.card}")
+    elif dry_run:
+        with tempfile.TemporaryDirectory(prefix="cmkd-push-") as temporary:
+            staged = stage_run(run_folder, repo_id, Path(temporary), **options)
+            print(f"{staged}\n\n{staged.card}")
+    else:
+        print(push_run(run_folder, repo_id, private=not public, revision=revision, **options))
 
 
 def push_corpus(

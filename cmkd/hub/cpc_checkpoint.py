@@ -7,7 +7,6 @@ training writes, with a `checkpoint_args.json` beside them, have a different for
 """
 
 import io
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from cmkd.atomic import put_in_place, unfinished_path
+from cmkd.atomic import folder_written_whole
 from configuration_cmkd import CPCConfig
 from speech_encoder_cmkd import CPCModel
 
@@ -78,13 +77,9 @@ def convert_cpc(source: Path, target: Path) -> CPCModel:
     model.load_state_dict(_rename(source, weights, model.state_dict()))
     model.eval()
 
-    unfinished = unfinished_path(target)
-    try:
+    with folder_written_whole(target) as unfinished:
         model.save_pretrained(unfinished)
         Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(unfinished)
-        put_in_place(unfinished, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return model
 
 

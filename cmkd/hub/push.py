@@ -95,7 +95,9 @@ def push_run(
     """
     token = token or check_push(repo_id)
     with tempfile.TemporaryDirectory(prefix="cmkd-push-") as folder:
-        staged = stage_run(run, repo_id, Path(folder), is_teacher=is_teacher, licence=licence, half=half, token=token)
+        staged = stage_run(
+            run, repo_id, Path(folder), is_teacher=is_teacher, licence=licence, half=half, audit=audit, token=token
+        )
         terms = staged.terms
         api = HfApi(token=token)
 

@@ -174,7 +174,7 @@ def stage_run(
 def _places(recipe: Mapping[str, Any]) -> list[str]:
     """The options that say where the corpora of a recipe are; of several, each has the name of its own."""
     options = []
-    for setting in ("corpus", "unlabelled"):
+    for setting in SOURCES:
         corpora = recipe.get(setting) or []
         if isinstance(corpora, Mapping):
             options.append(f"--{setting}.data_dir ...")

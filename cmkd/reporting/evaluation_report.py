@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from cmkd.atomic import put_in_place, unfinished_path
+from cmkd.atomic import folder_written_whole
 from cmkd.corpora.schema import Corpus
 from cmkd.features.labels import rated_dimensions
 from cmkd.formats import with_version
@@ -171,9 +171,7 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 
 def _write(output: Path, results: Mapping[str, Any], answers: Mapping[str, Predictions], name: str) -> None:
-    unfinished = unfinished_path(output)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    with folder_written_whole(output) as unfinished:
         for split, of_split in answers.items():
             columns = (of_split.ids, of_split.predictions, of_split.labels, of_split.speakers, of_split.genders)
             write_predictions(unfinished / "predictions" / f"{split}.parquet", *columns)
@@ -183,6 +181,3 @@ def _write(output: Path, results: Mapping[str, Any], answers: Mapping[str, Predi
                 figure.savefig(unfinished / "figures" / f"predictions_{split}.png")
         write_json(unfinished / NAME, results)
         shutil.rmtree(output, ignore_errors=True)
-        put_in_place(unfinished, output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

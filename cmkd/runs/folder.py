@@ -32,7 +32,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
-from cmkd.atomic import put_in_place, sync, unfinished_path, written_whole
+from cmkd.atomic import folder_written_whole, sync, written_whole
 from cmkd.corpora.schema import SPLITS
 from cmkd.corpora.settings import SOURCES
 from cmkd.formats import check_version, with_version
@@ -376,12 +376,10 @@ def keep_student(run: Path, kept: str) -> dict[str, str] | None:
         }
         listed = ", ".join(f"{STAGES[name].short_name} {score:.3f}" for name, score in scores.items())
         stage, reason = max(scores, key=scores.__getitem__), f"better mean CCC on validation ({listed})"
-    unfinished = unfinished_path(run / "student")
-    shutil.rmtree(unfinished, ignore_errors=True)
     left_out = ("stage.json", "training_log.json", "checkpoint-*", f"{SET_ASIDE}*", "*.parquet")
-    shutil.copytree(run / stage, unfinished, ignore=shutil.ignore_patterns(*left_out))
-    shutil.rmtree(run / "student", ignore_errors=True)
-    put_in_place(unfinished, run / "student")
+    with folder_written_whole(run / "student") as unfinished:
+        shutil.copytree(run / stage, unfinished, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
+        shutil.rmtree(run / "student", ignore_errors=True)
     return {"stage": stage, "reason": reason}
 
 
