@@ -27,11 +27,11 @@ from cmkd.corpora.schema import Corpus
 from cmkd.features.audio import read_audio
 from cmkd.json_files import write_json
 from cmkd.reporting.evaluation_report import evaluate_checkpoint
+from cmkd.reporting.figures import DIMENSION_COLOURS
 from cmkd.runs.answers import load_checkpoint
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 RATE = 16000
-COLOURS = {"activation": "#D55E00", "valence": "#0072B2", "dominance": "#009E73"}
 
 
 def scores(model: str, corpora: dict[str, Corpus]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def timeline(model: str, files: list[Path], picture: Path) -> dict[str, Any]:
     for dimension in EMOTION_DIMENSIONS:
         middle = [(window["start"] + window["end"]) / 2 for window in answer["timeline"]]
         values = [window["scores"][dimension] for window in answer["timeline"]]
-        axes.plot(middle, values, marker="o", markersize=3, label=dimension, color=COLOURS[dimension])
+        axes.plot(middle, values, marker="o", markersize=3, label=dimension, color=DIMENSION_COLOURS[dimension])
     axes.set_ylabel("score, 0 to 1")
     axes.legend(ncols=3, frameon=False, loc="upper right")
     axes.margins(y=0.25)

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 
 from cmkd.atomic import written_whole
-from cmkd.reporting.figures import figure_style
+from cmkd.reporting.figures import DIMENSION_COLOURS, figure_style
 from cmkd.spelling import enumerated
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -24,7 +24,6 @@ _MOST_NOTES = 12
 """Of a test, that are shown."""
 
 _MARKS = {"passed": "✓", "failed": "✗", "undecided": "?", "reported": "", "not applicable": "–"}
-_COLOURS = {"activation": "#D55E00", "valence": "#009E73", "dominance": "#0072B2"}
 
 
 def write_reports(results: Mapping[str, Any], output: Path) -> None:
@@ -217,10 +216,12 @@ def _dots(findings: Sequence[Mapping[str, Any]], threshold: float, title: str, l
         heights = [
             conditions.index(finding["condition"]) + 0.2 * (shift - (len(dimensions) - 1) / 2) for finding in own
         ]
-        panel.plot([finding["value"] for finding in own], heights, "o", color=_COLOURS[dimension], label=dimension)
+        panel.plot(
+            [finding["value"] for finding in own], heights, "o", color=DIMENSION_COLOURS[dimension], label=dimension
+        )
         for finding, height in zip(own, heights, strict=True):
             if finding["interval"] is not None:
-                panel.plot(finding["interval"], [height, height], color=_COLOURS[dimension], linewidth=1.2)
+                panel.plot(finding["interval"], [height, height], color=DIMENSION_COLOURS[dimension], linewidth=1.2)
     for limit in {threshold, -threshold} if any(finding["interval"] for finding in findings) else {threshold}:
         panel.axvline(limit, color="#4d4d4d", linestyle="--", linewidth=1)
     panel.set_yticks(range(len(conditions)), conditions)

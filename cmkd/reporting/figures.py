@@ -22,6 +22,8 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 
 FIGURE_DPI = 110
 
+DIMENSION_COLOURS = {"activation": "#D55E00", "valence": "#009E73", "dominance": "#0072B2"}
+
 _KEPT, _LEFT_OUT = "#56B4E9", "#D55E00"
 
 
