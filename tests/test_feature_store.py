@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,6 +36,10 @@ def test_computed_once_for_what_they_depend_on(tmp_path):
     with torch.no_grad():
         part.trained.fill_(1.0)  # which no stored output depends on, as after a stage of training
     check(load(tmp_path, part, rows=rows))
+    assert part.calls == 5
+    fields = part.encoder.config.to_dict()
+    with mock.patch.object(type(part.encoder.config), "to_dict", lambda config: dict(reversed(fields.items()))):
+        check(load(tmp_path, part, rows=rows))  # as the configuration of a checkpoint that was loaded again
     assert part.calls == 5
     load(tmp_path, part, rows=rows, settings="b")
     assert part.calls == 10

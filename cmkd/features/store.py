@@ -17,6 +17,7 @@ stopped, or before the disk was full, is used by the next.
 import bisect
 import functools
 import hashlib
+import json
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -303,7 +304,8 @@ def _size_beside(folder: Path, paths: set[Path]) -> int:
 
 def _digest(encoder: Any, settings: Any) -> str:
     config = {key: value for key, value in encoder.encoder.config.to_dict().items() if key != "_name_or_path"}
-    digest = hashlib.sha256(repr((settings, config, code_version())).encode())
+    sorted_config = json.dumps(config, sort_keys=True, default=repr)  # a checkpoint has its fields in another order
+    digest = hashlib.sha256(repr((settings, sorted_config, code_version())).encode())
     trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     for key, tensor in sorted(encoder.state_dict().items()):
         if key not in trained:  # layers above the frozen part, and how much each layer counts
