@@ -9,7 +9,8 @@
 Each row is one system with several seeds, on sentences and voices that no training had: the test split of SpokenEmoBank
 in Kokoro's voices. `ccc` is the mean over the seeds, the interval is that of the mean over the speakers, and `against`
 has the paired test against fine-tuning, as `cmkd table` has them. `gap` is the share of the way from fine-tuning to the
-teacher in valence.
+teacher in valence. Two rows are controls: the teacher that is given the words of another sentence, and the teacher that
+hears silence.
 
 `perfect_ears` bounds what can be learned from so many sentences, whatever the ears: a listener who makes out every word
 and knows none beforehand, a ridge regression on which words are said, from the rated sentences and as many others as
@@ -19,6 +20,7 @@ in one.
 """
 
 import argparse
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
+from datasets import Dataset
 from matplotlib.figure import Figure
 from transformers import AutoModel, AutoTokenizer
 
@@ -40,6 +44,7 @@ from cmkd.runs.answers import answer, load_checkpoint
 from cmkd.scoring.evaluation import Predictions, evaluate_predictions
 from cmkd.scoring.scores import compare, interval_of
 
+RATE = 16_000
 SENTENCES_PER_HOUR = 13_061 / 10.37
 """Of the sentences of recipes/open in the voices of flite."""
 EARS = (0, 3, 10, 30, 100)
@@ -57,6 +62,24 @@ def scored(answers: Predictions) -> dict[str, Any]:
     each = [evaluate_predictions(of_seed, answers.labels)["ccc"] for of_seed in answers.predictions]
     mean = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
     return {"ccc": mean, "each": each, "interval": interval_of(answers)}
+
+
+def with_wrong_words(rows: Dataset) -> Dataset:
+    """Each utterance with the transcript of another one, in one random cycle through all."""
+    cycle = np.random.default_rng(0).permutation(len(rows))
+    words = np.array(rows["transcript"], dtype=object)
+    words[cycle] = words[np.roll(cycle, 1)]
+    return rows.remove_columns("transcript").add_column("transcript", words.tolist())
+
+
+def with_silence(rows: Dataset) -> Dataset:
+    """Each utterance as zeros of its length."""
+    sounds = []
+    for duration in rows["duration"]:
+        file = io.BytesIO()
+        soundfile.write(file, np.zeros(round(duration * RATE)), RATE, format="FLAC")
+        sounds.append({"bytes": file.getvalue(), "path": None})
+    return rows.remove_columns("audio").add_column("audio", sounds, feature=rows.features["audio"])
 
 
 def text_states(sentences: Sequence[str], encoder: str) -> np.ndarray:
@@ -165,6 +188,11 @@ def main() -> None:
     corpus = load_corpus("spoken-emobank", options.emobank, only_split="test", **kokoro)
     finetuned, teachers = (answers_of(folders, corpus["test"]) for folders in (options.finetuned, options.teachers))
     low, high = scored(finetuned), scored(teachers)
+    controls = {
+        "teacher, words of another sentence": scored(answers_of(options.teachers, with_wrong_words(corpus["test"]))),
+        "teacher, silence": scored(answers_of(options.teachers, with_silence(corpus["test"]))),
+    }
+    print(controls, flush=True)
     start, end = low["ccc"]["valence"], high["ccc"]["valence"]
     rows = {}
     for entry in options.systems:
@@ -183,6 +211,7 @@ def main() -> None:
         {
             "fine-tuned": low,
             "teacher": high,
+            "controls": controls,
             "T/S": rows,
             **heard,
             "corpus": corpus.report.to_dict(),
