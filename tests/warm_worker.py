@@ -36,6 +36,7 @@ LIBRARIES = (
     "pyarrow.dataset",
     "pyarrow.parquet",
     "pydantic",
+    "scipy.io",
     "scipy.optimize",
     "scipy.signal",
     "soundfile",
@@ -49,8 +50,16 @@ LIBRARIES = (
     "tyro",
 )
 """What reads no variables of the Hub when it is imported."""
-OF_HUB = ("accelerate.commands.launch", "datasets", "peft", "transformers.trainer")
-ALL = ("train_distill", "accelerate.commands.launch", "cmkd.predict.prediction", "cmkd.runs.crossval")
+OF_HUB = (
+    "accelerate.commands.launch",
+    "datasets",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.hubert.modeling_hubert",
+    "transformers.models.wav2vec2.modeling_wav2vec2",
+    "transformers.pipelines",
+    "transformers.trainer",
+)
+ALL = (*OF_HUB, "train_distill", "cmkd.predict.prediction", "cmkd.runs.crossval")
 CLIENT = """#!/bin/sh
 exec {python} -S -E -c 'import sys; sys.path.append(sys.argv.pop(1)); import warm_worker; warm_worker.client()' \\
   {tests} {folder} "$@"
