@@ -43,7 +43,8 @@ demo: $(VENV)/.installed-demo
 
 # A file of tests stays in one process, for its fixtures; the longest begin first, see tests/conftest.py. There are more
 # processes than cores that they are made for, which is two: some wait, for programs that they started.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+# What Python compiles is kept, whatever the environment says: else every process compiles what it imports again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # The linter and the type checker are asked once, in the versions that are pinned: what they say changes with theirs.
 test: $(VENV)/.installed-dev

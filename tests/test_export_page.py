@@ -70,24 +70,44 @@ def browser(spoken):
 
 @contextmanager
 def ready(browser, address):
-    """The page with its model loaded; it has asked nobody but the server for anything, and logged no error."""
+    """The page with its model loaded, and a check: it has asked only the server for anything, and logged no error."""
     opened = browser.new_page()
     requests, errors = [], []
     opened.on("request", lambda request: requests.append(request.url))
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+
+    def check():
+        assert [url for url in requests if not url.startswith((address, f"blob:{address}"))] == []
+        assert errors == []
+
     opened.goto(address)
     playwright.expect(opened.locator("#status")).to_have_text("Ready.")
-    yield opened
-    assert [url for url in requests if not url.startswith((address, f"blob:{address}"))] == []
-    assert errors == []
+    yield opened, check
+    check()
     opened.close()
 
 
+@pytest.fixture(scope="module")
+def loaded(site, browser):
+    with served(site / "page") as address, ready(browser, address) as opened_and_check:
+        yield opened_and_check
+
+
 @pytest.fixture
-def page(site, browser):
-    with served(site / "page") as address, ready(browser, address) as opened:
-        yield opened
+def page(loaded):
+    """The page that was loaded once: it goes on after whatever the tests before did with it, errors included."""
+    opened, check = loaded
+    yield opened
+    check()
+    opened.set_viewport_size({"width": 1280, "height": 720})
+    opened.fill("#window", "")
+    opened.evaluate(AS_LOADED)
+
+
+@pytest.fixture(scope="module")
+def score(site):
+    return pipeline(model=str(site / "student"), trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +139,15 @@ def sounds(site) -> Path:
     return folder
 
 
+def choose(page, path: Path) -> None:
+    """Gives the page a file; what it says from now on is about that one."""
+    page.evaluate("document.getElementById('status').textContent = ''")
+    page.set_input_files("#file", path)
+
+
 def shown(page, path: Path) -> dict:
     """What the page offers for download after it has scored a file."""
-    page.set_input_files("#file", path)
+    choose(page, path)
     playwright.expect(page.locator("#name")).to_have_text(path.name)
     playwright.expect(page.locator("#status")).to_have_text(SCORED)
     with page.expect_download() as download:
@@ -129,8 +155,7 @@ def shown(page, path: Path) -> dict:
     return json.loads(download.value.path().read_text())
 
 
-def test_files_score_as_the_pipeline_scores_them(page, site, sounds):
-    score = pipeline(model=str(site / "student"), trust_remote_code=True)
+def test_files_score_as_the_pipeline_scores_them(page, score, sounds):
     for name in ("short.wav", "long.wav", "stereo.flac"):
         found, expected = shown(page, sounds / name), score(str(sounds / name))
         assert found["scores"] == pytest.approx(expected["scores"], abs=1e-3), name
@@ -145,15 +170,14 @@ def test_files_score_as_the_pipeline_scores_them(page, site, sounds):
     assert [window["silent"] for window in score(str(sounds / "long.wav"))["timeline"]] == [False, True, False, False]
 
 
-def test_another_rate_is_resampled_by_the_browser(page, site, sounds):
-    score = pipeline(model=str(site / "student"), trust_remote_code=True)
+def test_another_rate_is_resampled_by_the_browser(page, score, sounds):
     expected = score(str(sounds / "44100.wav"))["scores"]
     assert shown(page, sounds / "44100.wav")["scores"] == pytest.approx(expected, abs=0.02)
 
 
 HEARD = """() => {
   window.heard = [];
-  const start = AudioBufferSourceNode.prototype.start;
+  const start = (window.plainStart = AudioBufferSourceNode.prototype.start);
   AudioBufferSourceNode.prototype.start = function (...words) {
     window.heard.push(Array.from(this.buffer.getChannelData(0)));
     window.sounding = this.context;
@@ -162,10 +186,14 @@ HEARD = """() => {
   };
 }"""
 """From now on the page keeps what it plays, and stands still with it until `sounding.resume()` is called."""
+AS_LOADED = """() => {
+  if (window.plainStart) AudioBufferSourceNode.prototype.start = window.plainStart;
+  scrollTo(0, 0);
+}"""
+"""From now on it plays as it did before."""
 
 
-def test_a_click_on_the_timeline_plays_that_window(page, site, sounds):
-    score = pipeline(model=str(site / "student"), trust_remote_code=True)
+def test_a_click_on_the_timeline_plays_that_window(page, score, sounds):
     page.evaluate(HEARD)
     page.fill("#window", "1.25")
     found = shown(page, sounds / "short.wav")
@@ -190,13 +218,13 @@ def test_a_click_on_the_timeline_plays_that_window(page, site, sounds):
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#status")).to_have_text("Stopped at 1.88 to 3.13 s")
     page.fill("#window", "0.01")
-    page.set_input_files("#file", sounds / "short.wav")
+    choose(page, sounds / "short.wav")
     playwright.expect(page.locator("#status")).to_contain_text("a window of 0.01 s: must be at least 0.1 s")
 
 
-def test_a_long_file_is_scored_in_windows_that_lie_where_they_are_heard(page, site, sounds):
+def test_a_long_file_is_scored_in_windows_that_lie_where_they_are_heard(page, score, sounds):
     found = shown(page, sounds / "minutes.wav")
-    expected = pipeline(model=str(site / "student"), trust_remote_code=True)(str(sounds / "minutes.wav"))
+    expected = score(str(sounds / "minutes.wav"))
     assert found["scores"] == pytest.approx(expected["scores"], abs=1e-3)
     assert len(found["timeline"]) == len(expected["timeline"]) == 20
     box = page.locator("#chart svg").bounding_box()
@@ -247,7 +275,7 @@ def test_formats_that_say_how_long_they_are_score_whole(page, sounds):
     ],
 )
 def test_what_cannot_be_scored_is_said_and_the_page_goes_on(page, sounds, name, message):
-    page.set_input_files("#file", sounds / name)
+    choose(page, sounds / name)
     playwright.expect(page.locator("#status")).to_contain_text(message)
     assert page.locator("#answer").is_hidden()
     shown(page, sounds / "short.wav")
@@ -267,12 +295,12 @@ def test_whisper_hears_in_the_page_what_it_hears_in_python(web, browser, sounds,
     save_student(tmp_path / "student", "whisper")
     export_folder(str(tmp_path / "student"), tmp_path / "page", page=True, onnxruntime_web=web)
     score = pipeline(model=str(tmp_path / "student"), trust_remote_code=True)
-    with served(tmp_path / "page") as address, ready(browser, address) as opened:
+    with served(tmp_path / "page") as address, ready(browser, address) as (opened, _):
         for name in ("short.wav", "long.wav"):
             found, expected = shown(opened, sounds / name), score(str(sounds / name))
             for window, other in zip(found["timeline"], expected["timeline"], strict=True):
                 assert window["scores"] == pytest.approx(other["scores"], abs=1e-3), name
         opened.fill("#window", "40")
-        opened.set_input_files("#file", sounds / "long.wav")
+        choose(opened, sounds / "long.wav")
         message = "a window of 40 s: must be at least 0.1 s and at most 30 s"
         playwright.expect(opened.locator("#status")).to_contain_text(message)

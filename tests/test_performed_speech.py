@@ -370,7 +370,7 @@ def test_processes_that_are_killed_lose_one_utterance_each(espeak, cache, tmp_pa
     )
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     sentences = tmp_path / "sentences.txt"
-    lines = [f"the {a} and {b} and {c} things" for a in words for b in words for c in words[:5]]
+    lines = [f"the {a} and {b} and {c} things" for a in words for b in words for c in words[:2]]
     sentences.write_text("\n".join(lines), encoding="utf-8")
     speech = tmp_path / "speech"
     command = [sys.executable, "-c", program, str(cache.parent), str(sentences), str(speech)]

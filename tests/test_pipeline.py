@@ -619,8 +619,8 @@ print(json.dumps({"peak": peak, "found": found}))
 @pytest.mark.slow
 def test_an_hour_takes_less_than_a_gigabyte(tmp_path):
     """Of WAVE, which libsndfile reads, and of MP3 files that are joined, which FFmpeg reads; one after the other."""
-    tiny = HubertConfig(**SMALL | {"num_hidden_layers": 1, "conv_dim": (4,) * 7})
-    student(tiny).save_pretrained(tmp_path / "model")
+    narrow = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "conv_dim": (4,) * 7}
+    student(HubertConfig(**SMALL | narrow), gru_hidden_size=4, embedding_size=4).save_pretrained(tmp_path / "model")
     extractor("hubert").save_pretrained(tmp_path / "model")
     minute = noise(60, rate=8000)
     with soundfile.SoundFile(tmp_path / "hour.wav", "w", 8000, 1, subtype="PCM_16") as file:

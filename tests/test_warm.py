@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import warm_worker
-warm_worker.LIBRARIES = warm_worker.ALL = ()
+warm_worker.LIBRARIES, warm_worker.OF_HUB, warm_worker.ALL = (), ("colorsys",), ()
 warm_worker.main(Path(sys.argv[1]), int(sys.argv[2]))
 """
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], __name__, os.environ.get('CMKD_X'), sys.stdin.read()]))"
@@ -91,3 +91,14 @@ def test_what_it_starts_is_of_its_kind_and_two_share_a_server(light, tmp_path):
     other = Warm(tmp_path / "other", tmp_path, os.getpid())
     assert other.executable == light.executable
     assert other.run(code, timeout=900).stdout == f"{light.executable}\n"
+
+
+def test_programs_with_the_same_variables_of_the_hub_share_its_libraries_from_the_second_on(light):
+    code = "import os, sys; print('colorsys' in sys.modules, os.environ['HF_HOME'], 'HF_HUB_OFFLINE' in os.environ)"
+    places = ("here", "here", "there", "here", "there")
+    said = [light.run(code, environment={"HF_HOME": place, "HF_HUB_OFFLINE": None}).stdout for place in places]
+    assert [line.split() for line in said] == [
+        [imported, place, "False"]
+        for imported, place in zip(("False", "True", "False", "True", "True"), places, strict=True)
+    ]
+    assert light.run("import sys; print('colorsys' in sys.modules)").stdout == "False\n"

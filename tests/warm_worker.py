@@ -2,14 +2,18 @@
 
     warm_worker.py FOLDER PID
 
-There are two servers, since libraries of the Hub read its variables when they are imported. One has imported only what
-reads none of them, and so serves programs with the variables of any Hub. The other, which begins as a fork of it, has
-imported all, with the variables that this process was started with, and serves the programs that have the same. Both
-end with the process PID, and kill what they have started.
+Libraries of the Hub read its variables when they are imported, so there are several servers. One has imported only what
+reads none of them, and so serves programs with the variables of any Hub. Another, which begins as a fork of it, has
+imported all, with the variables that this process was started with, and serves the programs that have the same. When a
+second program comes with other variables, a fork imports the libraries of the Hub with these, though nothing of ours,
+and serves the programs that have them from then on. All end with the process PID, and kill what they have started.
 """
+
+from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib
 import json
 import os
@@ -17,6 +21,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 LIBRARIES = (
@@ -31,6 +36,7 @@ LIBRARIES = (
     "pyarrow.dataset",
     "pyarrow.parquet",
     "pydantic",
+    "scipy.io",
     "scipy.optimize",
     "scipy.signal",
     "soundfile",
@@ -44,7 +50,16 @@ LIBRARIES = (
     "tyro",
 )
 """What reads no variables of the Hub when it is imported."""
-ALL = ("train_distill", "accelerate.commands.launch", "cmkd.predict.prediction", "cmkd.runs.crossval")
+OF_HUB = (
+    "accelerate.commands.launch",
+    "datasets",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.hubert.modeling_hubert",
+    "transformers.models.wav2vec2.modeling_wav2vec2",
+    "transformers.pipelines",
+    "transformers.trainer",
+)
+ALL = (*OF_HUB, "train_distill", "cmkd.predict.prediction", "cmkd.runs.crossval")
 CLIENT = """#!/bin/sh
 exec {python} -S -E -c 'import sys; sys.path.append(sys.argv.pop(1)); import warm_worker; warm_worker.client()' \\
   {tests} {folder} "$@"
@@ -56,6 +71,20 @@ def of_hub(variables: dict[str, str]) -> dict[str, str]:
     return {
         name: value for name, value in variables.items() if name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))
     }
+
+
+def name_of(variables: dict[str, str]) -> str:
+    """Of the server for programs with these variables."""
+    return hashlib.sha256(json.dumps(sorted(of_hub(variables).items())).encode()).hexdigest()[:16]
+
+
+def listen(folder: Path, name: str) -> socket.socket:
+    """Whoever connects from now on waits for the server's imports."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / f"{name}.part"))
+    listener.listen(100)
+    (folder / f"{name}.part").rename(folder / name)
+    return listener
 
 
 def inherited() -> list[int]:
@@ -72,9 +101,9 @@ def client() -> None:
     """Has a server fork, and ends as the fork ends. `sys.argv`: -c, FOLDER, and what `python` takes."""
     folder, arguments = Path(sys.argv[1]), sys.argv[2:]
     variables, files = dict(os.environ), inherited()
-    name = "all" if of_hub(variables) == json.loads((folder / "hub.json").read_text()) else "some"
+    own = folder / name_of(variables)
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(str(folder / name))
+    connection.connect(str(own if own.exists() else folder / "some"))
     request = json.dumps({"arguments": arguments, "environment": variables, "cwd": str(Path.cwd()), "files": files})
     request = request.encode()
     socket.send_fds(connection, [len(request).to_bytes(8, "big")], files)
@@ -152,29 +181,41 @@ def become(request: dict, files: list[int], executable: str) -> None:
     os._exit(code % 256)
 
 
-def serve(listener: socket.socket, owner: int, executable: str, more: int | None = None) -> None:
-    """Forks until the process `owner` has ended; `more` is another process to end then."""
+class Request(namedtuple("Request", ("connection", "words", "files"))):
+    """Of a client: the connection that it waits at, what it was called with, and its descriptors."""
+
+    @classmethod
+    def accepted(cls, listener: socket.socket) -> Request:
+        connection, _ = listener.accept()
+        size, files, _, _ = socket.recv_fds(connection, 8, 64)
+        with connection.makefile("rb") as file:
+            return cls(connection, json.loads(file.read(int.from_bytes(size, "big"))), files)
+
+
+def specialise(request: Request, listener: socket.socket, owner: int, folder: Path) -> None:
+    """Becomes the server for programs with the variables of this one, which is the first."""
+    for name in of_hub(dict(os.environ)):
+        del os.environ[name]
+    os.environ.update(of_hub(request.words["environment"]))
+    for name in OF_HUB:
+        importlib.import_module(name)
+    serve(listener, owner, folder, [request])
+    os._exit(0)
+
+
+def serve(listener: socket.socket, owner: int, folder: Path, waiting: list[Request], specialises: bool = False) -> None:
+    """Forks until the process `owner` has ended, at first for those that wait already."""
     import gc
     import select
 
     gc.collect()
     gc.freeze()  # nothing of it is ever collected, so that the forks share it
     children: dict[socket.socket, int] = {}
+    seen: set[str] = set()
     while True:
-        for ready in select.select([listener, *children], [], [], 0.02)[0]:
+        for ready in select.select([listener, *children], [], [], 0.0 if waiting else 0.02)[0]:
             if ready is listener:
-                connection, _ = listener.accept()
-                size, files, _, _ = socket.recv_fds(connection, 8, 64)
-                with connection.makefile("rb") as file:
-                    request = json.loads(file.read(int.from_bytes(size, "big")))
-                child = os.fork()
-                if child == 0:
-                    for other in (listener, connection, *children):
-                        other.close()
-                    become(request, files, executable)
-                for file in files:
-                    os.close(file)
-                children[connection] = child
+                waiting.append(Request.accepted(listener))
             elif ready in children:
                 try:
                     numbers = ready.recv(10)
@@ -185,6 +226,28 @@ def serve(listener: socket.socket, owner: int, executable: str, more: int | None
                 if not numbers:
                     os.waitpid(children.pop(ready), 0)
                     ready.close()
+        while waiting:
+            request = waiting.pop()
+            name = name_of(request.words["environment"])
+            own = listen(folder, name) if specialises and name in seen and not (folder / name).exists() else None
+            seen.add(name)
+            child = os.fork()
+            if child == 0:
+                for other in (listener, *children, *(one.connection for one in waiting)):
+                    other.close()
+                for file in (number for one in waiting for number in one.files):
+                    os.close(file)
+                if own is not None:
+                    specialise(request, own, owner, folder)
+                request.connection.close()
+                become(request.words, request.files, str(folder / "python"))
+            for file in request.files:
+                os.close(file)
+            if own is None:
+                children[request.connection] = child
+            else:
+                own.close()
+                request.connection.close()
         for connection, child in list(children.items()):
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
@@ -211,29 +274,23 @@ def draw_nothing() -> None:
 
 def main(folder: Path, owner: int) -> None:
     sys.path.insert(1, str(Path(__file__).parent))  # the first is each program's own
-    (folder / "hub.json").write_text(json.dumps(of_hub(dict(os.environ))))
-    listeners = {}
-    for name in ("some", "all"):  # whoever connects from now on waits for the imports
-        listeners[name] = socket.socket(socket.AF_UNIX)
-        listeners[name].bind(str(folder / name))
-        listeners[name].listen(100)
-    executable = folder / "python"
+    of_some, of_all = (listen(folder, name) for name in ("some", name_of(dict(os.environ))))
     part = folder / "python.part"
     part.write_text(CLIENT.format(python=sys.executable, tests=Path(__file__).parent, folder=folder))
     part.chmod(0o755)
-    part.rename(executable)
+    part.rename(folder / "python")
     for name in LIBRARIES:
         importlib.import_module(name)
     if os.fork() == 0:
-        listeners.pop("some").close()
+        of_some.close()
         for name in ALL:
             importlib.import_module(name)
         if "matplotlib.figure" in sys.modules:
             draw_nothing()
-        serve(listeners["all"], owner, str(executable))
+        serve(of_all, owner, folder, [])
     else:
-        listeners.pop("all").close()
-        serve(listeners["some"], owner, str(executable))
+        of_all.close()
+        serve(of_some, owner, folder, [], specialises=True)
         shutil.rmtree(folder)
 
 
