@@ -3,6 +3,8 @@
 import csv
 import io
 import math
+import runpy
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,6 +15,7 @@ from cmkd.corpora import crema_d, load_corpus
 from cmkd.corpora.crema_d import ACTORS, FURTHER_FEATURES, TEST_ACTORS, VALIDATION_ACTORS, split_of
 from cmkd.corpora.report import CorpusError
 from cmkd.corpora.schema import FEATURES
+from cmkd.features.audio import read_audio
 
 CLIPS = ("1002_DFA_ANG_XX", "1004_IEO_HAP_LO", "1001_DFA_SAD_HI", "1003_TIE_NEU_XX")
 COLUMNS = ("", *"ADFHNS", "fileName", "numResponses", *crema_d.INTENSITIES.values())
@@ -411,3 +414,43 @@ def test_the_real_votes_give_labels_for_every_clip(shared_dir):
     assert sorted(labels, key=lambda key: labels[key][1])[0] == "S"  # activation
     assert max(labels, key=lambda key: labels[key][1]) == "A"
     assert min(labels, key=lambda key: labels[key][2]) in "FS"  # dominance
+
+
+# The copy that the student of recipes/open is trained on, too
+
+
+def test_a_disturbed_copy_has_the_same_labels_and_a_sound_of_its_own_that_its_name_decides(copy, tmp_path):
+    pytest.importorskip("pyroomacoustics")
+    disturb = runpy.run_path(str(Path(__file__).parent.parent / "recipes/open/disturb.py"))["main"]
+    disturb(copy.root, tmp_path / "disturbed")
+    first = {path.name: path.read_bytes() for path in (tmp_path / "disturbed/AudioFLAC").iterdir()}
+    assert set(first) == {f"{clip}.flac" for clip in CLIPS}
+    clips = {split: list(rows) for split, rows in copy.load().items()}
+    disturbed = {split: list(rows) for split, rows in load_corpus("crema-d", tmp_path / "disturbed").items()}
+    for split, rows in clips.items():
+        for row, other in zip(rows, disturbed[split], strict=True):
+            same = ("id", "speaker", "transcript", "activation", "valence", "dominance", "num_ratings")
+            assert {name: row[name] for name in same} == {name: other[name] for name in same}
+            ours, theirs = (read_audio(one["audio"], 16_000) for one in (row, other))
+            assert len(theirs) >= len(ours) and np.abs(theirs).max() <= 1
+    name = sorted(first)[0]
+    (tmp_path / "disturbed/AudioFLAC" / name).unlink()
+    (tmp_path / "disturbed/AudioFLAC" / sorted(first)[1]).write_bytes(b"is not written again")
+    disturb(copy.root, tmp_path / "disturbed")
+    assert (tmp_path / "disturbed/AudioFLAC" / name).read_bytes() == first[name]
+    assert (tmp_path / "disturbed/AudioFLAC" / sorted(first)[1]).read_bytes() == b"is not written again"
+
+
+def test_what_a_disturbed_clip_is():
+    """Over many draws: as long or longer as often as said, seldom as it was, never beyond full scale."""
+    functions = runpy.run_path(str(Path(__file__).parent.parent / "recipes/open/disturb.py"))
+    wave = np.sin(np.arange(16_000) / 20).astype(np.float32) / 4
+    voices = [np.roll(wave, 99 * number) for number in range(8)]
+    room = functions["draw_rooms"](np.random.default_rng(0))[0]
+    heard = [functions["disturbed"](wave, np.random.default_rng(seed), [room], voices) for seed in range(200)]
+    longer = [len(sound) - len(wave) for sound in heard]
+    assert min(longer) == 0 and max(longer) <= 2 * 24_000
+    assert np.mean([length > 0 for length in longer]) == pytest.approx(0.5, abs=0.1)
+    assert np.mean([len(sound) == len(wave) and np.allclose(sound, wave, atol=1e-4) for sound in heard]) < 0.1
+    levels = np.array([20 * np.log10(np.abs(sound).max() / 0.25) for sound in heard])
+    assert levels.max() <= 12.1 and levels.min() < -12 and max(np.abs(sound).max() for sound in heard) <= 1

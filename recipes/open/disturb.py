@@ -7,7 +7,8 @@ What happens to a clip is drawn from its name, each with the probability below, 
 
 - a room (.5) of random size, with a reverberation time of .2 to .9 s, heard from .5 to 3 m;
 - silence (.5) of 0 to 1.5 s before it and after it;
-- noise (.6) at a signal-to-noise ratio of 0 to 25 dB: white, chords, or the voices of five other clips of its split;
+- noise (.6) at a signal-to-noise ratio of 0 to 25 dB: white, chords, or the voices of five other clips of its
+  split, where it has so many;
 - its level (.5), by -20 to +10 dB; what is beyond full scale is cut;
 - a codec (.3): the telephone (G.711), mp3 at 16 kbit/s or Opus at 8 kbit/s.
 
@@ -54,7 +55,7 @@ def disturbed(wave: np.ndarray, rng: np.random.Generator, rooms: list[Room], voi
         wave = np.pad(wave, tuple(rng.integers(round(1.5 * RATE), size=2)))
     if rng.random() < 0.6:
         snr = rng.uniform(0, 25)
-        kind = rng.integers(3)
+        kind = rng.integers(3 if len(voices) > disturbances.TALKERS else 2)
         if kind == 0:
             wave = disturbances.white_noise(wave, RATE, rng, snr=snr)
         elif kind == 1:
