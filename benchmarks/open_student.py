@@ -1,10 +1,12 @@
 """How good students are on open corpora of human and of synthetic voices, how large they are, and how fast.
 
     python -m benchmarks.open_student "student=students/cmkd-open" "fine-tuned=runs/open/student/finetune" \\
-        "demo=runs/demo/student" --crema_d path/to/crema-d --emobank path/to/emobank.csv --kokoro path/to/kokoro \\
-        --speech path/to/librispeech --output docs/results/open_student.json
+        "demo=runs/demo/student" --crema_d path/to/crema-d --disturbed path/to/crema-d-disturbed \\
+        --emobank path/to/emobank.csv --kokoro path/to/kokoro --speech path/to/librispeech \\
+        --output docs/results/open_student.json
 
-Human voices are CREMA-D's test actors, whose labels are derived from votes for categories; synthetic ones are those of
+Human voices are CREMA-D's test actors, whose labels are derived from votes for categories, as they were recorded and in
+the copy that recipes/open/disturb.py writes; synthetic ones are those of
 Kokoro in the test split of SpokenEmoBank, whose sentences and voices no training had. A constant has a CCC of 0, and
 the mean absolute error is beside it. Speed is that of one thread in fp32, one file at a time, on the clips of
 `--speech`, alternating between the models; the ratio is to the first. The timeline is of all these clips joined.
@@ -107,6 +109,7 @@ def main() -> None:
     parser.add_argument(
         "--sentences", type=Path, help="the file of CREMA-D's twelve sentences, if its README is missing"
     )
+    parser.add_argument("--disturbed", type=Path, required=True, help="the copy of it by recipes/open/disturb.py")
     parser.add_argument("--emobank", type=Path, required=True, help="emobank.csv")
     parser.add_argument("--kokoro", type=Path, required=True, help="the folder of Kokoro's files")
     parser.add_argument("--kokoro_speech", type=Path, help="the folder of what Kokoro has spoken already")
@@ -121,6 +124,7 @@ def main() -> None:
     kokoro = {"voices": "kokoro", "models_dir": arguments.kokoro, "speech_dir": arguments.kokoro_speech}
     corpora = {
         "CREMA-D": load_corpus("crema-d", arguments.crema_d, **sentences),
+        "CREMA-D, disturbed": load_corpus("crema-d", arguments.disturbed),
         "SpokenEmoBank, Kokoro's voices": load_corpus("spoken-emobank", arguments.emobank, only_split="test", **kokoro),
         "SpokenEmoBank, espeak's voices": load_corpus("spoken-emobank", arguments.emobank),
     }
