@@ -12,6 +12,7 @@
 # TORCH_INDEX=URL     where torch comes from, in addition to pip's configured index. By default PyTorch's CPU builds on a
 #                     Linux machine without an NVIDIA driver: the package index alone would bring several GB of CUDA.
 #                     TORCH_INDEX= (empty) takes torch from the configured index.
+# PROCESSES=1         make demo in one process, as it is where there is a GPU, one core or another system than Linux
 
 PYTHON ?= python3
 VERSIONS ?= pinned
@@ -36,10 +37,17 @@ endif
 
 .PHONY: demo test types tests quick docs
 
-# Threads that wait sleep: where another program has one of the cores, those that look for work all the time keep it from
-# the threads that they wait for, and a step of the demo takes several times as long as on one core.
+# The network of the demo is too small for two threads to share its layers. So two processes of one thread each share the
+# utterances of a step, on a Linux machine that has two cores and no NVIDIA driver. Elsewhere one process does it all, on
+# the GPU if there is one. Its threads sleep while they wait: where another program has one of the cores, those that look
+# for work all the time keep it from the threads that they wait for.
+PROCESSES ?= $(if $(filter Linux-,$(shell uname -s)-$(shell command -v nvidia-smi)),$(if $(filter-out 1,$(shell nproc)),2,1),1)
+DEMO_1 := OMP_WAIT_POLICY=passive $(BIN)/python train_distill.py recipes/demo.yaml
+DEMO_2 := OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=1 $(BIN)/torchrun --standalone --nproc_per_node 2 train_distill.py \
+	recipes/demo.yaml --batch_size 16
+
 demo: $(VENV)/.installed-demo
-	OMP_WAIT_POLICY=passive $(BIN)/python train_distill.py recipes/demo.yaml
+	$(or $(DEMO_$(PROCESSES)),$(error PROCESSES is 1 or 2, not '$(PROCESSES)'))
 
 # A file of tests stays in one process, for its fixtures; the longest begin first, see tests/conftest.py. There are more
 # processes than cores that they are made for, which is two: some wait, for programs that they started.

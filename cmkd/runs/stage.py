@@ -236,6 +236,7 @@ def training_arguments(recipe: Recipe, folder: Path, **others: Any) -> CMKDTrain
         prediction_weight=recipe.prediction_weight if is_taught else 0.0,
         dataloader_num_workers=reading_processes(recipe),
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # all that train have a gradient, so nobody needs to look in every step
         disable_tqdm=not sys.stderr.isatty(),
         use_cpu=not torch.accelerator.is_available(),
         **others,
