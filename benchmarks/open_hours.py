@@ -9,7 +9,7 @@
 Each row is one system with several seeds, on sentences and voices that no training had: the test split of SpokenEmoBank
 in Kokoro's voices. `ccc` is the mean over the seeds, the interval is that of the mean over the speakers, and `against`
 has the paired test against fine-tuning, as `cmkd table` has them. `gap` is the share of the way from fine-tuning to the
-teacher in valence. Two rows are controls: the teacher that is given the words of another sentence, and the teacher that
+teacher in valence. A row of fewer seeds is compared with the first as many of these. Two rows are controls: the teacher that is given the words of another sentence, and the teacher that
 hears silence.
 
 `perfect_ears` bounds what can be learned from so many sentences, whatever the ears: a listener who makes out every word
@@ -193,7 +193,6 @@ def main() -> None:
         "teacher, silence": scored(answers_of(options.teachers, with_silence(corpus["test"]))),
     }
     print(controls, flush=True)
-    start, end = low["ccc"]["valence"], high["ccc"]["valence"]
     rows = {}
     for entry in options.systems:
         name, folders = entry.split("=", 1)
@@ -201,8 +200,11 @@ def main() -> None:
         if hours is None:
             parser.error(f"{entry!r} does not begin with hours, as in '10.4 h=runs/a/ts'")
         ours = answers_of(folders.split(","), corpus["test"])
-        row = scored(ours) | {"hours": float(hours[0]), "against": compare(ours, finetuned)}
-        rows[name] = row | {"gap": (row["ccc"]["valence"] - start) / (end - start)}
+        first = slice(len(ours.predictions))
+        row = scored(ours) | {"hours": float(hours[0])}
+        row["against"] = compare(ours, replace(finetuned, predictions=finetuned.predictions[first]))
+        start, end = (np.mean([one["valence"] for one in of["each"][first]]) for of in (low, high))
+        rows[name] = row | {"gap": float((row["ccc"]["valence"] - start) / (end - start))}
         print(name, row["ccc"], f"{rows[name]['gap']:.0%} of the gap", flush=True)
     sentences = options.sentences.read_text(encoding="utf-8").splitlines()
     heard = listeners(load_corpus("spoken-emobank", options.emobank), sentences, options.text_encoder)
@@ -218,7 +220,7 @@ def main() -> None:
             "versions": {name: version(name) for name in ("cmkd", "torch", "transformers", "numpy", "scipy")},
         },
     )
-    draw(rows, end, start, heard["perfect_ears"], options.output.with_suffix(".png"))
+    draw(rows, high["ccc"]["valence"], low["ccc"]["valence"], heard["perfect_ears"], options.output.with_suffix(".png"))
     print(f"wrote {options.output}")
 
 
