@@ -9,8 +9,8 @@
 Each row is one system with several seeds, on sentences and voices that no training had: the test split of SpokenEmoBank
 in Kokoro's voices. `ccc` is the mean over the seeds, the interval is that of the mean over the speakers, and `against`
 has the paired test against fine-tuning, as `cmkd table` has them. `gap` is the share of the way from fine-tuning to the
-teacher in valence. A row of fewer seeds is compared with the first as many of these. Two rows are controls: the teacher that is given the words of another sentence, and the teacher that
-hears silence.
+teacher in valence. A row of fewer seeds is compared with the first as many of these. Two rows are controls: the teacher
+that is given the words of another sentence, and the teacher that hears silence.
 
 `perfect_ears` bounds what can be learned from so many sentences, whatever the ears: a listener who makes out every word
 and knows none beforehand, a ridge regression on which words are said, from the rated sentences and as many others as
