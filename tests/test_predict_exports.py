@@ -13,7 +13,7 @@ import soundfile
 from predictions import RATE, rows, run, save_student, sound, write
 
 from cmkd.predict import summary
-from cmkd.predict.labels import Track
+from cmkd.predict.labels import WRITERS, Track
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 
@@ -110,6 +110,29 @@ def test_labels_of_segments_are_one_file(model, call, tmp_path):
     run([tmp_path / "m.csv"], model, tmp_path / "out", labels="audacity")
     lines = (call.parent / "call.wav.cmkd.txt").read_text().splitlines()
     assert [line.split("\t")[:2] for line in lines] == [["0.500000", "1.500000"], ["3.000000", "4.000000"]]
+
+
+@pytest.mark.parametrize("labels", ["audacity", "elan", "textgrid"])
+def test_labels_of_segments_that_come_later_join_those_that_are_there(labels, model, call, tmp_path):
+    """Oracle: the labels of a run that had all segments at once."""
+    if labels == "textgrid":
+        pytest.importorskip("praatio")
+    write(call.parent / "other.wav", 1, 3)
+    lines = ["in/call.wav,3,4", "in/other.wav,0.2,0.8", "in/call.wav,0.5,1.5", "in/call.wav,2,2.5"]
+
+    def labelled(output, count):
+        (tmp_path / "m.csv").write_text("\n".join(["audio,start,end", *lines[:count]]))
+        seconds = run([tmp_path / "m.csv"], model, tmp_path / output, labels=labels).hours * 3600
+        texts = {path.name: path.read_text() for path in call.parent.glob("*.cmkd.*")}
+        return seconds, {name: re.sub('DATE="[^"]*"', "", text) for name, text in texts.items()}
+
+    _, expected = labelled("at once", 4)
+    assert expected.keys() == {f"{name}.cmkd.{WRITERS[labels][0]}" for name in ("call.wav", "other.wav")}
+    for path in call.parent.glob("*.cmkd.*"):
+        path.unlink()
+    assert labelled("out", 2)[1] != expected
+    labelled("out", 3)
+    assert labelled("out", 4) == (pytest.approx(0.5), expected)
 
 
 def test_labels_of_what_is_not_on_this_machine_are_in_the_output(model, tmp_path):

@@ -124,21 +124,25 @@ _WRITERS: dict[str, Callable[[Path, pyarrow.Schema, Iterator[dict[str, Any]]], N
 
 
 def _write_labels(store: Store, plan: Plan, shape: Shape, kind: Labels) -> None:
+    """The labels of all files that a shard has sources of, whole: also of those sources that other shards have."""
     ending, write = WRITERS[kind]
-    shards = plan.shards()
-    for path in store.shard_paths(store.windows):
-        mark = store.journal / "labels" / f"{kind}-{path.stem}"
+    chunks = plan.shards()
+    paths = {int(path.stem): path for path in store.shard_paths(store.windows)}
+    for shard in paths:
+        mark = store.journal / "labels" / f"{kind}-{shard:05d}"
         if mark.exists():
             continue
-        table = pyarrow.parquet.read_table(path, columns=["number", "channel", "start", "end", "silent", *shape.names])
+        files: dict[str, list[int]] = {}
+        by_shard: dict[int, list[int]] = {}
+        for chunk in chunks.get(shard, []):
+            for number, at, address, row in plan.sources_of_files(chunk):
+                files.setdefault(_label_file(address, row, store), []).append(number)
+                by_shard.setdefault(at, []).append(number)
+        table = _windows([(paths[at], numbers) for at, numbers in by_shard.items()], shape)
         numbers = table["number"].to_numpy()
         channels = np.array([-1 if value is None else value for value in table["channel"].to_pylist()], dtype=int)
         columns = {name: table[name].to_numpy() for name in ("start", "end", *shape.names)}
         silent = table["silent"].to_numpy(zero_copy_only=False)
-        files: dict[str, list[int]] = {}
-        for chunk in shards.get(int(path.stem), []):
-            for number, source in plan.sources(chunk):
-                files.setdefault(_label_file(source.address, source.row, store), []).append(number)
         for file, own in files.items():
             is_own = np.isin(numbers, own)
             tracks = [
@@ -157,6 +161,16 @@ def _write_labels(store: Store, plan: Plan, shape: Shape, kind: Labels) -> None:
                     write(unfinished, Path(file).name, tracks)
         with written_whole(mark) as unfinished:
             unfinished.touch()
+
+
+def _windows(parts: list[tuple[Path, list[int]]], shape: Shape) -> pyarrow.Table:
+    """What labels say of the windows of some sources, each with the table that it is in."""
+    names = ["number", "channel", "start", "end", "silent", *shape.names]
+    schema = pyarrow.schema([shape.windows.field(name) for name in names])
+    tables = [
+        pyarrow.parquet.read_table(path, columns=names, filters=[("number", "in", numbers)]) for path, numbers in parts
+    ]
+    return pyarrow.concat_tables([schema.empty_table(), *tables])
 
 
 def _label_file(address: str, row: int | None, store: Store) -> str:

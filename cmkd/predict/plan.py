@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, fields
 from itertools import groupby
@@ -93,6 +93,22 @@ class Plan:
             f"SELECT number, {', '.join(_FIELDS)} FROM sources WHERE chunk = ? ORDER BY number", (chunk,)
         )
         return [(number, Source(*values)) for number, *values in table_rows]
+
+    def sources_of_files(self, chunk: int) -> Iterator[tuple[int, int, str, int | None]]:
+        """All sources of the files that a chunk has sources of, in whatever chunk they are.
+
+        A file has sources in several chunks where some of them were new when the plan was there already.
+
+        Yields:
+            The number and the shard of each, and the address and the row of its file.
+        """
+        yield from self._connection.execute(
+            "SELECT s.number, c.shard, s.address, s.row "
+            "FROM (SELECT DISTINCT address, row FROM sources WHERE chunk = ?) AS file "
+            "JOIN sources AS s ON s.address = file.address AND s.row IS file.row "
+            "JOIN chunks AS c ON c.number = s.chunk",
+            (chunk,),
+        )
 
     def shards(self) -> dict[int, list[int]]:
         """The chunks of each shard."""
@@ -213,6 +229,7 @@ class Incoming:
                 (chunk, shard + (chunk - first_chunk) // SHARD_CHUNKS, chunk_size),
             )
         plan.execute("CREATE INDEX IF NOT EXISTS by_chunk ON sources (chunk)")
+        plan.execute("CREATE INDEX IF NOT EXISTS by_file ON sources (address, row)")
         plan.commit()
         return number - first
 
