@@ -32,15 +32,28 @@ class Export:
 
     Attributes:
         timeline (`bool`): A row for each window.
-        format (`str`): "parquet", "csv" or "jsonl".
-        labels (`str`, *optional*): "audacity", "elan" or "textgrid".
+        formats (`frozenset[str]`): "csv" and "jsonl".
+        labels (`frozenset[str]`): "audacity", "elan" and "textgrid".
         summary (`bool`): summary.html.
     """
 
     timeline: bool
-    format: Format
-    labels: Labels | None
+    formats: frozenset[str]
+    labels: frozenset[str]
     summary: bool
+
+
+def exports_of(store: Store, timeline: bool, format: Format, labels: Labels | None, summary: bool) -> Export:
+    """What is asked for now, and what the folder has from earlier runs: it would go stale if it were not made again."""
+    folder = store.folder
+    there = {ending for ending in FORMATS if (folder / f"scores.{ending}").exists()}
+    labelled = {kind for kind in LABELS if any((store.journal / "labels").glob(f"{kind}-*"))}
+    return Export(
+        timeline=timeline or (folder / "timeline").exists(),
+        formats=frozenset(there | {format} - {"parquet"}),
+        labels=frozenset(labelled | {labels} - {None}),
+        summary=summary or (folder / "summary.html").exists(),
+    )
 
 
 def write_exports(store: Store, plan: Plan, shape: Shape, export: Export, settings: Mapping[str, Any]) -> None:
@@ -48,18 +61,14 @@ def write_exports(store: Store, plan: Plan, shape: Shape, export: Export, settin
     _write_errors(store)
     if export.timeline:
         _write_timeline(store, shape)
-    if export.format != "parquet":
-        tables = (
-            {"scores": shape.scores, "timeline": _timeline_schema(shape)}
-            if export.timeline
-            else {"scores": shape.scores}
-        )
+    tables = {"scores": shape.scores} | ({"timeline": _timeline_schema(shape)} if export.timeline else {})
+    for ending in sorted(export.formats):
         for name, schema in tables.items():
             paths = store.shard_paths(store.folder / name)
-            with written_whole(store.folder / f"{name}.{export.format}") as unfinished:
-                _WRITERS[export.format](unfinished, schema, _rows(paths))
-    if export.labels is not None:
-        _write_labels(store, plan, shape, export.labels)
+            with written_whole(store.folder / f"{name}.{ending}") as unfinished:
+                _WRITERS[ending](unfinished, schema, _rows(paths))
+    for kind in sorted(export.labels):
+        _write_labels(store, plan, shape, kind)
     if export.summary:
         write_summary(store, shape, settings)
 
@@ -123,7 +132,7 @@ _WRITERS: dict[str, Callable[[Path, pyarrow.Schema, Iterator[dict[str, Any]]], N
 }
 
 
-def _write_labels(store: Store, plan: Plan, shape: Shape, kind: Labels) -> None:
+def _write_labels(store: Store, plan: Plan, shape: Shape, kind: str) -> None:
     """The labels of all files that a shard has sources of, whole: also of those sources that other shards have."""
     ending, write = WRITERS[kind]
     chunks = plan.shards()

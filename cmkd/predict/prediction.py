@@ -19,7 +19,7 @@ import pyarrow.parquet
 from audio_cmkd import check_channel, import_package
 from cmkd.atomic import unfinished_path
 from cmkd.predict.engines import Dtype, Engine, ModelChoice, Runtime, load_engine
-from cmkd.predict.exports import Export, Format, Labels, write_exports
+from cmkd.predict.exports import Format, Labels, exports_of, write_exports
 from cmkd.predict.job import Job
 from cmkd.predict.pieces import Piece, score
 from cmkd.predict.plan import Incoming, Plan
@@ -35,6 +35,8 @@ from windows_cmkd import cutting
 
 PIECES_AHEAD = 1
 """Pieces that are read and wait for the network, beside the one that is scored and the one that is read."""
+
+_FOR_TEXTGRID = ("praatio", "writes TextGrid files")
 
 _NAMES = {"identity": "the model", "channel": "--channel", "window": "--window", "hop": "--hop", "dtype": "--dtype"}
 _NAMES |= {"embeddings": "--embeddings", "runtime": "the kind of model"}
@@ -158,7 +160,7 @@ def predict(
     if engine == "ray" and joined.processes > 1:
         raise ValueError("--engine ray: is started once, not by a launcher: Ray starts the processes of its cluster.")
     if labels == "textgrid":
-        import_package("praatio", "writes TextGrid files")
+        import_package(*_FOR_TEXTGRID)
     choice = ModelChoice(model, revision, dtype, device, compile, runtime)
     with ExitStack() as stack:
         store = Store(Path(output))
@@ -183,6 +185,9 @@ def predict(
             if joined.is_main:
                 notes += _prepare(store, settings, sources, search, overwrite)
         store.join()
+        export = exports_of(store, timeline, format, labels, summary)
+        if "textgrid" in export.labels:
+            import_package(*_FOR_TEXTGRID)
         plan = Plan(store.plan_path)
         stack.callback(plan.close)
         shape = Shape(
@@ -210,7 +215,6 @@ def predict(
             )
         shown.flush()
         _wait(joined, "score its share")
-        export = Export(timeline=timeline, format=format, labels=labels, summary=summary)
         rows = errors = 0
         with store.finishing():
             if joined.is_main:
