@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet
 
 from cmkd.atomic import written_whole
-from cmkd.predict.labels import WRITERS, Track
+from cmkd.predict.labels import WRITERS, Track, label_file
 from cmkd.predict.plan import Plan
 from cmkd.predict.rows import ERRORS, Shape
 from cmkd.predict.sources import DATASET, is_remote
@@ -134,7 +134,7 @@ _WRITERS: dict[str, Callable[[Path, pyarrow.Schema, Iterator[dict[str, Any]]], N
 
 def _write_labels(store: Store, plan: Plan, shape: Shape, kind: str) -> None:
     """The labels of all files that a shard has sources of, whole: also of those sources that other shards have."""
-    ending, write = WRITERS[kind]
+    _, write = WRITERS[kind]
     chunks = plan.shards()
     paths = {int(path.stem): path for path in store.shard_paths(store.windows)}
     for shard in paths:
@@ -166,7 +166,7 @@ def _write_labels(store: Store, plan: Plan, shape: Shape, kind: str) -> None:
                 for rows in [np.flatnonzero(is_own & (channels == channel))]
             ]
             if tracks:
-                with written_whole(Path(f"{file}.cmkd.{ending}")) as unfinished:
+                with written_whole(Path(label_file(file, kind))) as unfinished:
                     write(unfinished, Path(file).name, tracks)
         with written_whole(mark) as unfinished:
             unfinished.touch()

@@ -314,6 +314,8 @@ def _prepare(
             listed = enumerated([f"{number:,} {ending or 'without an ending'}" for ending, number in endings])
             total = sum(search.passed_over.values())
             notes.append(f"{total:,} files of folders do not have the name of a sound and were passed over: {listed}")
+        if search.own_labels:
+            notes.append(f"{search.own_labels:,} label files that cmkd predict has written were passed over")
         if not store.plan_path.exists():
             incoming.write(store.plan_path)
         else:
