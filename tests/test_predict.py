@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import soundfile
+import torch
 from predictions import RATE, rows, run, save_student, sound, write
 from sounds import chirp, encoded, mp3
 from transformers import Wav2Vec2FeatureExtractor, pipeline
@@ -14,7 +15,7 @@ from transformers import Wav2Vec2FeatureExtractor, pipeline
 from cmkd.commands import main
 from cmkd.predict import pieces
 from cmkd.predict import plan as plans
-from cmkd.predict.engines import ModelChoice, TorchEngine
+from cmkd.predict.engines import ModelChoice, TorchEngine, check_choice
 from cmkd.predict.pieces import Piece, cut_into_pieces, pack, unpack
 from cmkd.predict.plan import Incoming, Plan
 from cmkd.predict.reading import Ended, Failed, Heard
@@ -283,6 +284,27 @@ def test_what_cannot_be_meant_is_refused(model, tmp_path, options, message):
     options = {"model": model, "output": tmp_path / "out", "sources": [write(tmp_path / "a.wav", 0.2)]} | options
     with pytest.raises((ValueError, OSError), match=message):
         run(**options)
+
+
+@pytest.mark.parametrize("device", ["cdua", "cuda", "cuda:0", "meta", "cpu:x", "mps"])
+def test_a_device_that_is_not_there_is_refused_before_the_model_loads(device, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    write(tmp_path / "a.wav", 0.2)
+    words = ["predict", str(tmp_path / "a.wav"), "--model", "/nowhere/model", "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=rf"--device {device}: must be a device .* finds cpu; .* leave --device out"):
+        main([*words, "--device", device])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_devices_of_a_machine_with_accelerators(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    for device in ("cpu", "cuda", "cuda:0", "cuda:1", None):
+        check_choice(ModelChoice("student", device=device))
+    for device in ("cuda:2", "mps", "cuda:-1"):
+        with pytest.raises(ValueError, match=f"--device {device}: .* finds cpu, cuda:0 and cuda:1; name one of these"):
+            check_choice(ModelChoice("student", device=device))
 
 
 def test_a_teacher_that_reads_is_refused(tmp_path):

@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from audio_cmkd import check_channel, import_package
 from cmkd.atomic import unfinished_path
-from cmkd.predict.engines import Dtype, Engine, ModelChoice, Runtime, load_engine
+from cmkd.predict.engines import Dtype, Engine, ModelChoice, Runtime, check_choice, load_engine
 from cmkd.predict.exports import Format, Labels, exports_of, write_exports
 from cmkd.predict.job import Job
 from cmkd.predict.pieces import Piece, score
@@ -162,6 +162,7 @@ def predict(
     if labels == "textgrid":
         import_package(*_FOR_TEXTGRID)
     choice = ModelChoice(model, revision, dtype, device, compile, runtime)
+    check_choice(choice)
     with ExitStack() as stack:
         store = Store(Path(output))
         stack.callback(store.close)
