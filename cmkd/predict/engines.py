@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from audio_cmkd import import_package
+from cmkd.cpus import usable_cpus
 from cmkd.spelling import enumerated
 
 logger = getLogger(__name__)
@@ -303,7 +304,7 @@ class OnnxEngine:
         from cmkd.export.runtime import OnnxStudent
 
         self._student = OnnxStudent(path, num_threads=1)
-        self.batches_at_once = usable_cpus()
+        self.batches_at_once = _threads()
         self.identity = self._student.identity
         self.parameters: int | None = None
         self.sampling_rate = self._student.sampling_rate
@@ -323,8 +324,8 @@ class OnnxEngine:
         return self._student.run(padded, lengths)
 
 
-def usable_cpus() -> int:
-    """How many CPUs this process may use, and no more than OMP_NUM_THREADS, which limits torch too."""
-    cpus = len(os.sched_getaffinity(0))
+def _threads() -> int:
+    """As many as there are CPUs, and no more than OMP_NUM_THREADS, which limits torch too."""
+    cpus = usable_cpus()
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(cpus, int(limit)) if limit.isdecimal() and int(limit) else cpus

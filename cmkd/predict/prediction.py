@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from audio_cmkd import check_channel, import_package
 from cmkd.atomic import unfinished_path
+from cmkd.cpus import usable_cpus
 from cmkd.predict.engines import Dtype, Engine, ModelChoice, Runtime, check_choice, load_engine
 from cmkd.predict.exports import Format, Labels, exports_of, write_exports
 from cmkd.predict.job import Job
@@ -443,4 +444,4 @@ def _wait(launch: _Launch, task: str) -> None:
 
 
 def _default_readers(processes: int) -> int:
-    return max(1, min(8, len(os.sched_getaffinity(0)) // 4 // processes))
+    return max(1, min(8, usable_cpus() // 4 // processes))
