@@ -103,7 +103,7 @@ def predict(
     readers: int | None = None,
     engine: Literal["plain", "ray"] = "plain",
     address: str | None = None,
-    actor_cpus: int = 1,
+    actor_cpus: int | None = None,
     progress: bool = True,
 ) -> Prediction:
     """Scores sources into a folder. May be stopped at any moment and called again: what is scored is not scored again.
@@ -137,10 +137,10 @@ def predict(
         batch_seconds: The most sound in a batch, padding included. None: 240 s on an accelerator, one window after the
             other on a CPU.
         readers: Processes that read and decode ahead; 0: none, reading in turn with scoring. None: one for every four
-            CPUs of this process, at most 8.
+            CPUs of this process, at most 8. With Ray the cluster decides.
         engine: "plain", or "ray" for a cluster.
         address: Of the Ray cluster; None: the one that this machine belongs to, or else a new one on this machine.
-        actor_cpus: With Ray, the CPUs of each model where there are no GPUs; with GPUs each model has one.
+        actor_cpus: With Ray, the CPUs of each model where there are no GPUs, None: 1; with GPUs each model has one.
         progress: Whether to show how far it is.
 
     Returns:
@@ -207,7 +207,7 @@ def predict(
         if engine == "ray":
             from cmkd.predict.on_ray import Cluster, Work, run_on_ray
 
-            cluster = Cluster(address, actor_cpus)
+            cluster = Cluster(address, 1 if actor_cpus is None else actor_cpus)
             rate = network.sampling_rate
             run_on_ray(Work(job, choice, network.identity, reading, rate, batch_seconds, cluster, shown))
         else:
@@ -263,7 +263,12 @@ def _score(job: Job, network: Engine, reading: Reading, number: int, batch_secon
 
 
 def _check(
-    batch_seconds: float | None, readers: int | None, engine: str, address: str | None, actor_cpus: int, output: Any
+    batch_seconds: float | None,
+    readers: int | None,
+    engine: str,
+    address: str | None,
+    actor_cpus: int | None,
+    output: Any,
 ) -> None:
     if batch_seconds is not None and not 0 <= batch_seconds < math.inf:
         raise ValueError(f"--batch_seconds {batch_seconds}: must be a number of seconds, 0 for one window at a time.")
@@ -273,7 +278,17 @@ def _check(
         raise ValueError(f"--engine {engine}: must be plain or ray.")
     if address is not None and engine != "ray":
         raise ValueError(f"--address {address}: is for --engine ray.")
-    if actor_cpus < 1:
+    if readers is not None and engine == "ray":
+        raise ValueError(
+            f"--readers {readers}: is not for --engine ray, where one task reads for every four CPUs of the cluster; "
+            "leave it out."
+        )
+    if actor_cpus is not None and engine != "ray":
+        raise ValueError(
+            f"--actor_cpus {actor_cpus}: is for --engine ray; leave it out. OMP_NUM_THREADS says how many CPUs this "
+            "process computes with."
+        )
+    if actor_cpus is not None and actor_cpus < 1:
         raise ValueError(f"--actor_cpus {actor_cpus}: must be 1 or more.")
     if is_remote(str(output)):
         raise ValueError(f"--output {output}: must be a folder on a disk; copy it there when it is complete.")
