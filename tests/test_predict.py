@@ -285,9 +285,46 @@ def test_a_decoder_that_crashes_costs_its_file_only(tmp_path):
     ],
 )
 def test_what_cannot_be_meant_is_refused(model, tmp_path, options, message):
-    options = {"model": model, "output": tmp_path / "out", "sources": [write(tmp_path / "a.wav", 0.2)]} | options
+    options = {
+        "model": model,
+        "output": tmp_path / "new" / "out",
+        "sources": [write(tmp_path / "a.wav", 0.2)],
+    } | options
     with pytest.raises((ValueError, OSError), match=message):
         run(**options)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize("sources", [["a.wav", "nowhere.wav"], ["nowhere/*.wav"], ["m.csv"], []])
+def test_sources_are_looked_at_before_the_model(sources, tmp_path):
+    write(tmp_path / "a.wav", 0.2)
+    (tmp_path / "m.csv").write_text("audio,start\na.wav,soon\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((ValueError, OSError), match="nowhere|start is 'soon'|there are no sources"):
+        run([tmp_path / source for source in sources], "/no model", tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistake_leaves_a_folder_as_it_was(model, tmp_path):
+    source = write(tmp_path / "a.wav", 0.2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "strangers").mkdir()
+    (tmp_path / "strangers" / "thesis.tex").write_text("mine")
+    run([source], model, tmp_path / "out", timeline=True)
+    expected = rows(tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    for options in (
+        {"sources": [source, tmp_path / "nowhere.wav"], "model": model},
+        {"sources": [source], "model": "/no model"},
+        {"sources": [source], "model": model, "window": 0.01},
+    ):
+        for output in ("empty", "strangers", "out"):
+            for overwrite in (False, True):
+                with pytest.raises((ValueError, OSError), match="nowhere.wav|/no model|window=0.01"):
+                    run(**options, output=tmp_path / output, overwrite=overwrite)
+                assert sorted(tmp_path.rglob("*")) == before
+    assert rows(tmp_path / "out") == expected
+    assert run([source], model, tmp_path / "out", timeline=True, overwrite=True).rows == 1
 
 
 @pytest.mark.parametrize("device", ["cdua", "cuda", "cuda:0", "meta", "cpu:x", "mps"])
@@ -421,6 +458,7 @@ def test_a_folder_of_strangers_is_refused(model, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="holds thesis.tex, and is not an output of cmkd predict"):
             run([write(tmp_path / "a.wav", 0.3)], model, tmp_path / "out", overwrite=overwrite)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
 
 

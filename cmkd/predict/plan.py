@@ -147,13 +147,19 @@ class Incoming:
         self.path.unlink(missing_ok=True)
 
     def gather(self, sources: Iterable[Source]) -> int:
-        """Takes all sources, each once, and returns how many were named again."""
+        """Takes all sources, each once, and returns how many were named again.
+
+        Raises:
+            ValueError: There are none.
+        """
         twice = 0
         statement = f"INSERT OR IGNORE INTO new VALUES (NULL, ?, {', '.join('?' * len(_FIELDS))})"
         self._run("BEGIN")
         for source in sources:
             twice += self._connection.execute(statement, [_key(source), *_values(source)]).rowcount == 0
         self._run("COMMIT")
+        if not self._run("SELECT 1 FROM new LIMIT 1"):
+            raise ValueError("there are no sources: name files, folders, globs, a list, or a data set.")
         return twice
 
     def compare(self, plan: Path, again: Iterable[int] = ()) -> Changes:
@@ -177,14 +183,9 @@ class Incoming:
         return changes
 
     def write(self, path: Path) -> None:
-        """Makes the plan of all sources.
-
-        Raises:
-            ValueError: There are none.
-        """
+        """Makes the plan of all sources."""
         with written_whole(path) as unfinished, closing(_new_plan(unfinished)) as plan:
-            if not self._append(plan, 0, 0, 0):
-                raise ValueError("there are no sources: name files, folders, globs, a list, or a data set.")
+            self._append(plan, 0, 0, 0)
 
     def extend(self, path: Path, changed: Iterable[int]) -> None:
         """Makes the plan anew: what it had, less what has changed, and behind it that and what is new."""
@@ -203,9 +204,8 @@ class Incoming:
             self._run("DETACH kept")
             self._append(plan, number, chunk, shard)
 
-    def _append(self, plan: sqlite3.Connection, number: int, chunk: int, shard: int) -> int:
-        """Adds the sources to a plan, numbered from `number` on, in chunks from `chunk` on; returns how many."""
-        first = number
+    def _append(self, plan: sqlite3.Connection, number: int, chunk: int, shard: int) -> None:
+        """Adds the sources to a plan, numbered from `number` on, in chunks from `chunk` on."""
         first_chunk = chunk
         sources = chunk_size = 0
         ordered = self._connection.execute(
@@ -231,7 +231,6 @@ class Incoming:
         plan.execute("CREATE INDEX IF NOT EXISTS by_chunk ON sources (chunk)")
         plan.execute("CREATE INDEX IF NOT EXISTS by_file ON sources (address, row)")
         plan.commit()
-        return number - first
 
     def _run(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple]:
         return self._connection.execute(statement, values).fetchall()

@@ -167,6 +167,13 @@ def predict(
     with ExitStack() as stack:
         store = Store(Path(output))
         stack.callback(store.close)
+        notes: list[str] = []
+        incoming = None
+        with _main_process_first(joined):
+            if joined.is_main:
+                incoming = Incoming(unfinished_path(store.journal / "incoming.sqlite"))
+                stack.callback(incoming.close)
+                notes += _gather(incoming, sources, Search(tiers, sys.stdin))
         network = load_engine(choice)
         cut = cutting(network.sampling_rate, window, hop, network.longest)
         settings = {
@@ -181,11 +188,10 @@ def predict(
             "label_scale": list(network.label_scale),
             "rated_dimensions": list(network.rated_dimensions),
         }
-        search = Search(tiers, sys.stdin)
-        notes: list[str] = []
         with _main_process_first(joined):
-            if joined.is_main:
-                notes += _prepare(store, settings, sources, search, overwrite)
+            if incoming is not None:
+                notes += _prepare(store, settings, incoming, overwrite)
+                incoming.close()
         store.join()
         export = exports_of(store, timeline, format, labels, summary)
         if "textgrid" in export.labels:
@@ -294,15 +300,26 @@ def _check(
         raise ValueError(f"--output {output}: must be a folder on a disk; copy it there when it is complete.")
 
 
-def _prepare(
-    store: Store, settings: dict[str, Any], sources: Sequence[str], search: Search, overwrite: bool
-) -> list[str]:
+def _gather(incoming: Incoming, sources: Sequence[str], search: Search) -> list[str]:
+    """Lists all sources, before anything else is done; returns what is to be told."""
+    twice = incoming.gather(find_sources(sources, search))
+    notes = [f"{twice:,} sources were named more than once, and count once"] if twice else []
+    if search.passed_over:
+        endings = sorted(search.passed_over.items(), key=lambda item: -item[1])[:5]
+        listed = enumerated([f"{number:,} {ending or 'without an ending'}" for ending, number in endings])
+        total = sum(search.passed_over.values())
+        notes.append(f"{total:,} files of folders do not have the name of a sound and were passed over: {listed}")
+    if search.own_labels:
+        notes.append(f"{search.own_labels:,} label files that cmkd predict has written were passed over")
+    return notes
+
+
+def _prepare(store: Store, settings: dict[str, Any], incoming: Incoming, overwrite: bool) -> list[str]:
     """Makes the plan, or compares the one that is there with what is asked for now; returns what is to be told.
 
     Raises:
         ValueError: It does not agree, or another process is at work with it.
     """
-    notes = []
     folder = store.folder
     alone = store.enter()
     if alone:
@@ -310,7 +327,7 @@ def _prepare(
     if overwrite:
         if not alone:
             raise ValueError(f"--overwrite: another process is writing to {folder}: wait for it, or stop it first.")
-        store.begin_anew()
+        store.begin_anew(keep=incoming.path)
     before = store.read_settings()
     if before is None:
         strangers = sorted(path.name for path in folder.iterdir() if path.name != "journal")
@@ -321,26 +338,13 @@ def _prepare(
             )
     else:
         _check_same(before, settings, folder)
-    incoming = Incoming(unfinished_path(store.journal / "incoming.sqlite"))
-    try:
-        twice = incoming.gather(find_sources(sources, search))
-        if twice:
-            notes.append(f"{twice:,} sources were named more than once, and count once")
-        if search.passed_over:
-            endings = sorted(search.passed_over.items(), key=lambda item: -item[1])[:5]
-            listed = enumerated([f"{number:,} {ending or 'without an ending'}" for ending, number in endings])
-            total = sum(search.passed_over.values())
-            notes.append(f"{total:,} files of folders do not have the name of a sound and were passed over: {listed}")
-        if search.own_labels:
-            notes.append(f"{search.own_labels:,} label files that cmkd predict has written were passed over")
-        if not store.plan_path.exists():
-            incoming.write(store.plan_path)
-        else:
-            notes += _update(store, incoming, alone)
-        if before is None:
-            store.write_settings(settings)
-    finally:
-        incoming.close()
+    notes = []
+    if not store.plan_path.exists():
+        incoming.write(store.plan_path)
+    else:
+        notes = _update(store, incoming, alone)
+    if before is None:
+        store.write_settings(settings)
     return notes
 
 
