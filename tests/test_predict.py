@@ -282,6 +282,7 @@ def test_a_decoder_that_crashes_costs_its_file_only(tmp_path):
         ({"sources": ["nowhere.wav"]}, "nowhere.wav: there is no such file or folder"),
         ({"sources": ["nowhere/*.wav"]}, r"nowhere/\*.wav: there is nothing in it to score"),
         ({"sources": []}, "there are no sources"),
+        ({"tiers": ["words", "turns"]}, "--tier words turns: is for TextGrid files, but no source is one"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(model, tmp_path, options, message):

@@ -50,8 +50,8 @@ def exports_of(store: Store, timeline: bool, format: Format, labels: Labels | No
     labelled = {kind for kind in LABELS if any((store.journal / "labels").glob(f"{kind}-*"))}
     return Export(
         timeline=timeline or (folder / "timeline").exists(),
-        formats=frozenset(there | {format} - {"parquet"}),
-        labels=frozenset(labelled | {labels} - {None}),
+        formats=frozenset({*there, format} - {"parquet"}),
+        labels=frozenset(labelled if labels is None else {*labelled, labels}),
         summary=summary or (folder / "summary.html").exists(),
     )
 

@@ -83,12 +83,14 @@ class Search:
         passed_over: How many files of folders do not have the name of a sound, by how their names end.
         own_labels: How many label files of `cmkd predict` were named, or are in folders and globs: they lie beside the
             sounds, and so patterns such as `calls/*` find them too.
+        textgrids: How many TextGrid files there are.
     """
 
     tiers: Sequence[str] = ()
     lines: Iterable[str] = ()
     passed_over: dict[str, int] = field(default_factory=dict)
     own_labels: int = 0
+    textgrids: int = 0
 
     def passes_over(self, name: str) -> bool:
         """Whether a file is a label file of `cmkd predict`, which is counted and is no source."""
@@ -107,7 +109,8 @@ def find_sources(arguments: Sequence[str], search: Search) -> Iterator[Source]:
 
     Raises:
         FileNotFoundError: What is named on the command line is not there, or a folder or a glob holds no sound.
-        ValueError: A manifest or a file of segments cannot be used; the message names the line.
+        ValueError: A manifest or a file of segments cannot be used; the message names the line. Tiers are named, but no
+            TextGrid file.
         ImportError: A package is missing that opens such an address or file.
     """
     for argument in arguments:
@@ -117,6 +120,10 @@ def find_sources(arguments: Sequence[str], search: Search) -> Iterator[Source]:
             yield source
         if not is_any:
             raise FileNotFoundError(f"{argument}: there is nothing in it to score.")
+    if search.tiers and not search.textgrids:
+        raise ValueError(
+            f"--tier {' '.join(search.tiers)}: is for TextGrid files, but no source is one; name some, or leave it out."
+        )
 
 
 def open_dataset(address: str) -> Any:
@@ -207,6 +214,7 @@ def _of_named(name: str, search: Search, info: Mapping[str, Any] | None = None) 
     elif ending == ".rttm":
         yield from _of_rttm(name)
     elif ending == ".textgrid":
+        search.textgrids += 1
         yield from _of_textgrid(name, search.tiers)
     else:
         yield _of_file(name, info)
