@@ -32,6 +32,7 @@ import numpy as np
 import soundfile
 
 from benchmarks.inference import ROOT, save_student
+from cmkd.cpus import usable_cpus
 from cmkd.json_files import read_json, write_json
 
 RATE = 16000
@@ -64,16 +65,12 @@ def measure(way: str, calls: Path, model: Path, folder: Path) -> float:
     begun = time.monotonic()
     running = [
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(cpus() if way == "processes" else 1)
+        for _ in range(usable_cpus() if way == "processes" else 1)
     ]
     for process in running:
         if process.wait():
             raise subprocess.CalledProcessError(process.returncode, command)
     return time.monotonic() - begun
-
-
-def cpus() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def line(hours: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
@@ -100,14 +97,14 @@ def main() -> None:
                     seconds[way][place].append(taken)
                     print(f"{way}, {minutes:g} minutes: {taken:.1f} s", flush=True)
     results: dict[str, Any] = {
-        "machine": {"cpus": cpus(), "processor": platform.machine()},
+        "machine": {"cpus": usable_cpus(), "processor": platform.machine()},
         "hours": hours,
         "seconds": seconds,
         "ways": {way: line(hours, [statistics.median(runs) for runs in taken]) for way, taken in seconds.items()},
     }
     base = read_json(ROOT / "docs/results/inference.json", "run benchmarks/inference.py.")
     rates = {
-        "demo student": results["ways"]["ray"]["times_real_time"] / cpus(),
+        "demo student": results["ways"]["ray"]["times_real_time"] / usable_cpus(),
         "HuBERT Base": 1 / base["hubert_base"]["cmkd"]["real_time_factor"],
     }
     results["days_for_100_000_hours"] = {

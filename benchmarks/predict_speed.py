@@ -50,6 +50,7 @@ from benchmarks.inference import ROOT, save_student
 from benchmarks.processor import processor
 from benchmarks.train_speed import matrix_product_peak
 from cmkd.atomic import written_whole
+from cmkd.cpus import usable_cpus
 from cmkd.json_files import read_json, write_json
 from cmkd.predict.engines import ModelChoice, load_engine
 from cmkd.predict.pieces import batches
@@ -450,7 +451,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "processor": processor() if device == "cpu" else torch.cuda.get_device_name(),
         "python": platform.python_version(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": usable_cpus(),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in packages},
     }

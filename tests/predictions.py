@@ -39,7 +39,7 @@ def write(path: Path, seconds: float, seed: int = 0, rate: int = RATE, channels:
 
 def run(sources, model, output, **options) -> Prediction:
     """`predict` in this process, files read in turn, and without a page."""
-    options = {"readers": 0, "summary": False, "progress": False} | options
+    options = {"summary": False, "progress": False} | ({} if "engine" in options else {"readers": 0}) | options
     return predict([str(source) for source in sources], model=str(model), output=output, **options)
 
 

@@ -40,6 +40,7 @@ LEVELS: Sequence[Sequence[str]] = (
         "cmkd.processes",
         "cmkd.identity",
         "cmkd.places",
+        "cmkd.cpus",
     ),
     ("configuration_cmkd", "audio_cmkd"),
 )

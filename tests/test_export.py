@@ -23,6 +23,7 @@ from cmkd.export.folder import FILES, REQUIREMENTS, export_folder  # noqa: E402
 from cmkd.export.runtime import LogMel, OnnxStudent  # noqa: E402
 from cmkd.export.smaller import with_half_weights, with_products  # noqa: E402
 from cmkd.export.verify import BakedInError  # noqa: E402
+from cmkd.identity import folder_digest  # noqa: E402
 from configuration_cmkd import CMKDTeacherConfig  # noqa: E402
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel  # noqa: E402
 from pipeline_cmkd import SpeechEmotionPipeline  # noqa: E402
@@ -391,7 +392,7 @@ def test_what_is_no_student_is_not_exported(tmp_path, capsys):
         (["teacher"], "is a teacher that reads a transcript"),
         (["bert"], "is a 'bert' model: only students and teachers of CMKD are exported"),
         (["extractor"], "is of a WhisperFeatureExtractor, which gives input_features, but the hubert encoder takes"),
-        (["whisper", "--revision", "main"], "revision='main', but .* is a folder, which has no revisions"),
+        (["whisper", "--revision", "main"], "revision is 'main', but .* is a folder, which has no revisions"),
         (["whisper", "--onnxruntime_web", "x.tgz"], "--onnxruntime_web is for the page: add --page"),
     ]
     for (name, *options), message in cases:
@@ -399,6 +400,29 @@ def test_what_is_no_student_is_not_exported(tmp_path, capsys):
             main(["export", str(tmp_path / name), str(tmp_path / "onnx"), *options])
         assert re.search(message, str(error.value.code) + capsys.readouterr().err), message
     assert not (tmp_path / "onnx").exists() or not list((tmp_path / "onnx").iterdir())
+
+
+@pytest.mark.slow
+def test_of_a_run_its_student_is_exported(tmp_path, capsys):
+    run = tmp_path / "run"
+    save(student(ALL_CONFIGS["hubert"]), "hubert", run / "finetune")
+    with pytest.raises(
+        SystemExit, match=r"has no student/ with a config.json: it has finetune; .*, such as .*finetune"
+    ):
+        main(["export", str(run), str(tmp_path / "onnx")])
+    with pytest.raises(SystemExit, match="neither a config.json nor a stage of a run is in it"):
+        main(["export", str(tmp_path), str(tmp_path / "onnx")])
+    with pytest.raises(ValueError, match="run has no config.json with a model_type: name the folder of a checkpoint"):
+        export_folder(str(run), tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+    model = save(student(ALL_CONFIGS["hubert"], label_mean=(0.3, 0.5, 0.7)), "hubert", run / "student")
+    main(["export", str(run), str(tmp_path / "onnx")])
+    graph = OnnxStudent(tmp_path / "onnx" / "model.onnx")
+    assert graph.identity == f"{folder_digest(run / 'student')}/fp32"
+    assert folder_digest(run / "student") != folder_digest(run / "finetune")
+    wave = noise(1.3)
+    scores, _ = graph.run(wave[None], np.array([len(wave)]))
+    np.testing.assert_allclose(scores[0], by_torch(model, "hubert", wave)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("words", [["export", "student", "folder"], ["push-space", "user/page", "user/student"]])

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import soundfile
+import torch
 from predictions import RATE, rows, run, save_student, sound, write
 from sounds import chirp, encoded, mp3
 from transformers import Wav2Vec2FeatureExtractor, pipeline
@@ -14,7 +15,7 @@ from transformers import Wav2Vec2FeatureExtractor, pipeline
 from cmkd.commands import main
 from cmkd.predict import pieces
 from cmkd.predict import plan as plans
-from cmkd.predict.engines import ModelChoice, TorchEngine
+from cmkd.predict.engines import ModelChoice, TorchEngine, check_choice
 from cmkd.predict.pieces import Piece, cut_into_pieces, pack, unpack
 from cmkd.predict.plan import Incoming, Plan
 from cmkd.predict.reading import Ended, Failed, Heard
@@ -272,17 +273,80 @@ def test_a_decoder_that_crashes_costs_its_file_only(tmp_path):
         ({"batch_seconds": -1}, "--batch_seconds -1: must be"),
         ({"readers": -1}, "--readers -1: must be"),
         ({"address": "auto"}, "--address auto: is for --engine ray"),
+        ({"readers": 2, "engine": "ray"}, "--readers 2: is not for --engine ray, where one task reads .* leave it out"),
+        ({"actor_cpus": 4}, "--actor_cpus 4: is for --engine ray; leave it out"),
+        ({"actor_cpus": 1}, "--actor_cpus 1: is for --engine ray; leave it out"),
+        ({"actor_cpus": 0, "engine": "ray"}, "--actor_cpus 0: must be 1 or more"),
         ({"output": "s3://bucket/out"}, "--output s3://bucket/out: must be a folder on a disk"),
         ({"model": "/nowhere/model"}, "/nowhere/model"),
         ({"sources": ["nowhere.wav"]}, "nowhere.wav: there is no such file or folder"),
         ({"sources": ["nowhere/*.wav"]}, r"nowhere/\*.wav: there is nothing in it to score"),
         ({"sources": []}, "there are no sources"),
+        ({"tiers": ["words", "turns"]}, "--tier words turns: is for TextGrid files, but no source is one"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(model, tmp_path, options, message):
-    options = {"model": model, "output": tmp_path / "out", "sources": [write(tmp_path / "a.wav", 0.2)]} | options
+    options = {
+        "model": model,
+        "output": tmp_path / "new" / "out",
+        "sources": [write(tmp_path / "a.wav", 0.2)],
+    } | options
     with pytest.raises((ValueError, OSError), match=message):
         run(**options)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize("sources", [["a.wav", "nowhere.wav"], ["nowhere/*.wav"], ["m.csv"], []])
+def test_sources_are_looked_at_before_the_model(sources, tmp_path):
+    write(tmp_path / "a.wav", 0.2)
+    (tmp_path / "m.csv").write_text("audio,start\na.wav,soon\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((ValueError, OSError), match="nowhere|start is 'soon'|there are no sources"):
+        run([tmp_path / source for source in sources], "/no model", tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistake_leaves_a_folder_as_it_was(model, tmp_path):
+    source = write(tmp_path / "a.wav", 0.2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "strangers").mkdir()
+    (tmp_path / "strangers" / "thesis.tex").write_text("mine")
+    run([source], model, tmp_path / "out", timeline=True)
+    expected = rows(tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    for options in (
+        {"sources": [source, tmp_path / "nowhere.wav"], "model": model},
+        {"sources": [source], "model": "/no model"},
+        {"sources": [source], "model": model, "window": 0.01},
+    ):
+        for output in ("empty", "strangers", "out"):
+            for overwrite in (False, True):
+                with pytest.raises((ValueError, OSError), match="nowhere.wav|/no model|window=0.01"):
+                    run(**options, output=tmp_path / output, overwrite=overwrite)
+                assert sorted(tmp_path.rglob("*")) == before
+    assert rows(tmp_path / "out") == expected
+    assert run([source], model, tmp_path / "out", timeline=True, overwrite=True).rows == 1
+
+
+@pytest.mark.parametrize("device", ["cdua", "cuda", "cuda:0", "meta", "cpu:x", "mps"])
+def test_a_device_that_is_not_there_is_refused_before_the_model_loads(device, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    write(tmp_path / "a.wav", 0.2)
+    words = ["predict", str(tmp_path / "a.wav"), "--model", "/nowhere/model", "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=rf"--device {device}: must be a device .* finds cpu; .* leave --device out"):
+        main([*words, "--device", device])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_devices_of_a_machine_with_accelerators(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    for device in ("cpu", "cuda", "cuda:0", "cuda:1", None):
+        check_choice(ModelChoice("student", device=device))
+    for device in ("cuda:2", "mps", "cuda:-1"):
+        with pytest.raises(ValueError, match=f"--device {device}: .* finds cpu, cuda:0 and cuda:1; name one of these"):
+            check_choice(ModelChoice("student", device=device))
 
 
 def test_a_teacher_that_reads_is_refused(tmp_path):
@@ -395,6 +459,7 @@ def test_a_folder_of_strangers_is_refused(model, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="holds thesis.tex, and is not an output of cmkd predict"):
             run([write(tmp_path / "a.wav", 0.3)], model, tmp_path / "out", overwrite=overwrite)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
 
 

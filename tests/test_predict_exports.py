@@ -1,6 +1,7 @@
 """Label tracks and the page of `cmkd predict`, read by others: Praat's format, XML, and a real Chromium."""
 
 import base64
+import csv
 import itertools
 import json
 import re
@@ -13,7 +14,7 @@ import soundfile
 from predictions import RATE, rows, run, save_student, sound, write
 
 from cmkd.predict import summary
-from cmkd.predict.labels import Track
+from cmkd.predict.labels import WRITERS, Track
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 
@@ -112,6 +113,29 @@ def test_labels_of_segments_are_one_file(model, call, tmp_path):
     assert [line.split("\t")[:2] for line in lines] == [["0.500000", "1.500000"], ["3.000000", "4.000000"]]
 
 
+@pytest.mark.parametrize("labels", ["audacity", "elan", "textgrid"])
+def test_labels_of_segments_that_come_later_join_those_that_are_there(labels, model, call, tmp_path):
+    """Oracle: the labels of a run that had all segments at once."""
+    if labels == "textgrid":
+        pytest.importorskip("praatio")
+    write(call.parent / "other.wav", 1, 3)
+    lines = ["in/call.wav,3,4", "in/other.wav,0.2,0.8", "in/call.wav,0.5,1.5", "in/call.wav,2,2.5"]
+
+    def labelled(output, count):
+        (tmp_path / "m.csv").write_text("\n".join(["audio,start,end", *lines[:count]]))
+        seconds = run([tmp_path / "m.csv"], model, tmp_path / output, labels=labels).hours * 3600
+        texts = {path.name: path.read_text() for path in call.parent.glob("*.cmkd.*")}
+        return seconds, {name: re.sub('DATE="[^"]*"', "", text) for name, text in texts.items()}
+
+    _, expected = labelled("at once", 4)
+    assert expected.keys() == {f"{name}.cmkd.{WRITERS[labels][0]}" for name in ("call.wav", "other.wav")}
+    for path in call.parent.glob("*.cmkd.*"):
+        path.unlink()
+    assert labelled("out", 2)[1] != expected
+    labelled("out", 3)
+    assert labelled("out", 4) == (pytest.approx(0.5), expected)
+
+
 def test_labels_of_what_is_not_on_this_machine_are_in_the_output(model, tmp_path):
     import fsspec
     from datasets import Dataset
@@ -130,6 +154,56 @@ def test_labels_can_be_asked_for_later_without_scoring_again(model, call, tmp_pa
     assert run([call], model, tmp_path / "out", window=2, labels="elan", timeline=True, summary=True).hours == 0
     assert (call.parent / "call.wav.cmkd.eaf").exists() and (tmp_path / "out/summary.html").exists()
     assert len(rows(tmp_path / "out", "timeline")) == 3
+
+
+def test_what_a_folder_has_is_kept_up_to_date_without_being_asked_for_again(model, call, tmp_path):
+    """By a new file, and by one that has changed. Oracle: a run that has had all of it at once."""
+    changing = write(call.parent / "b.wav", 1, 1)
+    asked = {"window": 1, "timeline": True, "summary": True}
+    for options in ({"format": "csv", "labels": "audacity"}, {"format": "jsonl", "labels": "elan"}):
+        run([call.parent], model, tmp_path / "out", **asked, **options)
+    write(changing, 2.5, 2)
+    write(call.parent / "c.wav", 1.5, 3)
+    run([call.parent], model, tmp_path / "out", window=1, summary=False)
+    labels = {path.name: path.read_text() for path in call.parent.glob("*.cmkd.*")}
+    assert labels.keys() == {f"{name}.wav.cmkd.{ending}" for name in ["b", "c", "call"] for ending in ("txt", "eaf")}
+    ends = [float(line.split("\t")[1]) for line in labels["b.wav.cmkd.txt"].splitlines()]
+    assert ends == [1, 1.5, 2, 2.5]  # of the new file, whose last two windows overlap
+
+    run([call.parent], model, tmp_path / "new", **asked, format="csv", labels="audacity")
+    run([call.parent], model, tmp_path / "new", **asked, format="jsonl")
+    assert {name: text for name, text in labels.items() if name.endswith(".txt")} == {
+        path.name: path.read_text() for path in call.parent.glob("*.cmkd.txt")
+    }
+
+    def contents(output):
+        """Without the numbers of the sources, and in the order of their names."""
+        tables = {}
+        for table in ("scores", "timeline"):
+            with (output / f"{table}.csv").open(newline="") as file:
+                tables[f"{table}.csv"] = list(csv.DictReader(file))
+            tables[f"{table}.jsonl"] = [
+                json.loads(line) for line in (output / f"{table}.jsonl").read_text().splitlines()
+            ]
+            tables[table] = rows(output, table)
+        assert [int(row["number"]) for row in tables["scores.csv"]] == [row["number"] for row in tables["scores"]]
+        page = data_of((output / "summary.html").read_text(encoding="utf-8"))
+        shown = sorted((row["source"], row["duration"], *row["scores"]) for row in page["rows"])
+        ordered = {
+            name: sorted([str(value) for key, value in row.items() if key != "number"] for row in table)
+            for name, table in tables.items()
+        }
+        return shown, ordered
+
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+    assert len(contents(tmp_path / "out")[1]["scores.csv"]) == 3
+
+
+def test_what_a_folder_has_not_is_not_made(model, call, tmp_path):
+    for _ in range(2):
+        run([call], model, tmp_path / "out")
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"prediction.json", "scores", "journal"}
+    assert list(call.parent.iterdir()) == [call]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -68,7 +68,12 @@ def test_a_graph_scores_as_torch_does_without_torch(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bfloat16"}, "--dtype bfloat16: applies to models that are no .onnx file yet, .* export it so"),
+        (
+            {"dtype": "bfloat16"},
+            "--dtype bfloat16: .* leave --dtype out, or name the model that the graph was made of",
+        ),
+        ({"dtype": "float16"}, "--dtype float16: .* or the model_fp16.onnx of cmkd export --fp16"),
+        ({"dtype": "int8"}, "--dtype int8: .* name the model_int8_activations.onnx of cmkd export --int8_activations"),
         ({"device": "cpu"}, "--device cpu: applies to models that torch runs"),
         ({"model": "nowhere.onnx"}, "there is no file 'nowhere.onnx'"),
     ],

@@ -62,6 +62,45 @@ def test_folders_globs_and_files_in_their_order(tmp_path):
     assert names(tmp_path / "[1].wav") == [str(tmp_path / "[1].wav")]
 
 
+LABEL_FILES = [f"call.wav.cmkd.{ending}" for ending in ("txt", "eaf", "TextGrid")]
+
+
+def named(folder, how):
+    """All files of a folder, as each kind of argument names them."""
+    paths = sorted(map(str, folder.iterdir()))
+    return {"folder": [folder], "glob": [f"{folder}/*"], "shell": paths, "list": ["-"]}[how], paths
+
+
+@pytest.mark.parametrize("how", ["folder", "glob", "shell", "list", "address", "address of a glob"])
+def test_label_files_that_were_written_beside_the_sounds_are_no_sources(how, tmp_path):
+    for name in ("call.wav", "b.cmkd.wav", *LABEL_FILES):
+        (tmp_path / name).write_bytes(b"x")
+    sounds = ["b.cmkd.wav", "call.wav"]
+    if how.startswith("address"):
+        system = fsspec.filesystem("memory")
+        system.put(str(tmp_path), "/own labels", recursive=True)
+        arguments, lines = ["memory://own labels" + ("/*" if "glob" in how else "")], []
+        expected = [f"memory:///own labels/{name}" for name in sounds]
+    else:
+        arguments, lines = named(tmp_path, how)
+        expected = [str(tmp_path / name) for name in sounds]
+    search = Search(lines=lines)
+    assert [source.name for source in find_sources([str(one) for one in arguments], search)] == expected
+    assert (search.own_labels, search.passed_over) == (3, {})
+
+
+@pytest.mark.parametrize("labels", ["audacity", "elan", "textgrid"])
+def test_a_second_run_of_a_glob_does_not_take_its_own_labels(labels, model, tmp_path):
+    if labels == "textgrid":
+        pytest.importorskip("praatio")
+    write(tmp_path / "in" / "call.wav", 1)
+    first = run([f"{tmp_path}/in/*"], model, tmp_path / "out", labels=labels)
+    second = run([f"{tmp_path}/in/*"], model, tmp_path / "out", labels=labels)
+    assert (first.sources, second.sources, second.rows, second.errors) == (1, 1, 1, 0)
+    assert "1 label files that cmkd predict has written were passed over" in str(second)
+    assert "passed over" not in str(first)
+
+
 def test_a_list_on_standard_input(model, tmp_path, monkeypatch, capsys):
     files = [write(tmp_path / f"{number} [a], b.wav", 0.3, number) for number in range(3)]
     lines = "".join(f"{path}\n" for path in [*files, tmp_path / "gone.wav", files[0]])

@@ -23,16 +23,16 @@ def export(
 ) -> None:
     """Writes a student for ONNX Runtime: scores and embeddings without torch and without transformers.
 
-        cmkd export runs/demo/student exported
+        cmkd export runs/demo exported
         cmkd export user/student exported --int8 --fp16
-        cmkd export runs/demo/student site --page
+        cmkd export runs/demo site --page
 
     FOLDER gets model.onnx, which takes any number of utterances of any length, and three Python files that score sound
     files with it: `pip install -r exported/requirements.txt`, then `python exported/onnx_cmkd.py exported/model.onnx
     speech.wav`. Every graph is compared with torch at ten lengths, and in padded batches, before its file appears.
 
     Args:
-        model: A student, or a teacher that only hears: a folder, or a name on the Hub.
+        model: A student, or a teacher that only hears: the folder of a checkpoint or of a run, or a name on the Hub.
         folder: The folder to write; what else is in it stays.
         fp16: Also write model_fp16.onnx, whose weights take half the space.
         int8: Also write model_int8.onnx, whose matrix products have weights of 8 bits: it takes 40 to 45 % of the space
@@ -52,10 +52,12 @@ def export(
     for package in ("onnx", "onnxruntime"):
         import_package(package, "writes and checks the graph")
     from cmkd.export.folder import export_folder
+    from cmkd.runs.answers import locate_checkpoint
 
     logging.disable_progress_bar()
     asked = {"fp16": fp16, "int8": int8, "int8-activations": int8_activations}
     precisions = tuple(name for name, is_asked in asked.items() if is_asked)
     if onnxruntime_web is not None and not page:
         raise ValueError("--onnxruntime_web is for the page: add --page, or leave it out.")
-    export_folder(model, folder, precisions, revision, page, onnxruntime_web)
+    found = locate_checkpoint(model, revision)
+    export_folder(found.source, folder, precisions, found.revision, page, onnxruntime_web)

@@ -39,7 +39,7 @@ def predict(
     readers: int | None = None,
     engine: Literal["plain", "ray"] = "plain",
     address: str | None = None,
-    actor_cpus: int = 1,
+    actor_cpus: int | None = None,
 ) -> None:
     """Scores sound: a row for each file and channel, in OUTPUT/scores. The same command goes on where it was stopped.
 
@@ -80,10 +80,11 @@ def predict(
             1e-5; it needs pip install cmkd[export], which turns the model into a graph the first time.
         batch_seconds: Seconds of sound in a batch, padding included; 0 scores one window at a time. null stands for 240
             on an accelerator and 0 on a CPU.
-        readers: Processes that read and decode ahead; null stands for one for every four CPUs.
+        readers: Without Ray, processes that read and decode ahead; null stands for one for every four CPUs.
         engine: What shares out the work: plain stands for this process, ray for a Ray cluster.
         address: The address of the Ray cluster; null stands for this machine's, or for a new one if it has none.
-        actor_cpus: With Ray and without GPUs, how many CPUs each copy of the model gets; otherwise each gets one GPU.
+        actor_cpus: With Ray and without GPUs, how many CPUs each copy of the model gets; null stands for 1. With GPUs
+            each gets one.
     """
     from cmkd.predict.prediction import predict as run
 

@@ -107,6 +107,11 @@ def load_source(name_or_path: str, revision: str | None = None) -> Source:
         CMKDTeacherConfig.model_type: CMKDTeacherModel,
     }
     kind = fields.get("model_type")
+    if kind is None and folder.is_dir():
+        raise ValueError(
+            f"{name_or_path} has no config.json with a model_type: name the folder of a checkpoint; in that of a run "
+            "it is student."
+        )
     if kind not in classes:
         raise ValueError(f"{name_or_path} is a {kind!r} model: only students and teachers of CMKD are exported.")
     if not folder.is_dir():

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from audio_cmkd import import_package
+from cmkd.cpus import usable_cpus
+from cmkd.spelling import enumerated
 
 logger = getLogger(__name__)
 
@@ -91,6 +93,46 @@ class ModelChoice:
     runtime: Runtime = "torch"
 
 
+def check_choice(choice: ModelChoice) -> None:
+    """Refuses options that do not go together, and a device that this machine does not have, before anything is loaded.
+
+    Raises:
+        ValueError: There is such an option.
+    """
+    is_graph = choice.model.endswith(".onnx")
+    if not is_graph and choice.runtime == "torch":
+        if choice.dtype == "int8":
+            raise ValueError("--dtype int8: is for ONNX Runtime; add --runtime onnx, or choose bfloat16.")
+        if choice.device is not None:
+            _check_device(choice.device)
+        return
+    if is_graph and choice.dtype != "float32":
+        raise ValueError(
+            f"--dtype {choice.dtype}: the number format of {choice.model} was chosen when it was exported: leave "
+            f"--dtype out, or {_WITH_DTYPE[choice.dtype]}."
+        )
+    if choice.dtype not in ("float32", "int8"):
+        raise ValueError(
+            f"--dtype {choice.dtype}: with --runtime onnx it is float32 or int8; leave --runtime out for this one."
+        )
+    for option, value, default in (
+        ("revision", choice.revision if is_graph else None, None),
+        ("device", choice.device, None),
+        ("compile", choice.compile, False),
+    ):
+        if value != default:
+            what = choice.model if is_graph else "--runtime onnx"
+            raise ValueError(f"--{option} {value}: applies to models that torch runs, not to {what}; leave it out.")
+
+
+_WITH_DTYPE = {
+    "bfloat16": "name the model that the graph was made of, for torch: no graph is in bfloat16",
+    "float16": "name the model that the graph was made of, for torch, or the model_fp16.onnx of cmkd export --fp16",
+    "int8": "name the model_int8_activations.onnx of cmkd export --int8_activations, or the model_int8.onnx of --int8",
+}
+"""How a model is had in a number format that a graph does not have."""
+
+
 def load_engine(choice: ModelChoice) -> Engine:
     """Loads what scores.
 
@@ -99,18 +141,10 @@ def load_engine(choice: ModelChoice) -> Engine:
         OSError: There is no such model.
         ValueError: It is not a student, or an option does not apply to it.
     """
+    check_choice(choice)
     if choice.model.endswith(".onnx"):
-        if choice.dtype != "float32":
-            raise ValueError(
-                f"--dtype {choice.dtype}: applies to models that are no .onnx file yet, not to {choice.model}; export "
-                "it so (cmkd export --help)."
-            )
-        return OnnxEngine(choice, choice.model)
-    if choice.runtime == "onnx":
-        return OnnxEngine(choice, str(_exported(choice)))
-    if choice.dtype == "int8":
-        raise ValueError("--dtype int8: is for ONNX Runtime; add --runtime onnx, or choose bfloat16.")
-    return TorchEngine(choice)
+        return OnnxEngine(choice.model)
+    return OnnxEngine(str(_exported(choice))) if choice.runtime == "onnx" else TorchEngine(choice)
 
 
 def _exported(choice: ModelChoice) -> Path:
@@ -121,10 +155,6 @@ def _exported(choice: ModelChoice) -> Path:
     from cmkd.export.folder import FILES, export_folder
     from cmkd.runs.answers import locate_checkpoint
 
-    if choice.dtype not in ("float32", "int8"):
-        raise ValueError(
-            f"--dtype {choice.dtype}: with --runtime onnx it is float32 or int8; leave --runtime out for this one."
-        )
     found = locate_checkpoint(choice.model, choice.revision)
     precision = "int8-activations" if choice.dtype == "int8" else "fp32"
     folder = Path(HF_HOME, "cmkd", "graphs", f"{found.commit}-{version('cmkd')}-onnx{version('onnxruntime')}")
@@ -140,7 +170,7 @@ class TorchEngine:
 
     Raises:
         OSError: There is no such model.
-        ValueError: It also reads a transcript, or the device or the dtype cannot be used.
+        ValueError: It also reads a transcript.
     """
 
     def __init__(self, choice: ModelChoice):
@@ -235,6 +265,25 @@ def _best_device() -> Any:
     return PartialState().device if torch.accelerator.is_available() else torch.device("cpu")
 
 
+def _check_device(name: str) -> None:
+    import torch
+
+    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    accelerator = torch.accelerator.current_accelerator() if count else None
+    kinds = {"cpu": 1} | ({accelerator.type: count} if accelerator is not None else {})
+    try:
+        device = torch.device(name)
+        is_there = (device.index or 0) < kinds.get(device.type, 0)
+    except RuntimeError:  # there is no such kind of device anywhere
+        is_there = False
+    if not is_there:
+        have = [kind if kind == "cpu" else f"{kind}:{number}" for kind, own in kinds.items() for number in range(own)]
+        raise ValueError(
+            f"--device {name}: must be a device of this machine, on which torch {torch.__version__} finds "
+            f"{enumerated(have)}; name one of these, or leave --device out."
+        )
+
+
 class OnnxEngine:
     """A student that `cmkd export` wrote, run by ONNX Runtime; torch need not be installed.
 
@@ -242,30 +291,20 @@ class OnnxEngine:
     window after the other by all threads, which wait for each other in every layer.
 
     Args:
-        choice: What was asked for.
         path: Of the graph.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not such a graph, or an option is for torch only.
+        ValueError: It is not such a graph.
         ImportError: onnxruntime is missing.
     """
 
-    def __init__(self, choice: ModelChoice, path: str):
+    def __init__(self, path: str):
         import_package("onnxruntime", "scores with ONNX Runtime")
         from cmkd.export.runtime import OnnxStudent
 
-        is_file = path == choice.model
-        for option, value, default in (
-            ("revision", choice.revision if is_file else None, None),
-            ("device", choice.device, None),
-            ("compile", choice.compile, False),
-        ):
-            if value != default:
-                what = path if is_file else "--runtime onnx"
-                raise ValueError(f"--{option} {value}: applies to models that torch runs, not to {what}; leave it out.")
         self._student = OnnxStudent(path, num_threads=1)
-        self.batches_at_once = usable_cpus()
+        self.batches_at_once = _threads()
         self.identity = self._student.identity
         self.parameters: int | None = None
         self.sampling_rate = self._student.sampling_rate
@@ -285,8 +324,8 @@ class OnnxEngine:
         return self._student.run(padded, lengths)
 
 
-def usable_cpus() -> int:
-    """How many CPUs this process may use, and no more than OMP_NUM_THREADS, which limits torch too."""
-    cpus = len(os.sched_getaffinity(0))
+def _threads() -> int:
+    """As many as there are CPUs, and no more than OMP_NUM_THREADS, which limits torch too."""
+    cpus = usable_cpus()
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(cpus, int(limit)) if limit.isdecimal() and int(limit) else cpus

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet
 
 from cmkd.atomic import written_whole
-from cmkd.predict.labels import WRITERS, Track
+from cmkd.predict.labels import WRITERS, Track, label_file
 from cmkd.predict.plan import Plan
 from cmkd.predict.rows import ERRORS, Shape
 from cmkd.predict.sources import DATASET, is_remote
@@ -32,15 +32,28 @@ class Export:
 
     Attributes:
         timeline (`bool`): A row for each window.
-        format (`str`): "parquet", "csv" or "jsonl".
-        labels (`str`, *optional*): "audacity", "elan" or "textgrid".
+        formats (`frozenset[str]`): "csv" and "jsonl".
+        labels (`frozenset[str]`): "audacity", "elan" and "textgrid".
         summary (`bool`): summary.html.
     """
 
     timeline: bool
-    format: Format
-    labels: Labels | None
+    formats: frozenset[str]
+    labels: frozenset[str]
     summary: bool
+
+
+def exports_of(store: Store, timeline: bool, format: Format, labels: Labels | None, summary: bool) -> Export:
+    """What is asked for now, and what the folder has from earlier runs: it would go stale if it were not made again."""
+    folder = store.folder
+    there = {ending for ending in FORMATS if (folder / f"scores.{ending}").exists()}
+    labelled = {kind for kind in LABELS if any((store.journal / "labels").glob(f"{kind}-*"))}
+    return Export(
+        timeline=timeline or (folder / "timeline").exists(),
+        formats=frozenset({*there, format} - {"parquet"}),
+        labels=frozenset(labelled if labels is None else {*labelled, labels}),
+        summary=summary or (folder / "summary.html").exists(),
+    )
 
 
 def write_exports(store: Store, plan: Plan, shape: Shape, export: Export, settings: Mapping[str, Any]) -> None:
@@ -48,18 +61,14 @@ def write_exports(store: Store, plan: Plan, shape: Shape, export: Export, settin
     _write_errors(store)
     if export.timeline:
         _write_timeline(store, shape)
-    if export.format != "parquet":
-        tables = (
-            {"scores": shape.scores, "timeline": _timeline_schema(shape)}
-            if export.timeline
-            else {"scores": shape.scores}
-        )
+    tables = {"scores": shape.scores} | ({"timeline": _timeline_schema(shape)} if export.timeline else {})
+    for ending in sorted(export.formats):
         for name, schema in tables.items():
             paths = store.shard_paths(store.folder / name)
-            with written_whole(store.folder / f"{name}.{export.format}") as unfinished:
-                _WRITERS[export.format](unfinished, schema, _rows(paths))
-    if export.labels is not None:
-        _write_labels(store, plan, shape, export.labels)
+            with written_whole(store.folder / f"{name}.{ending}") as unfinished:
+                _WRITERS[ending](unfinished, schema, _rows(paths))
+    for kind in sorted(export.labels):
+        _write_labels(store, plan, shape, kind)
     if export.summary:
         write_summary(store, shape, settings)
 
@@ -123,22 +132,26 @@ _WRITERS: dict[str, Callable[[Path, pyarrow.Schema, Iterator[dict[str, Any]]], N
 }
 
 
-def _write_labels(store: Store, plan: Plan, shape: Shape, kind: Labels) -> None:
-    ending, write = WRITERS[kind]
-    shards = plan.shards()
-    for path in store.shard_paths(store.windows):
-        mark = store.journal / "labels" / f"{kind}-{path.stem}"
+def _write_labels(store: Store, plan: Plan, shape: Shape, kind: str) -> None:
+    """The labels of all files that a shard has sources of, whole: also of those sources that other shards have."""
+    _, write = WRITERS[kind]
+    chunks = plan.shards()
+    paths = {int(path.stem): path for path in store.shard_paths(store.windows)}
+    for shard in paths:
+        mark = store.journal / "labels" / f"{kind}-{shard:05d}"
         if mark.exists():
             continue
-        table = pyarrow.parquet.read_table(path, columns=["number", "channel", "start", "end", "silent", *shape.names])
+        files: dict[str, list[int]] = {}
+        by_shard: dict[int, list[int]] = {}
+        for chunk in chunks.get(shard, []):
+            for number, at, address, row in plan.sources_of_files(chunk):
+                files.setdefault(_label_file(address, row, store), []).append(number)
+                by_shard.setdefault(at, []).append(number)
+        table = _windows([(paths[at], numbers) for at, numbers in by_shard.items()], shape)
         numbers = table["number"].to_numpy()
         channels = np.array([-1 if value is None else value for value in table["channel"].to_pylist()], dtype=int)
         columns = {name: table[name].to_numpy() for name in ("start", "end", *shape.names)}
         silent = table["silent"].to_numpy(zero_copy_only=False)
-        files: dict[str, list[int]] = {}
-        for chunk in shards.get(int(path.stem), []):
-            for number, source in plan.sources(chunk):
-                files.setdefault(_label_file(source.address, source.row, store), []).append(number)
         for file, own in files.items():
             is_own = np.isin(numbers, own)
             tracks = [
@@ -153,10 +166,20 @@ def _write_labels(store: Store, plan: Plan, shape: Shape, kind: Labels) -> None:
                 for rows in [np.flatnonzero(is_own & (channels == channel))]
             ]
             if tracks:
-                with written_whole(Path(f"{file}.cmkd.{ending}")) as unfinished:
+                with written_whole(Path(label_file(file, kind))) as unfinished:
                     write(unfinished, Path(file).name, tracks)
         with written_whole(mark) as unfinished:
             unfinished.touch()
+
+
+def _windows(parts: list[tuple[Path, list[int]]], shape: Shape) -> pyarrow.Table:
+    """What labels say of the windows of some sources, each with the table that it is in."""
+    names = ["number", "channel", "start", "end", "silent", *shape.names]
+    schema = pyarrow.schema([shape.windows.field(name) for name in names])
+    tables = [
+        pyarrow.parquet.read_table(path, columns=names, filters=[("number", "in", numbers)]) for path, numbers in parts
+    ]
+    return pyarrow.concat_tables([schema.empty_table(), *tables])
 
 
 def _label_file(address: str, row: int | None, store: Store) -> str:

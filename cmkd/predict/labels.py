@@ -142,3 +142,17 @@ WRITERS: dict[str, tuple[str, Callable[[Path, str, Sequence[Track]], None]]] = {
     "textgrid": ("TextGrid", _write_textgrid),
 }
 """How names of files end, and what writes them: to a path, for a sound of that name."""
+
+
+def label_file(sound: str, kind: str) -> str:
+    """The label file of a sound.
+
+    >>> label_file("calls/a.wav", "audacity")
+    'calls/a.wav.cmkd.txt'
+    """
+    return f"{sound}.cmkd.{WRITERS[kind][0]}"
+
+
+def is_label_file(name: str) -> bool:
+    """Whether a file is called what [`label_file`] calls one."""
+    return any(name.endswith(label_file("", kind)) for kind in WRITERS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, fields
 from itertools import groupby
@@ -94,6 +94,22 @@ class Plan:
         )
         return [(number, Source(*values)) for number, *values in table_rows]
 
+    def sources_of_files(self, chunk: int) -> Iterator[tuple[int, int, str, int | None]]:
+        """All sources of the files that a chunk has sources of, in whatever chunk they are.
+
+        A file has sources in several chunks where some of them were new when the plan was there already.
+
+        Yields:
+            The number and the shard of each, and the address and the row of its file.
+        """
+        yield from self._connection.execute(
+            "SELECT s.number, c.shard, s.address, s.row "
+            "FROM (SELECT DISTINCT address, row FROM sources WHERE chunk = ?) AS file "
+            "JOIN sources AS s ON s.address = file.address AND s.row IS file.row "
+            "JOIN chunks AS c ON c.number = s.chunk",
+            (chunk,),
+        )
+
     def shards(self) -> dict[int, list[int]]:
         """The chunks of each shard."""
         chunks_of_shard: dict[int, list[int]] = {}
@@ -131,13 +147,19 @@ class Incoming:
         self.path.unlink(missing_ok=True)
 
     def gather(self, sources: Iterable[Source]) -> int:
-        """Takes all sources, each once, and returns how many were named again."""
+        """Takes all sources, each once, and returns how many were named again.
+
+        Raises:
+            ValueError: There are none.
+        """
         twice = 0
         statement = f"INSERT OR IGNORE INTO new VALUES (NULL, ?, {', '.join('?' * len(_FIELDS))})"
         self._run("BEGIN")
         for source in sources:
             twice += self._connection.execute(statement, [_key(source), *_values(source)]).rowcount == 0
         self._run("COMMIT")
+        if not self._run("SELECT 1 FROM new LIMIT 1"):
+            raise ValueError("there are no sources: name files, folders, globs, a list, or a data set.")
         return twice
 
     def compare(self, plan: Path, again: Iterable[int] = ()) -> Changes:
@@ -161,14 +183,9 @@ class Incoming:
         return changes
 
     def write(self, path: Path) -> None:
-        """Makes the plan of all sources.
-
-        Raises:
-            ValueError: There are none.
-        """
+        """Makes the plan of all sources."""
         with written_whole(path) as unfinished, closing(_new_plan(unfinished)) as plan:
-            if not self._append(plan, 0, 0, 0):
-                raise ValueError("there are no sources: name files, folders, globs, a list, or a data set.")
+            self._append(plan, 0, 0, 0)
 
     def extend(self, path: Path, changed: Iterable[int]) -> None:
         """Makes the plan anew: what it had, less what has changed, and behind it that and what is new."""
@@ -187,9 +204,8 @@ class Incoming:
             self._run("DETACH kept")
             self._append(plan, number, chunk, shard)
 
-    def _append(self, plan: sqlite3.Connection, number: int, chunk: int, shard: int) -> int:
-        """Adds the sources to a plan, numbered from `number` on, in chunks from `chunk` on; returns how many."""
-        first = number
+    def _append(self, plan: sqlite3.Connection, number: int, chunk: int, shard: int) -> None:
+        """Adds the sources to a plan, numbered from `number` on, in chunks from `chunk` on."""
         first_chunk = chunk
         sources = chunk_size = 0
         ordered = self._connection.execute(
@@ -213,8 +229,8 @@ class Incoming:
                 (chunk, shard + (chunk - first_chunk) // SHARD_CHUNKS, chunk_size),
             )
         plan.execute("CREATE INDEX IF NOT EXISTS by_chunk ON sources (chunk)")
+        plan.execute("CREATE INDEX IF NOT EXISTS by_file ON sources (address, row)")
         plan.commit()
-        return number - first
 
     def _run(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple]:
         return self._connection.execute(statement, values).fetchall()

@@ -18,8 +18,9 @@ import pyarrow.parquet
 
 from audio_cmkd import check_channel, import_package
 from cmkd.atomic import unfinished_path
-from cmkd.predict.engines import Dtype, Engine, ModelChoice, Runtime, load_engine
-from cmkd.predict.exports import Export, Format, Labels, write_exports
+from cmkd.cpus import usable_cpus
+from cmkd.predict.engines import Dtype, Engine, ModelChoice, Runtime, check_choice, load_engine
+from cmkd.predict.exports import Format, Labels, exports_of, write_exports
 from cmkd.predict.job import Job
 from cmkd.predict.pieces import Piece, score
 from cmkd.predict.plan import Incoming, Plan
@@ -35,6 +36,8 @@ from windows_cmkd import cutting
 
 PIECES_AHEAD = 1
 """Pieces that are read and wait for the network, beside the one that is scored and the one that is read."""
+
+_FOR_TEXTGRID = ("praatio", "writes TextGrid files")
 
 _NAMES = {"identity": "the model", "channel": "--channel", "window": "--window", "hop": "--hop", "dtype": "--dtype"}
 _NAMES |= {"embeddings": "--embeddings", "runtime": "the kind of model"}
@@ -100,7 +103,7 @@ def predict(
     readers: int | None = None,
     engine: Literal["plain", "ray"] = "plain",
     address: str | None = None,
-    actor_cpus: int = 1,
+    actor_cpus: int | None = None,
     progress: bool = True,
 ) -> Prediction:
     """Scores sources into a folder. May be stopped at any moment and called again: what is scored is not scored again.
@@ -134,10 +137,10 @@ def predict(
         batch_seconds: The most sound in a batch, padding included. None: 240 s on an accelerator, one window after the
             other on a CPU.
         readers: Processes that read and decode ahead; 0: none, reading in turn with scoring. None: one for every four
-            CPUs of this process, at most 8.
+            CPUs of this process, at most 8. With Ray the cluster decides.
         engine: "plain", or "ray" for a cluster.
         address: Of the Ray cluster; None: the one that this machine belongs to, or else a new one on this machine.
-        actor_cpus: With Ray, the CPUs of each model where there are no GPUs; with GPUs each model has one.
+        actor_cpus: With Ray, the CPUs of each model where there are no GPUs, None: 1; with GPUs each model has one.
         progress: Whether to show how far it is.
 
     Returns:
@@ -158,11 +161,19 @@ def predict(
     if engine == "ray" and joined.processes > 1:
         raise ValueError("--engine ray: is started once, not by a launcher: Ray starts the processes of its cluster.")
     if labels == "textgrid":
-        import_package("praatio", "writes TextGrid files")
+        import_package(*_FOR_TEXTGRID)
     choice = ModelChoice(model, revision, dtype, device, compile, runtime)
+    check_choice(choice)
     with ExitStack() as stack:
         store = Store(Path(output))
         stack.callback(store.close)
+        notes: list[str] = []
+        incoming = None
+        with _main_process_first(joined):
+            if joined.is_main:
+                incoming = Incoming(unfinished_path(store.journal / "incoming.sqlite"))
+                stack.callback(incoming.close)
+                notes += _gather(incoming, sources, Search(tiers, sys.stdin))
         network = load_engine(choice)
         cut = cutting(network.sampling_rate, window, hop, network.longest)
         settings = {
@@ -177,12 +188,14 @@ def predict(
             "label_scale": list(network.label_scale),
             "rated_dimensions": list(network.rated_dimensions),
         }
-        search = Search(tiers, sys.stdin)
-        notes: list[str] = []
         with _main_process_first(joined):
-            if joined.is_main:
-                notes += _prepare(store, settings, sources, search, overwrite)
+            if incoming is not None:
+                notes += _prepare(store, settings, incoming, overwrite)
+                incoming.close()
         store.join()
+        export = exports_of(store, timeline, format, labels, summary)
+        if "textgrid" in export.labels:
+            import_package(*_FOR_TEXTGRID)
         plan = Plan(store.plan_path)
         stack.callback(plan.close)
         shape = Shape(
@@ -200,7 +213,7 @@ def predict(
         if engine == "ray":
             from cmkd.predict.on_ray import Cluster, Work, run_on_ray
 
-            cluster = Cluster(address, actor_cpus)
+            cluster = Cluster(address, 1 if actor_cpus is None else actor_cpus)
             rate = network.sampling_rate
             run_on_ray(Work(job, choice, network.identity, reading, rate, batch_seconds, cluster, shown))
         else:
@@ -210,7 +223,6 @@ def predict(
             )
         shown.flush()
         _wait(joined, "score its share")
-        export = Export(timeline=timeline, format=format, labels=labels, summary=summary)
         rows = errors = 0
         with store.finishing():
             if joined.is_main:
@@ -257,7 +269,12 @@ def _score(job: Job, network: Engine, reading: Reading, number: int, batch_secon
 
 
 def _check(
-    batch_seconds: float | None, readers: int | None, engine: str, address: str | None, actor_cpus: int, output: Any
+    batch_seconds: float | None,
+    readers: int | None,
+    engine: str,
+    address: str | None,
+    actor_cpus: int | None,
+    output: Any,
 ) -> None:
     if batch_seconds is not None and not 0 <= batch_seconds < math.inf:
         raise ValueError(f"--batch_seconds {batch_seconds}: must be a number of seconds, 0 for one window at a time.")
@@ -267,21 +284,42 @@ def _check(
         raise ValueError(f"--engine {engine}: must be plain or ray.")
     if address is not None and engine != "ray":
         raise ValueError(f"--address {address}: is for --engine ray.")
-    if actor_cpus < 1:
+    if readers is not None and engine == "ray":
+        raise ValueError(
+            f"--readers {readers}: is not for --engine ray, where one task reads for every four CPUs of the cluster; "
+            "leave it out."
+        )
+    if actor_cpus is not None and engine != "ray":
+        raise ValueError(
+            f"--actor_cpus {actor_cpus}: is for --engine ray; leave it out. OMP_NUM_THREADS says how many CPUs this "
+            "process computes with."
+        )
+    if actor_cpus is not None and actor_cpus < 1:
         raise ValueError(f"--actor_cpus {actor_cpus}: must be 1 or more.")
     if is_remote(str(output)):
         raise ValueError(f"--output {output}: must be a folder on a disk; copy it there when it is complete.")
 
 
-def _prepare(
-    store: Store, settings: dict[str, Any], sources: Sequence[str], search: Search, overwrite: bool
-) -> list[str]:
+def _gather(incoming: Incoming, sources: Sequence[str], search: Search) -> list[str]:
+    """Lists all sources, before anything else is done; returns what is to be told."""
+    twice = incoming.gather(find_sources(sources, search))
+    notes = [f"{twice:,} sources were named more than once, and count once"] if twice else []
+    if search.passed_over:
+        endings = sorted(search.passed_over.items(), key=lambda item: -item[1])[:5]
+        listed = enumerated([f"{number:,} {ending or 'without an ending'}" for ending, number in endings])
+        total = sum(search.passed_over.values())
+        notes.append(f"{total:,} files of folders do not have the name of a sound and were passed over: {listed}")
+    if search.own_labels:
+        notes.append(f"{search.own_labels:,} label files that cmkd predict has written were passed over")
+    return notes
+
+
+def _prepare(store: Store, settings: dict[str, Any], incoming: Incoming, overwrite: bool) -> list[str]:
     """Makes the plan, or compares the one that is there with what is asked for now; returns what is to be told.
 
     Raises:
         ValueError: It does not agree, or another process is at work with it.
     """
-    notes = []
     folder = store.folder
     alone = store.enter()
     if alone:
@@ -289,7 +327,7 @@ def _prepare(
     if overwrite:
         if not alone:
             raise ValueError(f"--overwrite: another process is writing to {folder}: wait for it, or stop it first.")
-        store.begin_anew()
+        store.begin_anew(keep=incoming.path)
     before = store.read_settings()
     if before is None:
         strangers = sorted(path.name for path in folder.iterdir() if path.name != "journal")
@@ -300,24 +338,13 @@ def _prepare(
             )
     else:
         _check_same(before, settings, folder)
-    incoming = Incoming(unfinished_path(store.journal / "incoming.sqlite"))
-    try:
-        twice = incoming.gather(find_sources(sources, search))
-        if twice:
-            notes.append(f"{twice:,} sources were named more than once, and count once")
-        if search.passed_over:
-            endings = sorted(search.passed_over.items(), key=lambda item: -item[1])[:5]
-            listed = enumerated([f"{number:,} {ending or 'without an ending'}" for ending, number in endings])
-            total = sum(search.passed_over.values())
-            notes.append(f"{total:,} files of folders do not have the name of a sound and were passed over: {listed}")
-        if not store.plan_path.exists():
-            incoming.write(store.plan_path)
-        else:
-            notes += _update(store, incoming, alone)
-        if before is None:
-            store.write_settings(settings)
-    finally:
-        incoming.close()
+    notes = []
+    if not store.plan_path.exists():
+        incoming.write(store.plan_path)
+    else:
+        notes = _update(store, incoming, alone)
+    if before is None:
+        store.write_settings(settings)
     return notes
 
 
@@ -436,4 +463,4 @@ def _wait(launch: _Launch, task: str) -> None:
 
 
 def _default_readers(processes: int) -> int:
-    return max(1, min(8, len(os.sched_getaffinity(0)) // 4 // processes))
+    return max(1, min(8, usable_cpus() // 4 // processes))

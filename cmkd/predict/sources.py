@@ -24,6 +24,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from audio_cmkd import import_package
+from cmkd.predict.labels import is_label_file
 from cmkd.spelling import did_you_mean, enumerated
 
 SOUND_NAMES = frozenset(
@@ -80,11 +81,22 @@ class Search:
         tiers: The tiers of TextGrid files that are meant; none: the only one that each has.
         lines: What "-" stands for: a name on each line.
         passed_over: How many files of folders do not have the name of a sound, by how their names end.
+        own_labels: How many label files of `cmkd predict` were named, or are in folders and globs: they lie beside the
+            sounds, and so patterns such as `calls/*` find them too.
+        textgrids: How many TextGrid files there are.
     """
 
     tiers: Sequence[str] = ()
     lines: Iterable[str] = ()
     passed_over: dict[str, int] = field(default_factory=dict)
+    own_labels: int = 0
+    textgrids: int = 0
+
+    def passes_over(self, name: str) -> bool:
+        """Whether a file is a label file of `cmkd predict`, which is counted and is no source."""
+        is_own = is_label_file(name)
+        self.own_labels += is_own
+        return is_own
 
 
 def find_sources(arguments: Sequence[str], search: Search) -> Iterator[Source]:
@@ -97,16 +109,21 @@ def find_sources(arguments: Sequence[str], search: Search) -> Iterator[Source]:
 
     Raises:
         FileNotFoundError: What is named on the command line is not there, or a folder or a glob holds no sound.
-        ValueError: A manifest or a file of segments cannot be used; the message names the line.
+        ValueError: A manifest or a file of segments cannot be used; the message names the line. Tiers are named, but no
+            TextGrid file.
         ImportError: A package is missing that opens such an address or file.
     """
     for argument in arguments:
-        is_any = False
-        for source in _of_argument(str(argument), search):
+        is_any = search.passes_over(str(argument))  # a shell writes out its patterns
+        for source in () if is_any else _of_argument(str(argument), search):
             is_any = True
             yield source
         if not is_any:
             raise FileNotFoundError(f"{argument}: there is nothing in it to score.")
+    if search.tiers and not search.textgrids:
+        raise ValueError(
+            f"--tier {' '.join(search.tiers)}: is for TextGrid files, but no source is one; name some, or leave it out."
+        )
 
 
 def open_dataset(address: str) -> Any:
@@ -167,7 +184,7 @@ def is_remote(address: str) -> bool:
 def _of_argument(argument: str, search: Search) -> Iterator[Source]:
     if argument == "-":
         for line in search.lines:
-            if name := line.rstrip("\r\n"):
+            if (name := line.rstrip("\r\n")) and not search.passes_over(name):
                 yield _of_file(name)
     elif argument.startswith(DATASET):
         yield from _of_dataset(argument)
@@ -183,7 +200,10 @@ def _of_argument(argument: str, search: Search) -> Iterator[Source]:
             yield from _of_named(path, search)
         else:
             for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (names stay as they were written)
-                yield from _of_folder(match, search) if Path(match).is_dir() else _of_named(match, search)
+                if Path(match).is_dir():
+                    yield from _of_folder(match, search)
+                elif not search.passes_over(match):
+                    yield from _of_named(match, search)
 
 
 def _of_named(name: str, search: Search, info: Mapping[str, Any] | None = None) -> Iterator[Source]:
@@ -194,6 +214,7 @@ def _of_named(name: str, search: Search, info: Mapping[str, Any] | None = None) 
     elif ending == ".rttm":
         yield from _of_rttm(name)
     elif ending == ".textgrid":
+        search.textgrids += 1
         yield from _of_textgrid(name, search.tiers)
     else:
         yield _of_file(name, info)
@@ -208,7 +229,7 @@ def _of_folder(folder: str, search: Search) -> Iterator[Source]:
 
 
 def _is_sound(name: str, search: Search) -> bool:
-    if name.startswith("."):
+    if name.startswith(".") or search.passes_over(name):
         return False
     ending = PurePosixPath(name).suffix.lower()
     if ending in SOUND_NAMES:
@@ -226,7 +247,7 @@ def _of_address(address: str, search: Search) -> Iterator[Source]:
         raise FileNotFoundError(f"{address}: there is no such file or folder.") from None
     if info is None:
         for name, details in sorted(system.glob(path, detail=True).items()):
-            if details["type"] == "file":
+            if details["type"] == "file" and not search.passes_over(name):
                 yield from _of_named(system.unstrip_protocol(name), search, details)
     elif info["type"] == "directory":
         for _, folders, files in system.walk(path, detail=True):

@@ -23,7 +23,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Store:
     """An output folder.
 
     Args:
-        folder: Is made if it is not there.
+        folder: Is made if it is not there, and goes again if nothing is begun in it.
     """
 
     def __init__(self, folder: Path):
@@ -64,12 +64,18 @@ class Store:
         self.errors = self.journal / "errors"
         self._complete: set[int] = set()
         self._assembling = threading.Lock()
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         self.journal.mkdir(parents=True, exist_ok=True)
         self._claims = os.open(self.journal / "claims", os.O_RDWR | os.O_CREAT, 0o666)
 
     def close(self) -> None:
-        """Lets go of all claims."""
+        """Lets go of all claims, and takes the folder away again if it holds no plan and nobody is at one."""
         os.close(self._claims)
+        if [path.name for path in self.journal.iterdir()] == ["claims"]:
+            (self.journal / "claims").unlink()
+            with suppress(OSError):  # there is something else in it
+                for path in (self.journal, *self._made):
+                    path.rmdir()
 
     # -- settings
 
@@ -266,13 +272,13 @@ class Store:
         shutil.rmtree(downloads, ignore_errors=True)
         unfinished_path(self.journal / "downloads")
 
-    def begin_anew(self) -> None:
-        """Removes everything that a run has written."""
+    def begin_anew(self, keep: Path) -> None:
+        """Removes everything that a run has written, but a file of the journal that is this run's own."""
         for name in (*OURS, *EXPORTS):
             path = self.folder / name
             if name == "journal":
                 for inner in path.iterdir():
-                    if inner.name != "claims":
+                    if inner.name not in ("claims", keep.name):
                         shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
             elif path.is_dir():
                 shutil.rmtree(path)

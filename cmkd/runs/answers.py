@@ -244,7 +244,7 @@ def _checkpoint_of_run(run: Path, stage: str | None) -> Path:
     trained = [name for name in STAGES if (run / name / "config.json").is_file()]
     inside = sorted(path.parent.name for path in run.glob("*/results.json"))
     if trained:
-        hint = f"it has {', '.join(trained)}; name one of them with --stage"
+        hint = f"it has {', '.join(trained)}; name one of them, such as {run / trained[-1]}"
     elif inside:
         hint = f"it holds several runs; name one of them, such as {run / inside[0]}"
     else:

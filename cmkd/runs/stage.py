@@ -1,6 +1,5 @@
 """What a stage is trained with: its model, its inputs and the arguments and log of its training."""
 
-import os
 import sys
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoFeatureExtractor, AutoTokenizer
 
 from cmkd.corpora.sources import UNLABELLED, alike, corpora_of
+from cmkd.cpus import usable_cpus
 from cmkd.features.inputs import ChosenRows, SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.features.labels import rated_dimensions
 from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
@@ -246,7 +246,7 @@ def training_arguments(recipe: Recipe, folder: Path, **others: Any) -> CMKDTrain
 def reading_processes(recipe: Recipe) -> int:
     """How many processes read and decode while the network runs: none on a CPU, whose cores they would take."""
     if recipe.dataloader_workers is None:
-        return min(4, os.cpu_count() or 1) if torch.accelerator.is_available() else 0
+        return min(4, usable_cpus()) if torch.accelerator.is_available() else 0
     return recipe.dataloader_workers
 
 
