@@ -16,7 +16,7 @@ def test_a_process_that_is_bound_to_one_cpu_has_one():
     cpu = min(os.sched_getaffinity(0))
     command = [sys.executable, "-c", "import cmkd.cpus; print(cmkd.cpus.usable_cpus())"]
     bound = {"preexec_fn": lambda: os.sched_setaffinity(0, {cpu})}
-    done = subprocess.run(command, capture_output=True, text=True, **bound)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **bound)
     assert done.stdout == "1\n", done.stderr
 
 

@@ -66,6 +66,18 @@ def assert_same(output, whole):
     assert not list(output.glob("**/.*.tmp"))
 
 
+def test_pieces_that_a_kill_left_of_a_complete_shard_go(python, model, sounds, whole, tmp_path):
+    """As one that comes between the table of the shard and the removal of its pieces leaves them."""
+    output = tmp_path / "out"
+    arguments = (python.executable, *command(sounds, model, output), "--readers", 1)
+    ended(start(*arguments, **SMALL), 3)
+    left = output / "journal/pieces/00001/0000002-000000.parquet"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"left")
+    ended(start(*arguments, **SMALL), 3)
+    assert_same(output, whole)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_any_moment_it_goes_on(seed, python, model, sounds, whole, tmp_path):
     """Killed by SIGKILL, with its readers, wherever it is, until it comes to the end by itself."""

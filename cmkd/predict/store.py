@@ -205,6 +205,7 @@ class Store:
         chunks = list(chunks)
         with self._assembling:
             if self.is_complete(shard):
+                shutil.rmtree(self._pieces(shard), ignore_errors=True)  # of a process that was killed just before that
                 return True
             if not all(self.is_scored(shard, chunk) for chunk in chunks) or not self._lock(_SHARD + shard):
                 return False
