@@ -110,6 +110,7 @@ def listeners(corpus: Any, sentences: Sequence[str], encoder: str) -> dict[str, 
     np.random.default_rng(0).shuffle(others)
     states = {split: text_states(of_split, encoder) for split, of_split in texts.items()}
     mean, std = states["train"].mean(0), states["train"].std(0)
+    std[std == 0] = 1  # MiniLM has a state that never changes
     centre, judges = labels["train"].mean(), []
     standard = {split: (of_split - mean) / std for split, of_split in states.items()}
     for strength in TEXT_STRENGTHS:
