@@ -14,6 +14,7 @@ It reads the run and its corpus, trains nothing but a linear regression, and wri
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -58,6 +59,11 @@ def perfect_ears(
     return best | {"known_words_in_test": float(np.mean(known)), "words_in_train": len(vocabulary)}
 
 
+def words_in(sentences: Iterable[str]) -> list[set[str]]:
+    """The words of each sentence, in lower case."""
+    return [{word.lower() for word in WORD.findall(text)} for text in sentences]
+
+
 def ccc(predictions: np.ndarray, labels: np.ndarray) -> float:
     return concordance_cc(torch.from_numpy(predictions), torch.from_numpy(labels)).item()
 
@@ -67,9 +73,7 @@ def explain(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     corpus = load_corpus(**results["recipe"]["corpus"] | settings)
     if corpus.report.version != results["corpus"]["version"]:
         raise ValueError(f"The corpus is {corpus.report.version}, that of the run {results['corpus']['version']}.")
-    words = {
-        split: [{w.lower() for w in WORD.findall(text)} for text in corpus[split]["transcript"]] for split in SPLITS
-    }
+    words = {split: words_in(corpus[split]["transcript"]) for split in SPLITS}
     labels = {split: np.array(corpus[split]["valence"], dtype=np.float64) for split in SPLITS}
     teacher = read_predictions(run / "predictions" / "teacher_train.parquet")
     minimum, maximum = corpus["train"]["label_scale"][0]

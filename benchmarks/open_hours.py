@@ -35,9 +35,9 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks.explain_transfer import SCALES, ccc, perfect_ears
+from benchmarks.explain_transfer import SCALES, ccc, perfect_ears, words_in
 from cmkd.corpora import load_corpus
-from cmkd.corpora.spoken_emobank import WORD
+from cmkd.corpora.schema import SPLITS
 from cmkd.json_files import write_json
 from cmkd.reporting.figures import DIMENSION_COLOURS
 from cmkd.runs.answers import answer, load_checkpoint
@@ -97,15 +97,10 @@ def text_states(sentences: Sequence[str], encoder: str) -> np.ndarray:
     return found
 
 
-def words_in(sentences: Sequence[str]) -> list[set[str]]:
-    return [{word.lower() for word in WORD.findall(text)} for text in sentences]
-
-
 def listeners(corpus: Any, sentences: Sequence[str], encoder: str) -> dict[str, Any]:
     """`judge` and `perfect_ears` of the module's documentation."""
-    splits = ("train", "validation", "test")
-    texts = {split: list(corpus[split]["transcript"]) for split in splits}
-    labels = {split: np.array(corpus[split]["valence"], dtype=np.float64) for split in splits}
+    texts = {split: list(corpus[split]["transcript"]) for split in SPLITS}
+    labels = {split: np.array(corpus[split]["valence"], dtype=np.float64) for split in SPLITS}
     others = sorted(set(sentences) - {text for of_split in texts.values() for text in of_split})
     np.random.default_rng(0).shuffle(others)
     states = {split: text_states(of_split, encoder) for split, of_split in texts.items()}

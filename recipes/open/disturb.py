@@ -76,15 +76,14 @@ def main(original: Path, copy: Path) -> None:
     rooms = draw_rooms(np.random.default_rng(0))
     (copy / "AudioFLAC").mkdir(parents=True, exist_ok=True)
     for rows in corpus.values():
-        missing = [path for path in (copy / "AudioFLAC" / f"{clip}.flac" for clip in rows["id"]) if not path.exists()]
-        if not missing:
+        paths = [copy / "AudioFLAC" / f"{clip}.flac" for clip in rows["id"]]
+        if all(path.exists() for path in paths):
             continue
         waves = [read_audio(row["audio"], RATE) for row in rows]
-        for clip, wave in zip(rows["id"], tqdm(waves, unit=" clips"), strict=True):
-            path = copy / "AudioFLAC" / f"{clip}.flac"
+        for path, wave in zip(paths, tqdm(waves, unit=" clips"), strict=True):
             if not path.exists():
                 with written_whole(path) as unfinished:
-                    heard = disturbed(wave, np.random.default_rng(crc32(clip.encode())), rooms, waves)
+                    heard = disturbed(wave, np.random.default_rng(crc32(path.stem.encode())), rooms, waves)
                     soundfile.write(unfinished, heard, RATE, format="FLAC", subtype="PCM_16")
     for table in (f"processedResults/{VOTES}", VOTES, DEMOGRAPHICS, "README.md"):
         if (original / table).is_file():
