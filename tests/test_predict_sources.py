@@ -77,10 +77,10 @@ def test_label_files_that_were_written_beside_the_sounds_are_no_sources(how, tmp
         (tmp_path / name).write_bytes(b"x")
     sounds = ["b.cmkd.wav", "call.wav"]
     if how.startswith("address"):
-        system = fsspec.filesystem("memory")
-        system.put(str(tmp_path), "/own labels", recursive=True)
-        arguments, lines = ["memory://own labels" + ("/*" if "glob" in how else "")], []
-        expected = [f"memory:///own labels/{name}" for name in sounds]
+        folder = f"{how}'s own labels"  # one file system for all tests of this process; `put` nests into what is there
+        fsspec.filesystem("memory").put(str(tmp_path), f"/{folder}", recursive=True)
+        arguments, lines = [f"memory://{folder}" + ("/*" if "glob" in how else "")], []
+        expected = [f"memory:///{folder}/{name}" for name in sounds]
     else:
         arguments, lines = named(tmp_path, how)
         expected = [str(tmp_path / name) for name in sounds]
