@@ -44,14 +44,16 @@ DISTILLED = {
     "control",
 }
 UNLABELLED = {"unlabelled", "unlabelled_rest", "unlabelled_hours", "unlabelled_ratio", "same_sentences"}
+LEXICAL = {"text_encoder", "word_pieces", "lexical_epochs", "lexical_learning_rate", "lexical_temperature"}
+JUDGED = {"residual_threshold", "quality", "cross_fitting"}
 SETTINGS = {
     "audio": COMMON | {"student_speech_encoder", "use_weighted_layer_sum"},
     "text": COMMON | {"text_encoder"},
     "teacher": COMMON | OF_TEACHER,
     "finetune": COMMON | TUNED,
-    "lexical": COMMON | TUNED | UNLABELLED | {"text_encoder", "lexical_epochs", "lexical_temperature"},
-    "ts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED,
-    "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | {"residual_threshold", "quality", "cross_fitting"},
+    "lexical": COMMON | TUNED | UNLABELLED | LEXICAL,
+    "ts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | {"word_pieces"},
+    "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | JUDGED | {"word_pieces"},
 }
 WRITTEN_IN_ANOTHER_FORM = {
     "batch_size",  # as utterances_a_step

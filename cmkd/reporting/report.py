@@ -343,23 +343,31 @@ def _lexical_section(results: Mapping[str, Any]) -> str:
         ]
         for split, scores in learned["retrieval"].items()
     ]
+    pieces = results["recipe"].get("word_pieces")
+    if pieces is None:
+        what = "learned to put each utterance where the text encoder puts its sentence"
+        place, aim = "the place where it puts the utterance", "where the text encoder puts the words themselves"
+        names = ("the student's embedding", "the text encoder")
+    else:
+        what = f"learned to hear {pieces:,} pieces of words"
+        place, aim = "which pieces it hears and how often", "which pieces are really said"
+        names = ("the pieces heard", "the pieces said")
     lines = [
         [name, *(format_number(learned[entry]["ccc"][split][dim]) for split in _SPLITS for dim in EMOTION_DIMENSIONS)]
-        for name, entry in (("the student's embedding", "ridge"), ("the text encoder", "ridge_from_words"))
+        for name, entry in zip(names, ("ridge", "ridge_from_words"), strict=True)
     ]
     return "\n\n".join(
         [
             f"## What the stage {LEXICAL} learned",
-            "A network that only hears learned to put each utterance where the text encoder puts its sentence. It saw "
-            "no ratings and gives none, so it has no row above. "
+            f"A network that only hears {what}. It saw no ratings and gives none, so it has no row above. "
             + (f"With its weights began: {enumerated(begun)}." if begun else "Nothing began with its weights yet."),
             "Whether it knows the sentence when it hears it: among all different sentences of the split, sorted by "
-            "their cosine with the place where it puts the utterance, is the right one the first, is it one of the "
+            f"their cosine with {place}, is the right one the first, is it one of the "
             "first 5, and at which place is it in the median? In brackets: by chance.",
             _table(["split", "utterances", "sentences", "the first", "of the first 5", "median place"], found),
-            "Whether the ratings can be read from what it knows: CCC of a ridge regression on train, from its "
-            "embeddings, and, as what it aims at, from where the text encoder puts the words themselves. These are "
-            "straight lines, not trained students; their strength is the best on validation.",
+            "Whether the ratings can be read from what it knows: CCC of a ridge regression on train, from that and, as "
+            f"what it aims at, from {aim}. These are straight lines, not trained students; their strength is the "
+            "best on validation.",
             _table(["a line from", *(f"{initial} {split}" for split in _SPLITS for initial in _INITIALS)], lines),
         ]
     )

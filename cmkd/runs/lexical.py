@@ -27,6 +27,7 @@ from cmkd.corpora.schema import SPLITS, Corpus
 from cmkd.features.inputs import TextInputs, UtteranceDataset
 from cmkd.features.labels import unit_interval_labels
 from cmkd.features.store import FrozenPart, Storage, frozen_features
+from cmkd.features.word_pieces import learn_word_pieces, load_word_pieces, numbers_of, save_word_pieces
 from cmkd.json_files import write_json
 from cmkd.processes import main_process_first, print_once, wait_for_all
 from cmkd.runs.checkpoints import usable_checkpoint
@@ -41,20 +42,30 @@ from cmkd.runs.stage import (
     training_arguments,
     training_log,
     training_rows,
+    word_pieces_path,
 )
 from cmkd.scoring.lexical import retrieval_scores, ridge_scores
 from cmkd.stages import STAGES
 from cmkd.training.collator import collate_utterances
-from cmkd.training.lexical import METRIC, LexicalTrainer, ProjectedStudent
+from cmkd.training.lexical import METRIC, LexicalTrainer, ProjectedStudent, SpellingStudent, SpellingTrainer
 from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDTeacherModel
 
+SENTENCE_COLUMNS = ("sentences", "sentence_groups", "has_words")
+
 Sentences = dict[str, np.ndarray]
-"""The columns `sentences` (n, size), `sentence_groups` (n,) and `has_words` (n,) of some utterances."""
+"""The columns `sentences` (n, size), `sentence_groups` (n,) and `has_words` (n,) of some utterances, by which they are
+told apart."""
 
 _START = "start.safetensors"
 _LEARNED = "learned.json"
 _HEAD = "prediction_head."
+_SPELLING_SCHEDULE = {
+    "lr_scheduler_type": "cosine",
+    "lr_scheduler_kwargs": None,
+    "warmup_steps": 0.03,  # of all steps
+    "max_grad_norm": 5.0,  # what CTC begins with is steep
+}
 _ROUNDING = 1e-6  # of a number in fp32: a coordinate that varies by less does not
 
 
@@ -66,29 +77,41 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     rows = {"learned": training_rows(STAGES[stage], corpus), "validation": corpus["validation"], "test": corpus["test"]}
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
     scale = [float(limit) for limit in corpus.report.label_scale]
+    spells = recipe.word_pieces is not None
+    if spells:
+        with main_process_first("learn the pieces of words"):
+            keep_word_pieces(rows["learned"], recipe)
     student, feature_extractor, tokenizer = build_model(STAGES[stage], recipe, labels["train"], scale)
     wait_for_all("load the encoders")
     device = PartialState().device
     student.to(device)
-    sentences = read_sentences(recipe, rows, tokenizer, device)
+    sentences = spelled_sentences(recipe, rows) if spells else read_sentences(recipe, rows, tokenizer, device)
     datasets: dict[str, TorchDataset] = {}
     for name, of_name in rows.items():
         columns = input_columns(student, of_name, feature_extractor, None, recipe)
         columns["labels"] = np.full((len(of_name), len(EMOTION_DIMENSIONS)), np.nan, dtype=np.float32)
         datasets[name] = UtteranceDataset(columns | {"id": list(of_name["id"])} | sentences[name])
-    trainer = LexicalTrainer(
-        model=ProjectedStudent(student, sentences["learned"]["sentences"].shape[1]),
+    trainer = (SpellingTrainer if spells else LexicalTrainer)(
+        model=SpellingStudent(student)
+        if spells
+        else ProjectedStudent(student, sentences["learned"]["sentences"].shape[1]),
         args=training_arguments(
-            recipe.model_copy(update={"num_epochs": recipe.lexical_epochs or recipe.num_epochs}),
+            recipe.model_copy(
+                update={
+                    "num_epochs": recipe.lexical_epochs or recipe.num_epochs,
+                    "learning_rate": recipe.lexical_learning_rate or recipe.learning_rate,
+                }
+            ),
             folder,
             metric_for_best_model=METRIC,
+            **(_SPELLING_SCHEDULE if spells else {}),
         ),
         train_dataset=datasets["learned"],
         eval_dataset=datasets["validation"],
         data_collator=collate_utterances,
         train_durations=rows["learned"]["duration"] if recipe.group_by_length else None,
         temperature=recipe.lexical_temperature,
-        eval_sentences=sentences["validation"],
+        eval_sentences={name: sentences["validation"][name] for name in SENTENCE_COLUMNS},
     )
     trainer.add_callback(cost)
     with main_process_first("read the checkpoints"):
@@ -101,7 +124,8 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     sentences["train"] = {name: values[:number] for name, values in sentences["learned"].items()}
     found, embeddings = {}, {}
     for split in SPLITS:
-        (_, found[split], embeddings[split]), _, _ = trainer.predict(datasets[split])
+        (_, projected, embeddings[split]), _, _ = trainer.predict(datasets[split])
+        found[split] = embeddings[split] if spells else projected
     weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP from the shards of all processes
     if trainer.is_world_process_zero():
         write_json(folder / _LEARNED, what_was_learned(found, embeddings, sentences, labels))
@@ -109,6 +133,43 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
         write_json(folder / "training_log.json", training_log(trainer.state.log_history))
         complete_stage(run, stage, cost.so_far())
     wait_for_all(f"save the stage {stage}")
+
+
+def keep_word_pieces(rows: Dataset, recipe: Recipe) -> None:
+    """Learns the pieces from the words of what the stage learns, unless a session before has done so."""
+    path = word_pieces_path(recipe)
+    if path.is_file():
+        return
+    assert recipe.word_pieces is not None
+    tokenizer = learn_word_pieces(list(rows["transcript"]), recipe.word_pieces)
+    save_word_pieces(tokenizer, path)
+    print_once(f"  {tokenizer.get_vocab_size():,} pieces of words learned from {len(rows):,} transcripts")
+
+
+def spelled_sentences(recipe: Recipe, rows: Mapping[str, Dataset]) -> dict[str, Sentences]:
+    """The pieces of the words of each utterance, in order as `pieces` (n, longest) with -1 after the last, and how
+    often each is said as `sentences` (n, pieces). What has no letters counts as without words.
+
+    Args:
+        recipe: that of the run, in which the pieces have been learned.
+        rows: the utterances by any names.
+    """
+    tokenizer = load_word_pieces(word_pieces_path(recipe))
+    found: dict[str, Sentences] = {}
+    for name, of_name in rows.items():
+        spelled = [numbers_of(tokenizer, words) for words in of_name["transcript"]]
+        pieces = np.full((len(spelled), max(map(len, spelled), default=0)), -1, dtype=np.int64)
+        counts = np.zeros((len(spelled), tokenizer.get_vocab_size()), dtype=np.float32)
+        for row, numbers in enumerate(spelled):
+            pieces[row, : len(numbers)] = numbers
+            np.add.at(counts[row], numbers, 1)
+        found[name] = {
+            "pieces": pieces,
+            "sentences": counts,
+            "sentence_groups": np.array(numbered(map(tuple, spelled))),
+            "has_words": np.array([bool(numbers) for numbers in spelled], dtype=np.float32),
+        }
+    return found
 
 
 def read_sentences(

@@ -15,9 +15,9 @@ from cmkd.features.labels import label_variance, rated_dimensions, unit_interval
 from cmkd.identity import read_encoder
 from cmkd.processes import print_once
 from cmkd.runs.cross_fitting import fold_recipes, folds_of
-from cmkd.runs.folder import check_teacher_run, complete_stages
+from cmkd.runs.folder import check_teacher_run, complete_stages, start_of
 from cmkd.runs.recipe import Recipe
-from cmkd.stages import ENCODERS, STAGES, STUDENTS
+from cmkd.stages import ENCODERS, LEXICAL, STAGES, STUDENTS
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
 
 UTTERANCES_FOR_A_CCC = 8  # of a corpus in a step, below which there is a warning
@@ -105,9 +105,15 @@ def check_words(recipe: Recipe, corpus: DatasetDict) -> None:
     """Checks that there are sentences to tell apart in every split, if a stage learns from them.
 
     Raises:
-        ValueError: a split has fewer than two different sentences.
+        ValueError: a split has fewer than two different sentences; or the students shall listen for pieces of words,
+            and no stage teaches them.
     """
     for stage in recipe.stages:
+        if recipe.word_pieces is not None and STAGES[stage].starts_from == LEXICAL and start_of(stage, recipe) is None:
+            raise ValueError(
+                f"word_pieces={recipe.word_pieces}: nothing in {recipe.output_dir} has taught them. Put {LEXICAL} "
+                f"before {stage} into stages, or set word_pieces to null."
+            )
         for split in SPLITS if STAGES[stage].learns_words else ():
             sentences = {words.strip() for words in corpus[split]["transcript"]} - {""}
             if len(sentences) < 2:

@@ -276,6 +276,18 @@ class Recipe(BaseModel):
         ge=1,
         description=f"How many times the stage {LEXICAL} goes through the training split; null stands for num_epochs.",
     )
+    lexical_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description=f"Learning rate of the stage {LEXICAL}; null stands for learning_rate.",
+    )
+    word_pieces: int | None = Field(
+        default=None,
+        ge=2,
+        description=f"How many pieces of words the stage {LEXICAL} teaches the student to hear, by CTC on the words of "
+        "its corpora; the students after it then listen for them besides. Null teaches where the text encoder puts the "
+        "sentence instead.",
+    )
     lexical_temperature: float = Field(
         default=0.1,
         gt=0,

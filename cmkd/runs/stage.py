@@ -15,10 +15,11 @@ from cmkd.cpus import usable_cpus
 from cmkd.features.inputs import ChosenRows, SpeechInputs, TextInputs, UtteranceDataset
 from cmkd.features.labels import rated_dimensions
 from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
+from cmkd.features.word_pieces import load_word_pieces, names_of
 from cmkd.runs.conditioning import read_conditioning
 from cmkd.runs.cross_fitting import Fold
 from cmkd.runs.recipe import Recipe
-from cmkd.stages import Stage
+from cmkd.stages import LEXICAL, Stage
 from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
 from cmkd.training.sampler import Mixture
 from configuration_cmkd import EMOTION_DIMENSIONS
@@ -60,6 +61,7 @@ def build_model(
     text, text_revision = encoder(stage.text_encoder)
     if stage.only_hears:
         layers = recipe.num_trainable_layers if stage.trains_encoder else 0
+        config["word_pieces"] = word_pieces_of(stage, recipe)
         model = CMKDStudentModel.from_pretrained_encoder(
             speech, revision=speech_revision, num_trainable_layers=layers, **config
         )
@@ -76,6 +78,18 @@ def build_model(
         speech and AutoFeatureExtractor.from_pretrained(speech, revision=speech_revision, return_attention_mask=True),
         text and AutoTokenizer.from_pretrained(text, revision=text_revision),
     )
+
+
+def word_pieces_path(recipe: Recipe) -> Path:
+    """The file of the pieces of words that the stage `lexical` of the run has learned to spell with."""
+    return Path(recipe.output_dir) / LEXICAL / "word_pieces.json"
+
+
+def word_pieces_of(stage: Stage, recipe: Recipe) -> list[str] | None:
+    """The pieces that the student of a stage listens for; None if it does not."""
+    if recipe.word_pieces is None or not (stage.learns_words or stage.starts_from == LEXICAL):
+        return None
+    return names_of(load_word_pieces(word_pieces_path(recipe)))
 
 
 def split_columns(
@@ -217,30 +231,30 @@ def numbered(names: Iterable[Hashable]) -> list[int]:
 
 
 def training_arguments(recipe: Recipe, folder: Path, **others: Any) -> CMKDTrainingArguments:
-    """The arguments of a trainer that writes its checkpoints into `folder`; `others` are those that no recipe has."""
+    """The arguments of a trainer that writes its checkpoints into `folder`; `others` take the place of the recipe's."""
     is_taught = recipe.control != "no_distillation"
-    return CMKDTrainingArguments(
-        output_dir=str(folder),
-        seed=recipe.seed,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        loss_over=recipe.loss_over,
-        num_train_epochs=recipe.num_epochs,
-        learning_rate=recipe.learning_rate,
-        encoder_learning_rate_factor=recipe.encoder_learning_rate_factor,
-        lr_scheduler_kwargs=plateau_schedule(recipe.plateau_factor, recipe.plateau_patience),
-        distillation_weight=recipe.distillation_weight if is_taught else 0.0,
-        embedding_distance=recipe.embedding_distance,
-        contrastive_temperature=recipe.contrastive_temperature,
-        prediction_weight=recipe.prediction_weight if is_taught else 0.0,
-        dataloader_num_workers=reading_processes(recipe),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,  # all that train have a gradient, so nobody needs to look in every step
-        disable_tqdm=not sys.stderr.isatty(),
-        use_cpu=not torch.accelerator.is_available(),
-        **others,
-    )
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder),
+        "seed": recipe.seed,
+        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "loss_over": recipe.loss_over,
+        "num_train_epochs": recipe.num_epochs,
+        "learning_rate": recipe.learning_rate,
+        "encoder_learning_rate_factor": recipe.encoder_learning_rate_factor,
+        "lr_scheduler_kwargs": plateau_schedule(recipe.plateau_factor, recipe.plateau_patience),
+        "distillation_weight": recipe.distillation_weight if is_taught else 0.0,
+        "embedding_distance": recipe.embedding_distance,
+        "contrastive_temperature": recipe.contrastive_temperature,
+        "prediction_weight": recipe.prediction_weight if is_taught else 0.0,
+        "dataloader_num_workers": reading_processes(recipe),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,  # all that train have a gradient, so nobody needs to look in every step
+        "disable_tqdm": not sys.stderr.isatty(),
+        "use_cpu": not torch.accelerator.is_available(),
+    }
+    return CMKDTrainingArguments(**arguments | others)
 
 
 def reading_processes(recipe: Recipe) -> int:

@@ -1,6 +1,9 @@
-"""The trainer of the stage `lexical`: a student learns to put an utterance where the text encoder puts its sentence."""
+"""The trainers of the stage `lexical`, by which a student learns what the words are.
 
-from collections.abc import Mapping
+It learns to put an utterance where the text encoder puts its sentence, or to hear the pieces of its words.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,6 +65,58 @@ class ProjectedStudent(nn.Module):
         )
 
 
+class SpellingStudent(nn.Module):
+    """A student that learns to hear pieces of words by CTC (Graves et al. 2006), and nothing else.
+
+    What it returns as `embeddings` is the loss of each utterance, so that [`CMKDTrainer`] takes the loss over the whole
+    step, on any number of devices.
+
+    Args:
+        student: with `config.word_pieces`. All of it is frozen that does not serve to hear them.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, student: Any):
+        super().__init__()
+        self.student = student
+        for name, module in student.named_children():
+            if name != "speech_encoder":
+                module.requires_grad_(name == "word_summarizer")
+        if student.speech_encoder.layer_weights is not None:
+            student.speech_encoder.layer_weights.requires_grad_(False)
+        self._no_split_modules = student._no_split_modules
+
+    def forward(self, pieces: torch.Tensor, **inputs: Any) -> ProjectedOutput:
+        """The loss of each utterance, and how often each piece is heard.
+
+        Args:
+            pieces (`torch.Tensor` of shape `(batch, longest)`): the numbers of the pieces that are said, from 0, and -1
+                after the last one.
+            inputs: the speech, as for `CMKDStudentModel`.
+
+        Returns:
+            `embeddings` (batch, 1), CTC's negative log likelihood divided by the number of pieces, 0 for an utterance
+            that is too short for what it is said to say; `student_embeddings` (batch, pieces); `logits` (batch, 3), 0.
+        """
+        scores, mask = self.student.piece_logits(**inputs)
+        scores = scores.float()
+        lengths = (pieces >= 0).sum(1)
+        losses = nn.functional.ctc_loss(
+            scores.log_softmax(-1).transpose(0, 1),
+            pieces.clamp(min=0) + 1,
+            mask.sum(1),
+            lengths,
+            reduction="none",
+            zero_infinity=True,
+        )
+        return ProjectedOutput(
+            logits=scores.new_zeros(len(scores), 3),
+            embeddings=(losses / lengths.clamp(min=1))[:, None],
+            student_embeddings=self.student.word_summarizer.counts(scores, mask),
+        )
+
+
 class LexicalTrainer(CMKDTrainer):
     """A [`CMKDTrainer`] whose loss is about sentences and not about ratings.
 
@@ -79,8 +134,13 @@ class LexicalTrainer(CMKDTrainer):
     """
 
     def __init__(self, *args: Any, temperature: float, eval_sentences: Mapping[str, np.ndarray], **kwargs: Any) -> None:
-        super().__init__(*args, compute_metrics=partial(sentence_metrics, **eval_sentences), **kwargs)
+        super().__init__(*args, compute_metrics=partial(self.metrics, **eval_sentences), **kwargs)
         self.temperature = temperature
+
+    @property
+    def metrics(self) -> Callable[..., dict[str, float]]:
+        """What is told about a split at the end of an epoch."""
+        return sentence_metrics
 
     def loss(  # type: ignore[override]
         self,
@@ -107,6 +167,29 @@ class LexicalTrainer(CMKDTrainer):
         )
 
 
+class SpellingTrainer(LexicalTrainer):
+    """A [`LexicalTrainer`] of a [`SpellingStudent`].
+
+    `sentences` (batch, pieces) is how often each piece is said, by which the sentence is to be found again.
+    """
+
+    @property
+    def metrics(self) -> Callable[..., dict[str, float]]:
+        return spelling_metrics
+
+    def loss(  # type: ignore[override]
+        self,
+        logits: torch.Tensor,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        sentences: torch.Tensor,
+        sentence_groups: torch.Tensor,
+        has_words: torch.Tensor,
+    ) -> torch.Tensor:
+        """The mean of the CTC losses over the utterances with words."""
+        return weighted_mean(embeddings[:, 0], has_words)
+
+
 def sentence_metrics(
     evaluation: EvalPrediction, sentences: np.ndarray, sentence_groups: np.ndarray, has_words: np.ndarray
 ) -> dict[str, float]:
@@ -117,6 +200,18 @@ def sentence_metrics(
     """
     heard = has_words > 0
     found, wanted = evaluation.predictions[1][heard], sentences[heard]
-    scores = retrieval_scores(found, wanted, sentence_groups[heard])
-    shown = {name: scores[name] for name in (METRIC, "recall_at_1", "recall_at_5", "median_rank")}
-    return {"loss": float(np.square(found - wanted).mean())} | shown
+    return {"loss": float(np.square(found - wanted).mean())} | _shown(found, wanted, sentence_groups[heard])
+
+
+def spelling_metrics(
+    evaluation: EvalPrediction, sentences: np.ndarray, sentence_groups: np.ndarray, has_words: np.ndarray
+) -> dict[str, float]:
+    """How well the sentences of the split are found by which pieces are heard; `loss` is the mean of the CTC losses."""
+    heard = has_words > 0
+    _, losses, counts = evaluation.predictions
+    return {"loss": float(losses[heard].mean())} | _shown(counts[heard], sentences[heard], sentence_groups[heard])
+
+
+def _shown(found: np.ndarray, wanted: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    scores = retrieval_scores(found, wanted, groups)
+    return {name: scores[name] for name in (METRIC, "recall_at_1", "recall_at_5", "median_rank")}

@@ -1,0 +1,250 @@
+"""Pieces of words: how they are learned, the part of a student that hears them, and the stage that trains it by CTC."""
+
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launching import launch
+from safetensors.torch import load_file
+from small_models import ALL_CONFIGS, WAVEFORM_CONFIGS, padded, student, utterances
+from tones import SIZES, write_recipe
+from transformers import AutoModel
+
+import train_distill
+from cmkd.features.word_pieces import (
+    learn_word_pieces,
+    load_word_pieces,
+    names_of,
+    numbers_of,
+    save_word_pieces,
+    spoken_letters,
+)
+from cmkd.training.lexical import SpellingStudent, SpellingTrainer
+from configuration_cmkd import CMKDStudentConfig
+from modeling_cmkd import CMKDStudentModel, WordPieceSummarizer
+
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
+PIECES = ["▁a", "▁b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("Don't — he said, “NO!” 3 times", "don't he said no times"),
+        ("It\u2019s Straße & Ärger", "it's straße ärger"),
+        ("ﬁne  '' ...", "fine"),
+        ("42", ""),
+    ],
+)
+def test_only_what_can_be_heard_is_spelled(written, spoken):
+    assert spoken_letters(written) == spoken
+
+
+def test_frequent_words_become_pieces_and_every_word_can_be_spelled(tmp_path):
+    transcripts = ["The cat sat.", "the cat ran", "THE dog", "a cat", "the end"] * 3
+    tokenizer = learn_word_pieces(transcripts, 20)
+    names = names_of(tokenizer)
+    assert {"▁the", "▁cat"} <= set(names) and len(names) == len(set(names)) == 20
+    for transcript in transcripts:
+        spelled = [names[number] for number in numbers_of(tokenizer, transcript)]
+        assert "".join(spelled).replace("▁", " ").strip() == spoken_letters(transcript)
+    save_word_pieces(tokenizer, tmp_path / "pieces.json")
+    again = load_word_pieces(tmp_path / "pieces.json")
+    assert names_of(again) == names_of(learn_word_pieces(transcripts, 20)) == names
+    assert numbers_of(again, "the dog sat") == numbers_of(tokenizer, "The dog sat!")
+
+
+@pytest.mark.parametrize(("transcripts", "number"), [(["abc def"], 6), (["12", ""], 9)])
+def test_too_few_pieces_for_the_letters_are_refused(transcripts, number):
+    with pytest.raises(ValueError, match=f"word_pieces={number}: the words to learn from have . different letters"):
+        learn_word_pieces(transcripts, number)
+
+
+def test_pieces_are_counted_over_the_pairs_of_real_frames():
+    """Oracle: each utterance alone, loops over its pairs; what is behind the last real frame may be anything."""
+    torch.manual_seed(0)
+    summarizer = WordPieceSummarizer(5, 4, 2, 3)
+    torch.nn.init.normal_(summarizer.norm.weight)
+    features, lengths = torch.randn(4, 7, 5), [7, 1, 4, 6]
+    mask = torch.tensor([[position < length for position in range(7)] for length in lengths])
+    expected = torch.zeros(4, 3)
+    with torch.no_grad():
+        for row, length in enumerate(lengths):
+            real = torch.nn.functional.layer_norm(
+                features[row, :length], (5,), summarizer.norm.weight, summarizer.norm.bias
+            )
+            real = torch.cat([real, torch.zeros(length % 2, 5)])
+            states = summarizer.gru(real.reshape(-1, 10))[0]
+            counts = np.zeros(3)
+            for state in states:
+                scores = np.exp((summarizer.classifier.weight @ state + summarizer.classifier.bias).double().numpy())
+                counts += scores[1:] / scores.sum()
+            expected[row] = torch.tensor(counts / np.sqrt(1 + counts.sum()))
+    features[1, 1:] = torch.nan
+    torch.testing.assert_close(summarizer(features, mask), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(summarizer(features, mask.long()), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["hubert", "whisper", "moonshine", "cpc"])
+def test_a_student_that_listens_for_words_does_not_see_padding(name):
+    model = student(ALL_CONFIGS[name], word_pieces=PIECES, word_hidden_size=8, summarizer="attention")
+    items = utterances(model)
+    longest = 2 * next(iter(items[0].values())).shape[-1]
+    with torch.no_grad():
+        alone = torch.cat([model(**item).logits for item in items])
+        together = model(**padded(items, longest)).logits
+        without = student(ALL_CONFIGS[name], summarizer="attention")(**items[0]).logits
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    assert (without - alone[:1]).abs().max() > 1e-3
+
+
+def test_what_tells_pieces_apart_is_frozen_and_survives_a_save(tmp_path):
+    model = student(WAVEFORM_CONFIGS["hubert"], word_pieces=PIECES, word_hidden_size=8)
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    for one in (model, again):
+        assert not any(parameter.requires_grad for parameter in one.word_summarizer.parameters())
+        assert one.embedding_head.in_features == 128 + 3 and one.config.word_pieces == PIECES
+    wave = torch.randn(1, 4000)
+    with torch.no_grad():
+        for found, expected in zip(again.eval().piece_logits(wave), model.piece_logits(wave), strict=True):
+            torch.testing.assert_close(found, expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("word_pieces") == PIECES
+    assert CMKDStudentConfig.from_dict(config).word_pieces is None  # as before there was such a part
+    with pytest.raises(ValueError, match="this student does not listen for pieces of words"):
+        student(WAVEFORM_CONFIGS["hubert"]).piece_logits(wave)
+
+
+@pytest.mark.parametrize("pieces", [[], ["a", "a"], ["a", ""]])
+def test_pieces_that_cannot_be_told_apart_are_refused(pieces):
+    with pytest.raises(ValueError, match=f"word_pieces has {len(pieces)} pieces"):
+        CMKDStudentConfig(word_pieces=pieces)
+    with pytest.raises(ValueError, match="word_hidden_size=0: must be a whole number"):
+        CMKDStudentConfig(word_pieces=["a"], word_hidden_size=0)
+
+
+def all_alignments_that_say(pieces: list[int], steps: int, number: int):
+    """What CTC sums over (Graves et al. 2006): repeats become one, and blanks, number 0, are left out."""
+    for path in itertools.product(range(number), repeat=steps):
+        without_repeats = [piece for piece, _ in itertools.groupby(path)]
+        if [piece for piece in without_repeats if piece] == pieces:
+            yield path
+
+
+def test_the_loss_is_the_sum_over_all_alignments():
+    torch.manual_seed(0)
+    model = student(WAVEFORM_CONFIGS["hubert"], word_pieces=PIECES, word_hidden_size=8)
+    spelling = SpellingStudent(model)
+    waves = torch.randn(3, 2600)
+    said = [[0, 2], [1, 1], [0, 1, 2, 1, 0, 1, 2]]  # the last one is too long for the few frames
+    pieces = torch.tensor([row + [-1] * (7 - len(row)) for row in said])
+    output = spelling(pieces, input_values=waves)
+    scores, mask = model.piece_logits(waves)
+    assert mask.all() and scores.shape[1] <= 4
+    expected = []
+    for probabilities, row in zip(scores.softmax(-1).tolist(), said, strict=True):
+        paths = all_alignments_that_say([piece + 1 for piece in row], len(probabilities), 4)
+        likelihood = sum(
+            np.prod([step[piece] for step, piece in zip(probabilities, path, strict=True)]) for path in paths
+        )
+        expected.append(-np.log(likelihood) / len(row) if likelihood else 0.0)
+    assert expected[2] == 0 and min(expected[:2]) > 0
+    torch.testing.assert_close(output.embeddings[:, 0], torch.tensor(expected, dtype=torch.float32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.student_embeddings, scores.softmax(-1)[..., 1:].sum(1))
+    trained = {name.split(".")[1] for name, value in spelling.named_parameters() if value.requires_grad}
+    assert trained == {"word_summarizer"}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """Of a run whose students listen for words, on tones."""
+    return write_recipe(
+        tmp_path_factory.mktemp("pieces"),
+        num_epochs=2,
+        lexical_epochs=12,
+        lexical_learning_rate=1e-2,
+        word_pieces=30,
+        stages=["teacher", "finetune", "lexical", "ts"],
+    )
+
+
+@pytest.fixture(scope="module")
+def run(recipe) -> Path:
+    train_distill.main([str(recipe)])
+    return recipe.parent / "run"
+
+
+@pytest.mark.slow
+def test_a_run_learns_the_words_and_its_students_keep_them(run):
+    results = json.loads((run / "results.json").read_text())
+    assert results["starts_from"] == {"ts": "lexical"} and results["recipe"]["word_pieces"] == 30
+    log = json.loads((run / "lexical/training_log.json").read_text())
+    assert len(log) == 12 and log[-1]["train_loss"] < 0.3 * log[0]["train_loss"]
+    rates = [entry["learning_rate"] for entry in log]
+    assert max(rates) <= 1e-2 and rates[-1] < 0.05 * max(rates)  # it ends at 0
+    scores = results["lexical"]["retrieval"]["test"]
+    assert scores["n"] == SIZES["test"] - len(range(0, SIZES["test"], 5))
+    start, student_weights = load_file(run / "lexical/start.safetensors"), load_file(run / "ts/model.safetensors")
+    of_words = [name for name in start if name.startswith("word_summarizer.")]
+    assert len(of_words) == 12
+    assert all(torch.equal(start[name], student_weights[name]) for name in of_words)
+    assert not torch.equal(start["embedding_head.weight"], student_weights["embedding_head.weight"])
+    model = CMKDStudentModel.from_pretrained(run / "student")
+    assert set(model.config.word_pieces) >= {"▁high", "▁low", "▁long", "▁short"}
+    assert CMKDStudentModel.from_pretrained(run / "finetune").config.word_pieces is None
+    report = (run / "report.md").read_text()
+    assert "learned to hear 30 pieces of words" in re.sub(r"\s+", " ", report)
+
+
+@pytest.mark.slow
+def test_an_interrupted_stage_goes_on_with_the_same_pieces(run, recipe, tmp_path, monkeypatch, capsys):
+    arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "lexical"]
+    step = SpellingTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 9:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(SpellingTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_distill.main(arguments)
+    monkeypatch.setattr(SpellingTrainer, "training_step", step)
+    capsys.readouterr()
+    train_distill.main(arguments)
+    output = capsys.readouterr().out
+    assert "epoch  12/12" in output and "epoch   1/12" not in output and "pieces of words learned" not in output
+    found, expected = (load_file(folder / "lexical/start.safetensors") for folder in (tmp_path, run))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_two_processes_and_accumulation_learn_the_same_pieces(python, recipe, tmp_path):
+    arguments = [str(recipe), "--stages", "lexical", "--lexical_epochs", "3", "--output_dir"]
+    train_distill.main([*arguments, str(tmp_path / "one"), "--batch_size", "8"])
+    share = ["--batch_size", "2", "--gradient_accumulation_steps", "2"]
+    main = Path(train_distill.__file__)
+    done = launch(python, "several_gpus.yaml", 2, main, *arguments, str(tmp_path / "two"), *share)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "lexical/training_log.json").read_text()) for name in ("one", "two"))
+    for of_one, of_two in zip(one, two, strict=True):
+        assert of_two == pytest.approx(of_one, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_students_without_the_stage_are_refused(run, recipe, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/lexical")
+    shutil.rmtree(tmp_path / "run/ts")
+    arguments = [str(recipe), "--output_dir", str(tmp_path / "run"), "--stages", "ts"]
+    with pytest.raises(ValueError, match="word_pieces=30: nothing in .* has taught them. Put lexical before ts into"):
+        train_distill.main(arguments)
+    train_distill.main([*arguments, "--word_pieces", "null"])
+    assert CMKDStudentModel.from_pretrained(tmp_path / "run/ts").config.word_pieces is None
