@@ -153,7 +153,7 @@ def draw(rows: dict[str, Any], teacher: float, finetuned: float, ears: dict[int,
         )
     axes.axhline(finetuned, color=colour, linestyle=":", label="fine-tuned, no teacher")
     axes.set_xscale("symlog", linthresh=3)
-    ticks = sorted({*ears, *hours})
+    ticks = sorted({*hours, *(at for at in ears if all(abs(at - hour) > 1 for hour in hours))})  # no two on one place
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set(
         xlabel="hours that only the teacher judged", ylabel="valence CCC, new sentences, new voices", ylim=(0, 0.8)

@@ -372,7 +372,9 @@ def test_a_weighted_layer_sum_attention_and_a_teacher_that_hears_are_exported(tm
     summed = student(ALL_CONFIGS["hubert-stable"], use_weighted_layer_sum=True)
     teacher = CMKDTeacherModel(CMKDTeacherConfig(speech_config=ALL_CONFIGS["wav2vec2"])).eval()
     attentive = student(ALL_CONFIGS["hubert"], summarizer="attention")
-    for name, model in (("summed", summed), ("attentive", attentive), ("teacher", teacher)):
+    listening = student(ALL_CONFIGS["moonshine"], word_pieces=["▁a", "b", "c"], use_weighted_layer_sum=True)
+    models = {"summed": summed, "attentive": attentive, "teacher": teacher, "listening": listening}
+    for name, model in models.items():
         save(model, "hubert", tmp_path / name)
         export_folder(str(tmp_path / name), tmp_path / f"{name}-onnx")
         wave = noise(1.7)
