@@ -6,9 +6,11 @@
         --output docs/results/open_student.json
 
 Human voices are CREMA-D's test actors, whose labels are derived from votes for categories, as they were recorded and in
-the copy that recipes/open/disturb.py writes; synthetic ones are those of
-Kokoro in the test split of SpokenEmoBank, whose sentences and voices no training had. A constant has a CCC of 0, and
-the mean absolute error is beside it. Speed is that of one thread in fp32, one file at a time, on the clips of
+the copy that recipes/open/disturb.py writes; synthetic ones are those of Kokoro in the test split of SpokenEmoBank,
+whose sentences and voices no training had. A constant has a CCC of 0, and the mean absolute error is beside it. Of a
+student that listens for words there is the share of the words of synthetic voices that it gets wrong
+(`word_error_rate`): the likeliest piece at each step, without a language model. Speed is that of one thread in fp32,
+one file at a time, on the clips of
 `--speech`, alternating between the models; the ratio is to the first. The timeline is of all these clips joined.
 """
 
@@ -18,20 +20,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from transformers import pipeline
+from transformers import AutoFeatureExtractor, pipeline
 
 from benchmarks.processor import processor
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import Corpus
 from cmkd.features.audio import read_audio
+from cmkd.features.inputs import SpeechInputs
+from cmkd.features.word_pieces import spoken_letters
 from cmkd.json_files import write_json
 from cmkd.reporting.evaluation_report import evaluate_checkpoint
 from cmkd.reporting.figures import DIMENSION_COLOURS
 from cmkd.runs.answers import load_checkpoint
 from configuration_cmkd import EMOTION_DIMENSIONS
+from modeling_cmkd import CMKDStudentModel
 
 RATE = 16000
 
@@ -45,7 +51,26 @@ def scores(model: str, corpora: dict[str, Corpus]) -> dict[str, Any]:
         test = result["splits"]["test"]
         found[name] = {key: test[key] for key in ("n", "ccc", "interval", "pearson", "mae", "by_gender")}
         found[name]["confidence"] = result["confidence"]
+        if name.startswith("SpokenEmoBank"):
+            found[name]["word_error_rate"] = word_error_rate(model, corpus)
     return found
+
+
+def word_error_rate(model: str, corpus: Corpus) -> float | None:
+    """Of the words of the test split, as `jiwer` counts them; None of a student that does not listen for words."""
+    student = CMKDStudentModel.from_pretrained(model).eval()
+    if student.config.word_pieces is None:
+        return None
+    extractor = AutoFeatureExtractor.from_pretrained(model)
+    rows = corpus["test"].filter(lambda row: spoken_letters(row["transcript"]) != "", load_from_cache_file=False)
+    heard = []
+    for wave in SpeechInputs(rows, extractor):
+        with torch.no_grad():
+            scores, _ = student.piece_logits(input_values=wave[None])
+        steps = torch.unique_consecutive(scores[0].argmax(-1)).tolist()
+        spelled = "".join(student.config.word_pieces[step - 1] for step in steps if step > 0)
+        heard.append(" ".join(spelled.replace("▁", " ").split()))
+    return jiwer.wer([spoken_letters(words) for words in rows["transcript"]], heard)
 
 
 def constant(corpora: dict[str, Corpus]) -> dict[str, Any]:
