@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from predictions import ROOT, ended, rows, run, save_student, start, write
+from predictions import RATE, ROOT, ended, rows, run, save_student, start, write
 from watching import present
 
 pytestmark = pytest.mark.slow
@@ -188,6 +188,60 @@ if __name__ == "__main__":
         found[minutes] = [int(kilobytes) for kilobytes in memory.split()]
     for short, long in zip(found[2], found[120], strict=True):
         assert long < short + 20_000, found  # the samples alone are 460 MB
+
+
+def peak_memory(source, model, output, **settings) -> list[int]:
+    """Kilobytes that a process takes at most that scores a source, and one that finds everything scored."""
+    program = f"""
+import resource, runpy
+try:
+    runpy.run_path({str(ROOT / "tests/predict_worker.py")!r}, run_name="__main__")
+finally:
+    print("kilobytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    arguments = [*(f"{name}={value}" for name, value in settings.items()), "--", source, "--model", model]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    peaks = []
+    for _ in range(2):
+        done = subprocess.run(
+            list(map(str, [sys.executable, "-c", program, *arguments, "--output", output, "--readers", 0])),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode in (0, 3), done.stdout + done.stderr
+        peaks.append(int(done.stdout.split("kilobytes")[1]))
+    return peaks
+
+
+def test_memory_does_not_grow_with_the_number_of_files(model, tmp_path):
+    """Nor with that of lengths: each has one of its own. The samples of the files that are more are 26 MB."""
+    found = []
+    for count in (100, 1000):
+        for number in range(count):
+            write(tmp_path / f"{count}/{number:04d}.wav", 0.4 + number / RATE, number)
+        output = tmp_path / f"out{count}"
+        found.append(peak_memory(tmp_path / str(count), model, output, **SMALL))
+        assert len(rows(output)) == count and (output / "summary.html").exists()
+    for few, many in zip(*found, strict=True):
+        assert many < few + 10_000, found
+
+
+def test_memory_does_not_grow_with_the_number_of_errors(model, tmp_path):
+    """What is named and is not there has the same way to go as other sources, and an error for each."""
+    found = []
+    for count in (3_000, 30_000):
+        names = tmp_path / f"{count}.csv"
+        names.write_text("audio\n" + "".join(f"gone/{number:06d}.wav\n" for number in range(count)))
+        output = tmp_path / f"out{count}"
+        found.append(peak_memory(names, model, output, **{"plan.SHARD_CHUNKS": 4}))
+        errors = rows(output, "errors")
+        assert [row["number"] for row in errors] == list(range(count))
+        assert {row["kind"] for row in errors} == {"missing file"}
+    for few, many in zip(*found, strict=True):
+        assert many < few + 10_000, found  # 380 bytes for each that is more
 
 
 def test_ctrl_c_ends_the_readers_too(model, sounds, tmp_path):
