@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from launching import launch
 from predictions import RATE, ROOT, ended, rows, run, save_student, start, write
 from watching import present
+
+from cmkd.predict.plan import CHUNK_SOURCES
 
 pytestmark = pytest.mark.slow
 
@@ -149,6 +152,26 @@ def test_a_launch_shares_the_work(python, model, sounds, whole, tmp_path):
     assert "2 sources could not be scored" in done.stdout, done.stdout + done.stderr
     assert done.stdout.count("hours scored now") == 1
     assert_same(tmp_path / "out", whole)
+
+
+def test_accelerate_launch_scores_every_file_once(python, model, tmp_path):
+    """`accelerate launch -m cmkd predict`, on more files than a process takes at once, of uneven lengths."""
+    count = CHUNK_SOURCES + 20
+    for number in range(count):
+        write(tmp_path / f"sounds/{number:03d}.wav", 0.1 + number % 7 / 20, number)
+    write(tmp_path / "sounds/long.flac", 35, count)
+    run([tmp_path / "sounds"], model, tmp_path / "one", timeline=True, embeddings=True)
+    arguments = [tmp_path / "sounds", "--model", model, "--output", tmp_path / "out", "--timeline", "--embeddings"]
+    done = launch(python, "several_gpus.yaml", 2, "-m", "cmkd", "predict", *map(str, arguments), "--readers", "0")
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.count(f"{count + 1} rows of {count + 1} sources") == 1  # said by one process
+    for table in ("scores", "timeline"):
+        assert rows(tmp_path / "out", table) == rows(tmp_path / "one", table)
+    words = [json.loads(path.read_text()) for path in (tmp_path / "out/journal/progress").iterdir()]
+    total = sum(row["end"] - row["start"] for row in rows(tmp_path / "one", "timeline"))
+    assert len(words) == 2 and sum(word["seconds"] for word in words) == pytest.approx(
+        total
+    )  # nothing was scored twice
 
 
 def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path):
