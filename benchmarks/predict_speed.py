@@ -19,8 +19,10 @@ Systems, each in a process of its own, which has scored some of the files before
 
 Rounds alternate between the systems. A number is the median over the rounds. The share of the peak is the arithmetic
 that torch's FlopCounterMode counts in windows of these lengths, by the time and by what a matrix product of 4096 x 4096
-reaches in the same run in that number format (int8: in fp32). Memory is the most that a process and those that it
-started take together, asked ten times a second. `network` is the same windows in memory, scored without any reading.
+reaches in the same run in that number format (int8: in fp32). On a machine that does other things too, compare
+`cpu_seconds`, processor time, with OMP_NUM_THREADS=1; what is measured so has an entry of its own. Memory is the most
+that a process and those that it started take together, asked ten times a second. `network` is the same windows in
+memory, scored without any reading.
 """
 
 import argparse
@@ -488,9 +490,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             own = Path(folder) if arguments.folder is None else arguments.folder / f"{name}_{arguments.files}"
             found = compare(name, arguments, own)
-        before = report.get(name, {})
-        report[name] = before | found | {"systems": before.get("systems", {}) | found["systems"]}
-        print(json.dumps({name: report[name]}, indent=2), flush=True)
+        limit = os.environ.get("OMP_NUM_THREADS")
+        key = name if limit in (None, str(usable_cpus())) else f"{name}, OMP_NUM_THREADS={limit}"
+        before = report.get(key, {})
+        report[key] = before | found | {"systems": before.get("systems", {}) | found["systems"]}
+        print(json.dumps({key: report[key]}, indent=2), flush=True)
         write_json(arguments.output, report)
 
 

@@ -17,6 +17,24 @@ from cmkd.export.page import PACKAGE
 ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 """The headers with which browsers give a page several threads."""
 
+HEARD = """() => {
+  window.heard = [];
+  const start = (window.plainStart = AudioBufferSourceNode.prototype.start);
+  AudioBufferSourceNode.prototype.start = function (...words) {
+    window.heard.push(Array.from(this.buffer.getChannelData(0)));
+    window.sounding = this.context;
+    this.context.suspend();
+    return start.apply(this, words);
+  };
+}"""
+"""From now on the page keeps what it plays, and stands still with it until `sounding.resume()` is called."""
+
+
+def microphone(path: Path) -> list[str]:
+    """The arguments of Chromium with which its microphone hears a file, again and again, and nobody is asked first."""
+    answers = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    return [*answers, f"--use-file-for-fake-audio-capture={path}"]
+
 
 def chromium() -> str:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

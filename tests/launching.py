@@ -15,9 +15,11 @@ ON_CPUS = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU"
 
 
 def launch(
-    python: Warm, preset: str, processes: int, script: Path, *arguments: str, timeout: float = 900
+    python: Warm, preset: str, processes: int, script: Path | str, *arguments: str, timeout: float = 900
 ) -> subprocess.CompletedProcess:
     """`accelerate launch` with a preset, as a user with GPUs types it, but in fp32 and on the CPU.
+
+    The script may be "-m", which the name of a module follows.
 
     With a port of its own: that which is free while accelerate looks for one may be taken before it is used.
     """

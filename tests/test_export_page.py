@@ -17,7 +17,7 @@ from transformers import AutoFeatureExtractor, pipeline
 pytest.importorskip("onnxruntime", reason='needs the extra "export"')
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, which drives a browser")
 
-from browser import chromium, served, web_runtime  # noqa: E402
+from browser import HEARD, chromium, microphone, served, web_runtime  # noqa: E402
 
 from cmkd.export.folder import export_folder  # noqa: E402
 from modeling_cmkd import CMKDStudentModel  # noqa: E402
@@ -60,10 +60,8 @@ def spoken(sounds) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(spoken):
-    arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    arguments.append(f"--use-file-for-fake-audio-capture={spoken}")
     with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=chromium(), args=arguments)
+        launched = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", *microphone(spoken)])
         yield launched
         launched.close()
 
@@ -175,17 +173,6 @@ def test_another_rate_is_resampled_by_the_browser(page, score, sounds):
     assert shown(page, sounds / "44100.wav")["scores"] == pytest.approx(expected, abs=0.02)
 
 
-HEARD = """() => {
-  window.heard = [];
-  const start = (window.plainStart = AudioBufferSourceNode.prototype.start);
-  AudioBufferSourceNode.prototype.start = function (...words) {
-    window.heard.push(Array.from(this.buffer.getChannelData(0)));
-    window.sounding = this.context;
-    this.context.suspend();
-    return start.apply(this, words);
-  };
-}"""
-"""From now on the page keeps what it plays, and stands still with it until `sounding.resume()` is called."""
 AS_LOADED = """() => {
   if (window.plainStart) AudioBufferSourceNode.prototype.start = window.plainStart;
   scrollTo(0, 0);

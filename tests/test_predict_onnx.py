@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from predictions import ROOT, rows, run, save_student, write
 
+from cmkd.predict.engines import ModelChoice, load_engine
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 pytest.importorskip("onnxruntime")
@@ -131,3 +133,15 @@ def test_int8_is_near_and_of_one_runtime(models, tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             run(sources, model, tmp_path / "refused", **options)
+
+
+def test_a_graph_keeps_nothing_of_the_lengths_that_it_has_met(models):
+    """It scores files of as many lengths as there are files."""
+    network = load_engine(ModelChoice(str(models[1])))
+    wave = 0.1 * np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    memory = []
+    for shorter in range(3000):
+        network.run([wave[shorter:]])
+        if shorter % 1500 == 499:
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    assert memory[1] - memory[0] < 4e6, memory  # a plan for each of them would be 19 MB

@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from predictions import ROOT, ended, rows, run, save_student, start, write
+from launching import launch
+from predictions import RATE, ROOT, ended, rows, run, save_student, start, write
 from watching import present
+
+from cmkd.predict.plan import CHUNK_SOURCES
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +154,26 @@ def test_a_launch_shares_the_work(python, model, sounds, whole, tmp_path):
     assert_same(tmp_path / "out", whole)
 
 
+def test_accelerate_launch_scores_every_file_once(python, model, tmp_path):
+    """`accelerate launch -m cmkd predict`, on more files than a process takes at once, of uneven lengths."""
+    count = CHUNK_SOURCES + 20
+    for number in range(count):
+        write(tmp_path / f"sounds/{number:03d}.wav", 0.1 + number % 7 / 20, number)
+    write(tmp_path / "sounds/long.flac", 35, count)
+    run([tmp_path / "sounds"], model, tmp_path / "one", timeline=True, embeddings=True)
+    arguments = [tmp_path / "sounds", "--model", model, "--output", tmp_path / "out", "--timeline", "--embeddings"]
+    done = launch(python, "several_gpus.yaml", 2, "-m", "cmkd", "predict", *map(str, arguments), "--readers", "0")
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.count(f"{count + 1} rows of {count + 1} sources") == 1  # said by one process
+    for table in ("scores", "timeline"):
+        assert rows(tmp_path / "out", table) == rows(tmp_path / "one", table)
+    words = [json.loads(path.read_text()) for path in (tmp_path / "out/journal/progress").iterdir()]
+    total = sum(row["end"] - row["start"] for row in rows(tmp_path / "one", "timeline"))
+    assert len(words) == 2 and sum(word["seconds"] for word in words) == pytest.approx(
+        total
+    )  # nothing was scored twice
+
+
 def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path):
     """Reading two hours ahead takes what reading two minutes takes, in the process that decodes and in this one."""
     program = """
@@ -188,6 +211,60 @@ if __name__ == "__main__":
         found[minutes] = [int(kilobytes) for kilobytes in memory.split()]
     for short, long in zip(found[2], found[120], strict=True):
         assert long < short + 20_000, found  # the samples alone are 460 MB
+
+
+def peak_memory(source, model, output, **settings) -> list[int]:
+    """Kilobytes that a process takes at most that scores a source, and one that finds everything scored."""
+    program = f"""
+import resource, runpy
+try:
+    runpy.run_path({str(ROOT / "tests/predict_worker.py")!r}, run_name="__main__")
+finally:
+    print("kilobytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    arguments = [*(f"{name}={value}" for name, value in settings.items()), "--", source, "--model", model]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    peaks = []
+    for _ in range(2):
+        done = subprocess.run(
+            list(map(str, [sys.executable, "-c", program, *arguments, "--output", output, "--readers", 0])),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode in (0, 3), done.stdout + done.stderr
+        peaks.append(int(done.stdout.split("kilobytes")[1]))
+    return peaks
+
+
+def test_memory_does_not_grow_with_the_number_of_files(model, tmp_path):
+    """Nor with that of lengths: each has one of its own. The samples of the files that are more are 26 MB."""
+    found = []
+    for count in (100, 1000):
+        for number in range(count):
+            write(tmp_path / f"{count}/{number:04d}.wav", 0.4 + number / RATE, number)
+        output = tmp_path / f"out{count}"
+        found.append(peak_memory(tmp_path / str(count), model, output, **SMALL))
+        assert len(rows(output)) == count and (output / "summary.html").exists()
+    for few, many in zip(*found, strict=True):
+        assert many < few + 10_000, found
+
+
+def test_memory_does_not_grow_with_the_number_of_errors(model, tmp_path):
+    """What is named and is not there has the same way to go as other sources, and an error for each."""
+    found = []
+    for count in (3_000, 30_000):
+        names = tmp_path / f"{count}.csv"
+        names.write_text("audio\n" + "".join(f"gone/{number:06d}.wav\n" for number in range(count)))
+        output = tmp_path / f"out{count}"
+        found.append(peak_memory(names, model, output, **{"plan.SHARD_CHUNKS": 4}))
+        errors = rows(output, "errors")
+        assert [row["number"] for row in errors] == list(range(count))
+        assert {row["kind"] for row in errors} == {"missing file"}
+    for few, many in zip(*found, strict=True):
+        assert many < few + 10_000, found  # 380 bytes for each that is more
 
 
 def test_ctrl_c_ends_the_readers_too(model, sounds, tmp_path):

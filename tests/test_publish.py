@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from browser import ISOLATED, chromium, served, web_runtime
+from browser import HEARD, ISOLATED, chromium, microphone, served, web_runtime
 from command import call
 from huggingface_hub import ModelCard
 from local_hub import TOKEN, USER, Fault, LocalHub
@@ -753,30 +753,92 @@ def test_a_page_needs_a_model_that_scores_speech_alone(pages, hub):
     assert ("spaces", "user/nothing") not in hub.repositories
 
 
-def test_the_page_of_a_space_scores_as_the_pipeline_does(pages, hub, run, tmp_path):
-    """As the Hub serves it, large files included, from the files that were pushed."""
+@pytest.fixture
+def space(pages, hub, tmp_path):
+    """The page of a space in a browser, as the Hub serves it, large files included, from the files that were pushed.
+
+    The microphone hears a tone.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, which drives a browser")
     for name, content in hub.files("spaces", "user/page").items():
         (tmp_path / "page" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "page" / name).write_bytes(content)
-    speech = 0.1 * np.random.default_rng(0).standard_normal(16000 * 35)
-    soundfile.write(tmp_path / "speech.wav", speech, 16000, subtype="FLOAT")
-    expected = pipeline(model=str(run / "student"), trust_remote_code=True)(tmp_path / "speech.wav")["timeline"]
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(2 * 48000) / 30) / 4, 48000, subtype="PCM_16")
+    arguments = ["--no-sandbox", *microphone(tmp_path / "tone.wav")]
+    requests, errors = [], []
     with served(tmp_path / "page", ISOLATED) as address, playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=chromium(), args=arguments)
         page = browser.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         playwright.expect(page.locator("#status")).to_have_text("Ready.", timeout=120_000)
         assert page.evaluate("crossOriginIsolated")  # as it is with the headers of the card
-        page.set_input_files("#file", tmp_path / "speech.wav")
-        playwright.expect(page.locator("#status")).to_contain_text("scored in", timeout=120_000)
-        page.locator("summary").click()
-        rows = page.eval_on_selector_all("#timeline tbody tr", "rows => rows.map(row => row.innerText.split('\t'))")
+
+        def says(text: str) -> None:
+            playwright.expect(page.locator("#status")).to_contain_text(text, timeout=120_000)
+
+        yield page, says
         browser.close()
+    assert [url for url in requests if not url.startswith((address, f"blob:{address}"))] == []
+    assert errors == []
+
+
+def test_the_page_of_a_space_scores_as_the_pipeline_does(space, run, tmp_path):
+    """A file that is long enough for windows; a click on one plays what is heard there."""
+    page, says = space
+    speech = (0.1 * np.random.default_rng(0).standard_normal(16000 * 35)).astype(np.float32)
+    soundfile.write(tmp_path / "speech.wav", speech, 16000, subtype="FLOAT")
+    expected = pipeline(model=str(run / "student"), trust_remote_code=True)(tmp_path / "speech.wav")["timeline"]
+    page.set_input_files("#file", tmp_path / "speech.wav")
+    says("scored in")
+    page.evaluate(HEARD)
+    page.locator("#chart .pane").nth(1).click()
+    says("Playing 10.00 to 20.00 s")
+    np.testing.assert_array_equal(np.float32(page.evaluate("heard[0]")), speech[160000:320000])
+    page.locator("summary").click()
+    rows = page.eval_on_selector_all("#timeline tbody tr", "rows => rows.map(row => row.innerText.split('\t'))")
     found = [[float(value) for value in row[:5]] for row in rows]
     assert found == [
         pytest.approx([window["start"], window["end"], *window["scores"].values()], abs=2e-3) for window in expected
     ]
+
+
+def test_the_page_of_a_space_hears_the_microphone(space):
+    """The tone that it hears, 48000 / 30 / 2 pi = 255 Hz, is what is scored and played."""
+    page, says = space
+    page.evaluate(HEARD)
+    page.click("#record")
+    says("Recording …")
+    page.wait_for_timeout(1500)
+    page.click("#record")
+    says("scored in")
+    assert page.locator("#name").inner_text() == "recording"
+    page.locator("#chart .pane").click()
+    says("Playing 0.00 to ")
+    heard = np.array(page.evaluate("heard[0]"))
+    strongest = np.argmax(np.abs(np.fft.rfft(heard))) / len(heard) * 16000
+    assert len(heard) > 8000 and strongest == pytest.approx(48000 / 30 / 2 / np.pi, abs=4)
+
+
+def test_the_page_of_a_space_says_what_it_cannot_score_and_goes_on(space, tmp_path):
+    page, says = space
+    (tmp_path / "broken.mp3").write_bytes(b"this is no sound" * 50)
+    soundfile.write(tmp_path / "instant.wav", np.full(800, 0.1), 16000)
+    soundfile.write(tmp_path / "whole.wav", 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    content = (tmp_path / "whole.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(content[: len(content) // 2])
+    for name, message in (
+        ("broken.mp3", "broken.mp3: the browser cannot read this as sound."),
+        ("cut.wav", "cut.wav: it is truncated"),
+        ("instant.wav", "instant.wav: audio of 0.050 s is too short: it must be at least 0.1 s long."),
+    ):
+        page.set_input_files("#file", tmp_path / name)
+        says(message)
+        assert page.locator("#answer").is_hidden()
+        page.set_input_files("#file", tmp_path / "whole.wav")
+        says("scored in")
+        assert page.locator("#answer").is_visible()
 
 
 def test_weights_that_are_no_safetensors_are_not_even_fetched(pulls, hub):

@@ -75,7 +75,8 @@ def predict(
         overwrite: Begin anew, and remove what an earlier run has written to OUTPUT.
         dtype: The number format of weights and activations; int8 is for ONNX Runtime.
         device: The device, as torch calls it, such as cuda:0; null stands for an accelerator if there is one.
-        compile: Have torch compile the model first.
+        compile: Have torch compile the layers of the encoder first, which takes up to a minute; on a CPU it needs a C++
+            compiler.
         runtime: What computes: torch, or onnx for ONNX Runtime, which is faster on a CPU and gives the same scores to
             1e-5; it needs pip install cmkd[export], which turns the model into a graph the first time.
         batch_seconds: Seconds of sound in a batch, padding included; 0 scores one window at a time. null stands for 240

@@ -74,6 +74,7 @@ class OnnxStudent:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or 0
         options.log_severity_level = 3  # errors only; its warnings are about optimisations
+        options.enable_mem_pattern = False  # it would keep a plan of its memory for every length that it ever meets
         try:
             self.session = onnxruntime.InferenceSession(fspath(path), options, providers=list(providers))
         except Exception as error:  # ONNX Runtime has no class of its own for a file that it cannot read

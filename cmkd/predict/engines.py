@@ -81,7 +81,7 @@ class ModelChoice:
         dtype (`str`): "float32", "bfloat16" or "float16": of weights and activations; with ONNX Runtime "float32" or
             "int8".
         device (`str`, *optional*): As torch calls it; None: an accelerator if there is one.
-        compile (`bool`): Whether torch compiles it first.
+        compile (`bool`): Whether torch compiles the layers of its encoder first.
         runtime (`str`): "torch", or "onnx" for ONNX Runtime, for which a model that is no .onnx file is exported.
     """
 
@@ -170,7 +170,7 @@ class TorchEngine:
 
     Raises:
         OSError: There is no such model.
-        ValueError: It also reads a transcript.
+        ValueError: It also reads a transcript, or is to be compiled, which torch cannot do on this machine.
     """
 
     def __init__(self, choice: ModelChoice):
@@ -193,8 +193,6 @@ class TorchEngine:
         self._dtype = getattr(torch, choice.dtype)
         self._device = torch.device(choice.device) if choice.device is not None else _best_device()
         self._model = model.to(self._device, self._dtype)
-        if choice.compile:
-            self._model = torch.compile(self._model, dynamic=True)
         self.sampling_rate = self._extractor.sampling_rate
         self.shortest = 1
         self.longest = math.inf
@@ -207,6 +205,32 @@ class TorchEngine:
         self.batch_seconds = CPU_BATCH_SECONDS if self._device.type == "cpu" else GPU_BATCH_SECONDS
         # While a GPU is at one batch, another is put together.
         self.batches_at_once = 2 if self._device.type == "cuda" else 1
+        if choice.compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Has torch compile the layers of the encoder, and scores a second, so that what is wrong is said at once.
+
+        Of the layers, which are alike, one is compiled for all of them, for every length. The whole network would be
+        compiled anew for every few lengths, and after eight times not at all.
+        """
+        import torch
+
+        layers = self._model.speech_encoder.layers
+        if not len(layers):
+            family = self._model.config.speech_config.model_type
+            raise ValueError(f"--compile: an encoder of the kind {family} has no layers to compile; leave it out.")
+        for layer in layers:
+            layer.compile(dynamic=True)
+        try:
+            self.run([np.zeros(self.sampling_rate, np.float32)])
+        except RuntimeError as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"--compile: torch {torch.__version__} cannot compile the model for {self._device.type} on this "
+                f"machine ({reason}). For a CPU it needs a C++ compiler, such as g++ or what CXX names: install one, "
+                "or leave --compile out."
+            ) from error
 
     def run(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         import torch

@@ -75,13 +75,13 @@ def write_exports(store: Store, plan: Plan, shape: Shape, export: Export, settin
 
 def _write_errors(store: Store) -> None:
     path = store.folder / "errors.parquet"
-    tables = [pyarrow.parquet.read_table(shard) for shard in store.shard_paths(store.errors)]
-    table = pyarrow.concat_tables([ERRORS.empty_table(), *tables])
-    if len(table):
-        with written_whole(path) as unfinished:
-            pyarrow.parquet.write_table(table, unfinished)
-    else:
+    shards = [shard for shard in store.shard_paths(store.errors) if pyarrow.parquet.read_metadata(shard).num_rows]
+    if not shards:
         path.unlink(missing_ok=True)
+        return
+    with written_whole(path) as unfinished, pyarrow.parquet.ParquetWriter(unfinished, ERRORS) as writer:
+        for shard in shards:  # each by itself, since they may be as many as the sources
+            writer.write_table(pyarrow.parquet.read_table(shard))
 
 
 def _timeline_schema(shape: Shape) -> pyarrow.Schema:

@@ -171,7 +171,7 @@ class Incoming:
         """
         self._run("ATTACH ? AS old", (str(plan),))
         repeated = set(again)
-        numbers = self._run(
+        numbers = self._connection.execute(  # one after the other, since most have not changed
             "SELECT o.number, o.size = n.size AND o.stamp = n.stamp FROM old.sources o JOIN new n ON o.key = n.key"
         )
         changed = sorted(number for number, is_same in numbers if not is_same or number in repeated)

@@ -131,7 +131,7 @@ def predict(
         overwrite: Begin anew, and remove what an earlier run has written to `output`.
         dtype: "float32", "bfloat16" or "float16": of weights and activations; with ONNX Runtime "float32" or "int8".
         device: As torch calls it. None: an accelerator if there is one.
-        compile: Whether torch compiles the model first.
+        compile: Whether torch compiles the layers of the encoder first.
         runtime: "torch", or "onnx" for ONNX Runtime, which is faster on a CPU: the model is exported when it is first
             asked for, and its scores are torch's to 1e-5.
         batch_seconds: The most sound in a batch, padding included. None: 240 s on an accelerator, one window after the

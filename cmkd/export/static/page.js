@@ -256,7 +256,8 @@ async function begin() {
   setBusy(true);
   student = await (await fetched("student.json")).json();
   if (student.log_mel) logMel = new LogMel(student.log_mel);
-  session = await ort.InferenceSession.create(await graph(), { executionProviders: ["wasm"] });
+  const options = { executionProviders: ["wasm"], enableMemPattern: false }; // no plan kept for each length
+  session = await ort.InferenceSession.create(await graph(), options);
   element("student").textContent =
     `Student: ${student.model} ${student.identity}, ${student.encoder}, ${student.precision}; licence: ` +
     `${student.licence ?? "not said"}.`;
