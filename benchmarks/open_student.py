@@ -12,9 +12,11 @@ student that listens for words there is the share of the words of synthetic voic
 (`word_error_rate`): the likeliest piece at each step, without a language model. Speed is that of one thread in fp32,
 one file at a time, on the clips of
 `--speech`, alternating between the models; the ratio is to the first. The timeline is of all these clips joined.
+Models whose weights are in `--output` already are not asked about the same corpora again.
 """
 
 import argparse
+import hashlib
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +34,7 @@ from cmkd.corpora.schema import Corpus
 from cmkd.features.audio import read_audio
 from cmkd.features.inputs import SpeechInputs
 from cmkd.features.word_pieces import spoken_letters
-from cmkd.json_files import write_json
+from cmkd.json_files import read_json, write_json
 from cmkd.reporting.evaluation_report import evaluate_checkpoint
 from cmkd.reporting.figures import DIMENSION_COLOURS
 from cmkd.runs.answers import load_checkpoint
@@ -71,6 +73,22 @@ def word_error_rate(model: str, corpus: Corpus) -> float | None:
         spelled = "".join(student.config.word_pieces[step - 1] for step in steps if step > 0)
         heard.append(" ".join(spelled.replace("▁", " ").split()))
     return jiwer.wer([spoken_letters(words) for words in rows["transcript"]], heard)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def answered(output: Path, corpora: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run has found, by the digest of the weights, if it asked about the same corpora."""
+    if not output.is_file():
+        return {}
+    earlier = read_json(output, "it is a result of this benchmark; remove it to begin anew.")
+    versions = {name: report["version"] for name, report in corpora.items()}
+    if {name: report["version"] for name, report in earlier["corpora"].items()} != versions:
+        return {}
+    return {model["sha256"]: model["test"] for model in earlier["models"].values() if "sha256" in model}
 
 
 def constant(corpora: dict[str, Corpus]) -> dict[str, Any]:
@@ -153,20 +171,24 @@ def main() -> None:
         "SpokenEmoBank, Kokoro's voices": load_corpus("spoken-emobank", arguments.emobank, only_split="test", **kokoro),
         "SpokenEmoBank, espeak's voices": load_corpus("spoken-emobank", arguments.emobank),
     }
+    reports = {name: corpus.report.to_dict() for name, corpus in corpora.items()}
+    known = answered(arguments.output, reports)
     files = sorted(path for path in arguments.speech.iterdir() if path.suffix in (".flac", ".wav", ".mp3", ".opus"))
     speed = speeds(models, files)
     picture = arguments.output.with_suffix(".png")
+    digests = {name: digest(Path(folder, "model.safetensors")) for name, folder in models.items()}
     results = {
         "models": {
             name: {
                 "bytes": sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")),
+                "sha256": digests[name],
                 **speed[name],
-                "test": scores(folder, corpora),
+                "test": known.get(digests[name]) or scores(folder, corpora),
             }
             for name, folder in models.items()
         },
         "constant": constant(corpora),
-        "corpora": {name: corpus.report.to_dict() for name, corpus in corpora.items()},
+        "corpora": reports,
         "timeline": timeline(next(iter(models.values())), files, picture),
         "processor": processor(),
         "versions": {name: version(name) for name in ("cmkd", "torch", "transformers", "numpy", "soundfile")},
