@@ -344,6 +344,12 @@ class CMKDStudentConfig(_CMKDConfig):
         word_hidden_size: int = 256,
         **kwargs: Any,
     ) -> None:
+        if word_pieces is not None and (
+            not isinstance(word_pieces, list | tuple) or {type(piece) for piece in word_pieces} - {str}
+        ):
+            raise ValueError(
+                f"word_pieces={word_pieces!r}: must be a list of the pieces themselves, as texts; or None."
+            )
         self.word_pieces = None if word_pieces is None else list(word_pieces)
         self.word_hidden_size = word_hidden_size
         super().__init__(speech_config={"model_type": "hubert"} if speech_config is None else speech_config, **kwargs)

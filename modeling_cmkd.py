@@ -225,7 +225,7 @@ class WordPieceSummarizer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(input_size)
         self.gru = nn.GRU(2 * input_size, hidden_size, num_layers, batch_first=True)
-        self.classifier = nn.Linear(hidden_size, 1 + num_pieces)
+        self.piece_head = nn.Linear(hidden_size, 1 + num_pieces)
         self.requires_grad_(False)  # but for the stage `lexical`, see `CMKDPreTrainedModel.freeze_encoders`
 
     def piece_logits(self, features: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,16 +242,16 @@ class WordPieceSummarizer(nn.Module):
         features = self.norm(features).masked_fill(~mask[..., None], 0.0)
         second = nn.functional.pad(features, (0, 0, 0, 1))[:, 1::2]  # zeros after an odd number of frames
         outputs, _ = self.gru(torch.cat([features[:, ::2], second], dim=-1))
-        return self.classifier(outputs), mask[:, ::2]
+        return self.piece_head(outputs), mask[:, ::2]
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """How often each piece is heard, (batch, pieces), divided by sqrt(1 + how many are heard in all).
+        """How often each piece is heard, (batch, pieces), divided by 1 + n / 8 if n are heard in all.
 
-        So what a sum over them varies by does not grow with the length of what is said. The arguments are those of
-        `piece_logits`.
+        So a few words count by number, and many by their shares: what is said for long is not more of the same. The
+        arguments are those of `piece_logits`.
         """
         counts = self.counts(*self.piece_logits(features, mask))
-        return counts / (1 + counts.sum(-1, keepdim=True)).sqrt()
+        return counts / (1 + counts.sum(-1, keepdim=True) / 8)
 
     @staticmethod
     def counts(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -18,14 +18,26 @@ def spoken_letters(transcript: str) -> str:
 
     Digits are left out, since how a number is read aloud depends on the language and on what it counts.
 
-    >>> spoken_letters("Don't — he said, “NO!” 3 times")
+    >>> spoken_letters("Don't — he said, ‘NO!’ 3 times")
     "don't he said no times"
     """
     text = unicodedata.normalize("NFKC", transcript).replace("\u2019", "'").lower()
-    kept = "".join(
-        letter if letter.isalpha() or letter == "'" or unicodedata.combining(letter) else " " for letter in text
-    )
-    return " ".join(word for word in kept.split() if word.strip("'"))
+    kept = "".join(sign if sign == "'" or unicodedata.category(sign)[0] in "LM" else " " for sign in text)
+    return " ".join(filter(None, (word.strip("'") for word in kept.split())))
+
+
+def check_letters(transcripts: Sequence[str], number: int) -> None:
+    """Checks that `number` pieces can spell the transcripts.
+
+    Raises:
+        ValueError: they have more letters than that, or none.
+    """
+    letters = set("".join(map(spoken_letters, transcripts))) - {" "}
+    if not letters or len(letters) + 1 > number:
+        raise ValueError(
+            f"word_pieces={number}: the words to learn from have {len(letters)} different letters, and each has to be "
+            "a piece, besides the beginning of a word. Give more pieces, as 2000; without words to learn from, null."
+        )
 
 
 def learn_word_pieces(transcripts: Sequence[str], number: int) -> Tokenizer:
@@ -41,13 +53,8 @@ def learn_word_pieces(transcripts: Sequence[str], number: int) -> Tokenizer:
     Raises:
         ValueError: the transcripts have more letters than `number`, or none.
     """
+    check_letters(transcripts, number)
     words = [spoken_letters(transcript) for transcript in transcripts]
-    letters = {letter for text in words for letter in text} - {" "}
-    if not letters or len(letters) + 1 > number:
-        raise ValueError(
-            f"word_pieces={number}: the words to learn from have {len(letters)} different letters, and each has to be "
-            "a piece, besides the beginning of a word. Give more pieces, as 2000; without words to learn from, null."
-        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -72,5 +79,10 @@ def names_of(tokenizer: Tokenizer) -> list[str]:
 
 
 def numbers_of(tokenizer: Tokenizer, transcript: str) -> list[int]:
-    """The numbers of the pieces of a transcript, in the order in which they are said."""
-    return tokenizer.encode(spoken_letters(transcript)).ids
+    """The numbers of the pieces of a transcript, in the order in which they are said.
+
+    It is empty if there is nothing to spell, or a letter that no piece has.
+    """
+    words = spoken_letters(transcript)
+    known = tokenizer.get_vocab()
+    return tokenizer.encode(words).ids if all(letter in known for letter in set(words) - {" "}) else []

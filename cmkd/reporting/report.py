@@ -349,7 +349,7 @@ def _lexical_section(results: Mapping[str, Any]) -> str:
         place, aim = "the place where it puts the utterance", "where the text encoder puts the words themselves"
         names = ("the student's embedding", "the text encoder")
     else:
-        what = f"learned to hear {pieces:,} pieces of words"
+        what = f"learned to hear pieces of words, {pieces:,} at most"
         place, aim = "which pieces it hears and how often", "which pieces are really said"
         names = ("the pieces heard", "the pieces said")
     lines = [

@@ -127,17 +127,16 @@ def _lexical(results: Mapping[str, Any]) -> list[str]:
     """What the stage `lexical` of each training learned; nothing if they have none."""
     if "lexical" not in results:
         return []
-    rows = [["seed", "the first", "of the first 5", "median place", "chance", "line to V", "from the text encoder"]]
+    rows = [["seed", "the first", "of the first 5", "median place", "chance", "line to V", "from its aim"]]
     for seed, learned in zip(results["seeds"], results["lexical"], strict=True):
         found = learned["retrieval"]["test"]
         shares = [f"{found[name]:.1%}" for name in ("recall_at_1", "recall_at_5")]
         valence = [format_number(learned[line]["ccc"]["test"]["valence"]) for line in ("ridge", "ridge_from_words")]
         rows.append([str(seed), *shares, f"{found['median_rank']:g}", f"{found['chance']['median_rank']:g}", *valence])
     explanation = (
-        "How often the right sentence of test is the nearest to where the network puts the utterance, or one of the "
+        "How often the right sentence of test is the nearest to what the network makes of the utterance, or one of the "
         "first 5, its place in the median, and the place by chance; and the CCC on test of a ridge regression to "
-        "valence from its embedding, and from where the text encoder puts the words. The reports of the trainings "
-        "explain it."
+        "valence from that, and from what it aims at. The reports of the trainings explain it."
     )
     return [f"## What the stage {LEXICAL} learned\n\n{explanation}\n\n{_table(rows)}"]
 

@@ -431,7 +431,9 @@ def _encoder_names(run: _Run, stage: str) -> str:
         layers = run.recipe["num_trainable_layers"]
         speech += ", all layers" if layers == -1 else f", top {layers} layers"
     start = starts_from(run, stage)
-    others[-1:] = [f"{name}, after {STAGES[start].short_name}" if start else name for name in others[-1:]]
+    pieces = run.recipe.get("word_pieces") if start else None
+    after = "" if start is None else f", after {STAGES[start].short_name}" + (f" ({pieces:,} pieces)" if pieces else "")
+    others[-1:] = [name + after for name in others[-1:]]
     return f"{speech}; teacher {' + '.join(others)}" if stage in STUDENTS else " + ".join([speech, *others])
 
 

@@ -3,6 +3,7 @@
 ```
 <run>/lexical/start.safetensors   the weights of the student, without those of its prediction head
 <run>/lexical/learned.json        what they know about words, as in results.json
+<run>/lexical/word_pieces.json    with `word_pieces`, the pieces that it has learned to hear
 ```
 
 There is no checkpoint that `AutoModel` loads, because nothing was learned about ratings: it would answer at random.
@@ -24,13 +25,14 @@ from transformers import set_seed
 
 from cmkd.atomic import written_whole
 from cmkd.corpora.schema import SPLITS, Corpus
+from cmkd.corpora.sources import corpora_of
 from cmkd.features.inputs import TextInputs, UtteranceDataset
 from cmkd.features.labels import unit_interval_labels
 from cmkd.features.store import FrozenPart, Storage, frozen_features
 from cmkd.features.word_pieces import learn_word_pieces, load_word_pieces, numbers_of, save_word_pieces
 from cmkd.json_files import write_json
 from cmkd.processes import main_process_first, print_once, wait_for_all
-from cmkd.runs.checkpoints import usable_checkpoint
+from cmkd.runs.checkpoints import find_checkpoints, usable_checkpoint
 from cmkd.runs.cost import SessionCost
 from cmkd.runs.folder import complete_stage, start_of
 from cmkd.runs.recipe import Recipe
@@ -112,6 +114,7 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
         train_durations=rows["learned"]["duration"] if recipe.group_by_length else None,
         temperature=recipe.lexical_temperature,
         eval_sentences={name: sentences["validation"][name] for name in SENTENCE_COLUMNS},
+        eval_corpora=corpora_of(rows["validation"]),
     )
     trainer.add_callback(cost)
     with main_process_first("read the checkpoints"):
@@ -126,6 +129,8 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     for split in SPLITS:
         (_, projected, embeddings[split]), _, _ = trainer.predict(datasets[split])
         found[split] = embeddings[split] if spells else projected
+        if spells:
+            warn_of_short(projected[:, 1], sentences[split]["has_words"], split)
     weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP from the shards of all processes
     if trainer.is_world_process_zero():
         write_json(folder / _LEARNED, what_was_learned(found, embeddings, sentences, labels))
@@ -138,7 +143,7 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
 def keep_word_pieces(rows: Dataset, recipe: Recipe) -> None:
     """Learns the pieces from the words of what the stage learns, unless a session before has done so."""
     path = word_pieces_path(recipe)
-    if path.is_file():
+    if path.is_file() and find_checkpoints(path.parent):
         return
     assert recipe.word_pieces is not None
     tokenizer = learn_word_pieces(list(rows["transcript"]), recipe.word_pieces)
@@ -146,9 +151,17 @@ def keep_word_pieces(rows: Dataset, recipe: Recipe) -> None:
     print_once(f"  {tokenizer.get_vocab_size():,} pieces of words learned from {len(rows):,} transcripts")
 
 
+def warn_of_short(fits: np.ndarray, has_words: np.ndarray, split: str) -> None:
+    """Says how many utterances are too short for their words, and so teach and count nothing."""
+    short = int(((fits == 0) & (has_words > 0)).sum())
+    if short:
+        print_once(f"  {split}: {short:,} of {int(has_words.sum()):,} utterances are too short for their words")
+
+
 def spelled_sentences(recipe: Recipe, rows: Mapping[str, Dataset]) -> dict[str, Sentences]:
     """The pieces of the words of each utterance, in order as `pieces` (n, longest) with -1 after the last, and how
-    often each is said as `sentences` (n, pieces). What has no letters counts as without words.
+    often each is said as `sentences` (n, pieces). What has no letters counts as without words, and so does what has a
+    letter that no piece has.
 
     Args:
         recipe: that of the run, in which the pieces have been learned.
@@ -250,7 +263,7 @@ def what_was_learned(
 
 
 def write_start(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Saves the weights of a [`ProjectedStudent`] that the students begin with: all but the two heads."""
+    """Saves what the students begin with of a [`ProjectedStudent`] or [`SpellingStudent`]: all but the heads."""
     kept = {
         name.removeprefix("student."): value.detach().cpu().contiguous()
         for name, value in weights.items()

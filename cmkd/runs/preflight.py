@@ -12,12 +12,14 @@ from datasets import Dataset, DatasetDict
 from cmkd.corpora.schema import SPLITS, StreamedCorpus
 from cmkd.corpora.sources import corpora_of
 from cmkd.features.labels import label_variance, rated_dimensions, unit_interval_labels
+from cmkd.features.word_pieces import check_letters, spoken_letters
 from cmkd.identity import read_encoder
 from cmkd.processes import print_once
 from cmkd.runs.cross_fitting import fold_recipes, folds_of
 from cmkd.runs.folder import check_teacher_run, complete_stages, start_of
 from cmkd.runs.recipe import Recipe
-from cmkd.stages import ENCODERS, LEXICAL, STAGES, STUDENTS
+from cmkd.runs.stage import training_rows
+from cmkd.stages import ENCODERS, LEXICAL, STAGES, STUDENTS, Stage
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
 
 UTTERANCES_FOR_A_CCC = 8  # of a corpus in a step, below which there is a warning
@@ -109,18 +111,38 @@ def check_words(recipe: Recipe, corpus: DatasetDict) -> None:
             and no stage teaches them.
     """
     for stage in recipe.stages:
-        if recipe.word_pieces is not None and STAGES[stage].starts_from == LEXICAL and start_of(stage, recipe) is None:
-            raise ValueError(
-                f"word_pieces={recipe.word_pieces}: nothing in {recipe.output_dir} has taught them. Put {LEXICAL} "
-                f"before {stage} into stages, or set word_pieces to null."
-            )
+        if recipe.word_pieces is not None:
+            _check_pieces(STAGES[stage], recipe, corpus)
         for split in SPLITS if STAGES[stage].learns_words else ():
-            sentences = {words.strip() for words in corpus[split]["transcript"]} - {""}
+            words = corpus[split]["transcript"]
+            if recipe.word_pieces is None:
+                sentences = {text.strip() for text in words} - {""}
+            else:
+                sentences = {spoken_letters(text) for text in words} - {""}
             if len(sentences) < 2:
                 raise ValueError(
                     f"The stage {stage} learns to tell sentences apart, but the split {split} has {len(sentences)} of "
                     "them: give the corpus its words (`cmkd transcribe` makes them), or leave the stage out."
                 )
+
+
+def _check_pieces(stage: Stage, recipe: Recipe, corpus: DatasetDict) -> None:
+    assert recipe.word_pieces is not None
+    if stage.learns_words:
+        check_letters(list(training_rows(stage, corpus)["transcript"]), recipe.word_pieces)
+    if stage.starts_from != LEXICAL:
+        return
+    for training in recipe.trainings:
+        if start_of(stage.name, training) is None:
+            raise ValueError(
+                f"word_pieces={recipe.word_pieces}: nothing in {training.output_dir} has taught them. Put {LEXICAL} "
+                f"before {stage.name} into stages, or set word_pieces to null."
+            )
+    if recipe.num_trainable_layers != 0:
+        print_once(
+            f"WARNING: num_trainable_layers={recipe.num_trainable_layers}: what tells word pieces apart stays as it is "
+            f"while the encoder below it changes, so that the students may unlearn the words. 0 keeps them."
+        )
 
 
 def warn_of_steps(recipe: Recipe, corpus: DatasetDict) -> None:

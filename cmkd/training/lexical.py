@@ -3,7 +3,7 @@
 It learns to put an utterance where the text encoder puts its sentence, or to hear the pieces of its words.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,12 +19,13 @@ from cmkd.scoring.lexical import retrieval_scores
 from cmkd.training.trainer import CMKDTrainer
 
 METRIC = "mean_reciprocal_rank"
-"""What the best epoch is chosen by: 1 divided by the place at which the right sentence is found, on average."""
+"""What the best epoch is chosen by: 1 divided by the place at which the right sentence is found, on average, and of
+several corpora the mean of theirs."""
 
 
 @dataclass
 class ProjectedOutput(ModelOutput):
-    """What [`ProjectedStudent`] returns.
+    """What [`ProjectedStudent`] returns, and with another meaning [`SpellingStudent`], which says it.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, 3)`): those of the student, of which nothing is learned.
@@ -68,8 +69,8 @@ class ProjectedStudent(nn.Module):
 class SpellingStudent(nn.Module):
     """A student that learns to hear pieces of words by CTC (Graves et al. 2006), and nothing else.
 
-    What it returns as `embeddings` is the loss of each utterance, so that [`CMKDTrainer`] takes the loss over the whole
-    step, on any number of devices.
+    What it returns as `embeddings` has the loss of each utterance, so that [`CMKDTrainer`] takes the loss over the
+    whole step, on any number of devices.
 
     Args:
         student: with `config.word_pieces`. All of it is frozen that does not serve to hear them.
@@ -96,8 +97,9 @@ class SpellingStudent(nn.Module):
             inputs: the speech, as for `CMKDStudentModel`.
 
         Returns:
-            `embeddings` (batch, 1), CTC's negative log likelihood divided by the number of pieces, 0 for an utterance
-            that is too short for what it is said to say; `student_embeddings` (batch, pieces); `logits` (batch, 3), 0.
+            `embeddings` (batch, 2), CTC's negative log likelihood divided by the number of pieces, and 1; or 0 and 0
+            for an utterance that is too short for what it is said to say; `student_embeddings` (batch, pieces), how
+            often each piece is heard; `logits` (batch, 3), 0.
         """
         scores, mask = self.student.piece_logits(**inputs)
         scores = scores.float()
@@ -110,9 +112,12 @@ class SpellingStudent(nn.Module):
             reduction="none",
             zero_infinity=True,
         )
+        # CTC has to hear "none" between two pieces that are the same.
+        needed = lengths + ((pieces[:, 1:] == pieces[:, :-1]) & (pieces[:, 1:] >= 0)).sum(1)
+        fits = (needed <= mask.sum(1)).to(losses.dtype)
         return ProjectedOutput(
             logits=scores.new_zeros(len(scores), 3),
-            embeddings=(losses / lengths.clamp(min=1))[:, None],
+            embeddings=torch.stack([losses / lengths.clamp(min=1), fits], dim=1),
             student_embeddings=self.student.word_summarizer.counts(scores, mask),
         )
 
@@ -128,13 +133,22 @@ class LexicalTrainer(CMKDTrainer):
         args, kwargs: as for `CMKDTrainer`, but without `compute_metrics`.
         temperature: that of InfoNCE, see [`cmkd.info_nce`].
         eval_sentences: by name the columns `sentences`, `sentence_groups` and `has_words` of the evaluation split.
+        eval_corpora: the corpus of each of its utterances, if there are several.
 
     Raises:
         ValueError: as `CMKDTrainer`.
     """
 
-    def __init__(self, *args: Any, temperature: float, eval_sentences: Mapping[str, np.ndarray], **kwargs: Any) -> None:
-        super().__init__(*args, compute_metrics=partial(self.metrics, **eval_sentences), **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        temperature: float,
+        eval_sentences: Mapping[str, np.ndarray],
+        eval_corpora: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        metrics = partial(self.metrics, corpora=eval_corpora, **eval_sentences)
+        super().__init__(*args, compute_metrics=metrics, **kwargs)
         self.temperature = temperature
 
     @property
@@ -186,32 +200,48 @@ class SpellingTrainer(LexicalTrainer):
         sentence_groups: torch.Tensor,
         has_words: torch.Tensor,
     ) -> torch.Tensor:
-        """The mean of the CTC losses over the utterances with words."""
-        return weighted_mean(embeddings[:, 0], has_words)
+        """The mean of the CTC losses over the utterances with words, and long enough for them."""
+        return weighted_mean(embeddings[:, 0], has_words * embeddings[:, 1].detach())
 
 
-def sentence_metrics(
-    evaluation: EvalPrediction, sentences: np.ndarray, sentence_groups: np.ndarray, has_words: np.ndarray
-) -> dict[str, float]:
+def sentence_metrics(evaluation: EvalPrediction, corpora: Sequence[str], **columns: np.ndarray) -> dict[str, float]:
     """How well the sentences of the split are found, see [`cmkd.scoring.lexical.retrieval_scores`].
 
     `loss` takes the place of Trainer's mean over batches. It is the mean squared error alone, over the whole split:
     InfoNCE depends on how many utterances there are to tell apart.
+
+    Args:
+        evaluation: of all utterances of the split, in their order.
+        corpora: the corpus of each; what the best epoch is chosen by is then the mean over the corpora. Else one that
+            says few sentences often would outweigh the others.
+        columns: `sentences`, `sentence_groups` and `has_words` of the split.
     """
-    heard = has_words > 0
-    found, wanted = evaluation.predictions[1][heard], sentences[heard]
-    return {"loss": float(np.square(found - wanted).mean())} | _shown(found, wanted, sentence_groups[heard])
+    heard = columns["has_words"] > 0
+    found = evaluation.predictions[1]
+    error = np.square(found[heard] - columns["sentences"][heard]).mean()
+    return {"loss": float(error)} | _shown(found, corpora, **columns)
 
 
-def spelling_metrics(
-    evaluation: EvalPrediction, sentences: np.ndarray, sentence_groups: np.ndarray, has_words: np.ndarray
+def spelling_metrics(evaluation: EvalPrediction, corpora: Sequence[str], **columns: np.ndarray) -> dict[str, float]:
+    """As [`sentence_metrics`], by which pieces are heard; `loss` is the mean of the CTC losses."""
+    _, (losses, fits), counts = evaluation.predictions[0], evaluation.predictions[1].T, evaluation.predictions[2]
+    counted = columns["has_words"] * fits > 0
+    return {"loss": float(losses[counted].mean())} | _shown(counts, corpora, **columns)
+
+
+def _shown(
+    found: np.ndarray,
+    corpora: Sequence[str],
+    sentences: np.ndarray,
+    sentence_groups: np.ndarray,
+    has_words: np.ndarray,
 ) -> dict[str, float]:
-    """How well the sentences of the split are found by which pieces are heard; `loss` is the mean of the CTC losses."""
     heard = has_words > 0
-    _, losses, counts = evaluation.predictions
-    return {"loss": float(losses[heard].mean())} | _shown(counts[heard], sentences[heard], sentence_groups[heard])
 
+    def scores(rows: np.ndarray) -> dict[str, float]:
+        return retrieval_scores(found[rows], sentences[rows], sentence_groups[rows])
 
-def _shown(found: np.ndarray, wanted: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    scores = retrieval_scores(found, wanted, groups)
-    return {name: scores[name] for name in (METRIC, "recall_at_1", "recall_at_5", "median_rank")}
+    names = np.array(corpora if len(corpora) else [""] * len(found))
+    shown = {name: scores(heard)[name] for name in ("recall_at_1", "recall_at_5", "median_rank")}
+    by_corpus = [scores(heard & (names == name))[METRIC] for name in np.unique(names[heard])]
+    return {METRIC: float(np.mean(by_corpus))} | shown
