@@ -124,11 +124,14 @@ def test_the_speech_encoder_and_what_of_it_was_trained(results):
 
 def test_a_student_that_learned_the_words_first_says_so(results):
     assert "learned what the words say" not in str(card_of(results))
-    results["recipe"]["stages"] = ["lexical", *results["recipe"].get("stages", [])]
+    results["starts_from"] = {results["student"]["stage"]: "lexical"}  # whatever the recipe asked for last
     results["cost"]["seconds"]["lexical"] = 70.0
     card = " ".join(str(card_of(results)).split())
     assert "learned what the words say, on the same speech and without any rating" in card
     assert "teacher 12 s, lexical 70 s, cts 30 s on 1 cpu process" in card
+    listening = CONFIG | {"word_pieces": ["▁a", "b"]}
+    card = " ".join(str(model_card(results, listening, FILES, "user/toys", "cmkd-0123")).split())
+    assert "learned to hear 2 pieces of words" in card and "what the words say" not in card
 
 
 def test_what_is_spoken_for_the_teacher_to_judge_is_english_and_synthetic():

@@ -296,6 +296,7 @@ def _model_card(
         "speech_layers": _speech_layers(config),
         "stage": stage,
         "is_conditional": STAGES[stage].is_conditional,
+        "num_word_pieces": len(config.get("word_pieces") or ()),
         "learned_words": results.get("starts_from", {}).get(stage) == LEXICAL,
         "short_name": STAGES[stage].short_name,
         "control": "control" in results and not is_teacher and describe_control(results["control"]),
