@@ -290,6 +290,7 @@ def make_learned():
 def test_what_the_words_are_worth_stands_apart_from_the_scores(tmp_path):
     folder = write_run(tmp_path, VALENCE)
     results = make_results(VALENCE) | {"lexical": make_learned(), "starts_from": {"ts": "lexical", "cts": "lexical"}}
+    results |= {"recipe": {"word_pieces": None}}
     (folder / "results.json").write_text(json.dumps(results))
     report = write_report(folder).read_text(encoding="utf-8")
     section = report[report.index("## What the stage lexical learned") : report.index("## How well the teacher")]

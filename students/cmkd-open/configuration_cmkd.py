@@ -323,6 +323,11 @@ class CMKDStudentConfig(_CMKDConfig):
     Args:
         speech_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `HubertConfig()`):
             The speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, Whisper, Moonshine or CPC.
+        word_pieces (`list[str]`, *optional*):
+            The pieces of words that the student listens for besides, as the stage `lexical` has learned to tell them
+            apart; "▁" begins a word. With None it has no such part.
+        word_hidden_size (`int`, *optional*, defaults to 256):
+            Hidden units of the GRU, of `gru_num_layers` layers, that tells the pieces apart.
         kwargs:
             The other fields, with the meaning and defaults of those of [`CMKDTeacherConfig`], except `text_config`.
 
@@ -332,8 +337,34 @@ class CMKDStudentConfig(_CMKDConfig):
 
     model_type = "cmkd_student"
 
-    def __init__(self, speech_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        speech_config: PreTrainedConfig | dict[str, Any] | None = None,
+        word_pieces: Sequence[str] | None = None,
+        word_hidden_size: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        if word_pieces is not None and (
+            not isinstance(word_pieces, list | tuple) or {type(piece) for piece in word_pieces} - {str}
+        ):
+            raise ValueError(
+                f"word_pieces={word_pieces!r}: must be a list of the pieces themselves, as texts; or None."
+            )
+        self.word_pieces = None if word_pieces is None else list(word_pieces)
+        self.word_hidden_size = word_hidden_size
         super().__init__(speech_config={"model_type": "hubert"} if speech_config is None else speech_config, **kwargs)
+
+    def _check_fields(self) -> None:
+        super()._check_fields()
+        if not isinstance(self.word_hidden_size, int) or self.word_hidden_size < 1:
+            raise ValueError(f"word_hidden_size={self.word_hidden_size!r}: must be a whole number of at least 1.")
+        pieces = self.word_pieces
+        if pieces is not None and (not pieces or len(set(pieces)) < len(pieces) or "" in pieces):
+            twice = next((piece for piece in pieces if pieces.count(piece) > 1), "")
+            raise ValueError(
+                f"word_pieces has {len(pieces)} pieces, {twice!r} among them: must be one or more, each of them once "
+                "and none empty; or None."
+            )
 
 
 def hub_name(name_or_path: str) -> str:

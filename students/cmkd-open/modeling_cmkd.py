@@ -212,6 +212,53 @@ class AttentionSummarizer(nn.Module):
         return (weights * outputs.masked_fill(is_padding, 0.0)).sum(1)
 
 
+class WordPieceSummarizer(nn.Module):
+    """Which pieces of words are heard, and how often each: the bag of words, as far as it can be made out.
+
+    A GRU reads two frames at a time, and after each pair a softmax says how likely each piece has just been said, or
+    none. Trained with CTC (Graves et al. 2006), as the stage `lexical` does it, each piece lights up about once for
+    each time that it is said, so that the sum over time is how often it is expected to have been said. The states of
+    such a GRU tell where it is in a word, and their mean says little about the words; these sums do.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int, num_pieces: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(input_size)
+        self.gru = nn.GRU(2 * input_size, hidden_size, num_layers, batch_first=True)
+        self.piece_head = nn.Linear(hidden_size, 1 + num_pieces)
+        self.requires_grad_(False)  # but for the stage `lexical`, see `CMKDPreTrainedModel.freeze_encoders`
+
+    def piece_logits(self, features: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What CTC takes: for each pair of frames, scores of "none" and of each piece.
+
+        Args:
+            features (`torch.Tensor` of shape `(batch, frames, input size)`): of the speech encoder.
+            mask (`torch.Tensor` of shape `(batch, frames)`): 1 at real frames.
+
+        Returns:
+            The scores (batch, pairs, 1 + pieces) and the mask (batch, pairs), True where a frame of the pair is real.
+        """
+        mask = mask.bool()
+        features = self.norm(features).masked_fill(~mask[..., None], 0.0)
+        second = nn.functional.pad(features, (0, 0, 0, 1))[:, 1::2]  # zeros after an odd number of frames
+        outputs, _ = self.gru(torch.cat([features[:, ::2], second], dim=-1))
+        return self.piece_head(outputs), mask[:, ::2]
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """How often each piece is heard, (batch, pieces), divided by 1 + n / 8 if n are heard in all.
+
+        So a few words count by number, and many by their shares: what is said for long is not more of the same. The
+        arguments are those of `piece_logits`.
+        """
+        counts = self.counts(*self.piece_logits(features, mask))
+        return counts / (1 + counts.sum(-1, keepdim=True) / 8)
+
+    @staticmethod
+    def counts(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What `piece_logits` returns -> how often each piece is expected to have been said, (batch, pieces)."""
+        return (logits.softmax(-1)[..., 1:] * mask[..., None]).sum(1)
+
+
 SUMMARIZER_CLASSES: dict[str, type[nn.Module]] = {"last_state": GRUSummarizer, "attention": AttentionSummarizer}
 """By the value of `config.summarizer`."""
 
@@ -229,11 +276,15 @@ class CMKDPreTrainedModel(PreTrainedModel):
         config.check()
         super().__init__(config)
         summary_size = 0
-        self.speech_encoder = self.text_encoder = None
+        self.speech_encoder = self.text_encoder = self.word_summarizer = None
         if config.speech_config is not None:
             self.speech_encoder = build_speech_encoder(config)
             self.speech_summarizer = self._build_summarizer(self.speech_encoder)
             summary_size += config.gru_hidden_size
+        if self._word_pieces() is not None:
+            size, num_pieces = self.speech_encoder.encoder.config.hidden_size, len(self._word_pieces())
+            self.word_summarizer = WordPieceSummarizer(size, config.word_hidden_size, config.gru_num_layers, num_pieces)
+            summary_size += num_pieces
         if self._text_config() is not None:
             self.text_encoder = TextEncoder(self._text_config())
             self.text_summarizer = self._build_summarizer(self.text_encoder)
@@ -260,6 +311,9 @@ class CMKDPreTrainedModel(PreTrainedModel):
     def _text_config(self) -> PreTrainedConfig | None:
         return None
 
+    def _word_pieces(self) -> list[str] | None:
+        return None
+
     def _build_summarizer(self, encoder: nn.Module) -> nn.Module:
         size = encoder.encoder.config.hidden_size
         return SUMMARIZER_CLASSES[self.config.summarizer](size, self.config.gru_hidden_size, self.config.gru_num_layers)
@@ -280,6 +334,9 @@ class CMKDPreTrainedModel(PreTrainedModel):
     def freeze_encoders(self) -> None:
         """Sets `requires_grad` of the encoders' parameters according to `config.num_trainable_layers`.
 
+        What tells word pieces apart is frozen too: trained on ratings, it would no longer hear the pieces whose names
+        it has.
+
         Raises:
             ValueError: a field of the configuration is out of its range.
         """
@@ -287,6 +344,8 @@ class CMKDPreTrainedModel(PreTrainedModel):
         for encoder in (self.speech_encoder, self.text_encoder):
             if encoder is not None:
                 encoder.freeze()
+        if self.word_summarizer is not None:
+            self.word_summarizer.requires_grad_(False)
 
     def _adopt(self, encoders: dict[str, nn.Module]) -> Self:
         """Replaces the random encoders ("speech", "text") with loaded ones."""
@@ -391,6 +450,8 @@ class CMKDPreTrainedModel(PreTrainedModel):
         if self.speech_encoder is not None:
             states, mask = self._speech_states(*speech, keep_all=output_hidden_states)
             summaries.append(self.speech_summarizer(self.speech_encoder.summed(states), mask))
+        if self.word_summarizer is not None:
+            summaries.append(self.word_summarizer(states[-1], mask))
         if self.text_encoder is not None:
             text_states, text_mask = self._text_states(*text, keep_all=output_hidden_states)
             summaries.append(self.text_summarizer(text_states[-1].to(self.dtype), text_mask))
@@ -590,6 +651,9 @@ class CMKDStudentModel(CMKDPreTrainedModel):
 
     config_class = CMKDStudentConfig
 
+    def _word_pieces(self) -> list[str] | None:
+        return self.config.word_pieces
+
     def forward(
         self,
         input_values: torch.Tensor | None = None,
@@ -607,6 +671,29 @@ class CMKDStudentModel(CMKDPreTrainedModel):
         _refuse(input_ids=input_ids, inputs_embeds=inputs_embeds)
         speech = (input_values, input_features, speech_features, attention_mask)
         return self._answer(speech, (), labels, output_hidden_states, output_attentions, return_dict)
+
+    def piece_logits(
+        self,
+        input_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        speech_features: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """When which of `config.word_pieces` is heard, as [`WordPieceSummarizer.piece_logits`] gives it.
+
+        Takes the speech as `forward` does.
+
+        Returns:
+            Scores (batch, steps, 1 + pieces), of which the first is that of "no piece", and a mask (batch, steps).
+
+        Raises:
+            ValueError: speech is missing, given twice, or of the wrong kind for the encoder; or the student has no
+                word pieces.
+        """
+        if self.word_summarizer is None:
+            raise ValueError("config.word_pieces is None: this student does not listen for pieces of words.")
+        states, mask = self._speech_states(input_values, input_features, speech_features, attention_mask, False)
+        return self.word_summarizer.piece_logits(states[-1], mask)
 
     @classmethod
     def from_pretrained_encoder(cls, speech: str, revision: str | None = None, **config: Any) -> Self:
