@@ -10,9 +10,8 @@ the copy that recipes/open/disturb.py writes; synthetic ones are those of Kokoro
 whose sentences and voices no training had. A constant has a CCC of 0, and the mean absolute error is beside it. Of a
 student that listens for words there is the share of the words of synthetic voices that it gets wrong
 (`word_error_rate`): the likeliest piece at each step, without a language model. Speed is that of one thread in fp32,
-one file at a time, on the clips of
-`--speech`, alternating between the models; the ratio is to the first. The timeline is of all these clips joined.
-Models whose weights are in `--output` already are not asked about the same corpora again.
+one file at a time, on the clips of `--speech`, alternating between the models; the ratio is to the first. The timeline
+is of all these clips joined. Models whose weights are in `--output` already are not asked about the same corpora again.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import torch
 from formulas import ccc
 from launching import launch
 from safetensors.torch import load_file
-from tones import SIZES, write_recipe
+from tones import SIZES, stop_at_step, write_recipe
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import ModelOutput
@@ -308,17 +308,9 @@ def test_a_student_that_began_otherwise_is_not_taken_for_complete(run, recipe, t
 @pytest.mark.slow
 def test_an_interrupted_stage_goes_on_where_it_stopped(run, recipe, tmp_path, monkeypatch, capsys):
     arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "lexical"]
-    step = LexicalTrainer.training_step
-
-    def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 9:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(LexicalTrainer, "training_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
+        stop_at_step(9, LexicalTrainer, patches)
         train_distill.main(arguments)
-    monkeypatch.setattr(LexicalTrainer, "training_step", step)
     capsys.readouterr()
     train_distill.main(arguments)
     output = capsys.readouterr().out

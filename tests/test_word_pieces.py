@@ -12,7 +12,7 @@ import torch
 from launching import launch
 from safetensors.torch import load_file
 from small_models import ALL_CONFIGS, WAVEFORM_CONFIGS, padded, student, utterances
-from tones import SIZES, write_recipe
+from tones import SIZES, stop_at_step, write_recipe
 from transformers import AutoModel
 
 import train_distill
@@ -222,17 +222,9 @@ def test_a_run_learns_the_words_and_its_students_keep_them(run):
 @pytest.mark.slow
 def test_an_interrupted_stage_goes_on_with_the_same_pieces(run, recipe, tmp_path, monkeypatch, capsys):
     arguments = [str(recipe), "--output_dir", str(tmp_path), "--stages", "lexical"]
-    step = SpellingTrainer.training_step
-
-    def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 9:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(SpellingTrainer, "training_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
+        stop_at_step(9, SpellingTrainer, patches)
         train_distill.main(arguments)
-    monkeypatch.setattr(SpellingTrainer, "training_step", step)
     capsys.readouterr()
     train_distill.main(arguments)
     output = capsys.readouterr().out

@@ -68,3 +68,15 @@ def write_recipe(folder: Path, **settings: Any) -> Path:
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(common | settings))
     return recipe
+
+
+def stop_at_step(number: int, trainer: type, patches: Any) -> None:
+    """From now on, and while `patches` of pytest hold, Ctrl-C comes when a trainer of this class begins that step."""
+    step = trainer.training_step  # type: ignore[attr-defined]
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == number:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    patches.setattr(trainer, "training_step", interrupted)

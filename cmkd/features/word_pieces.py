@@ -75,7 +75,8 @@ def load_word_pieces(path: Path) -> Tokenizer:
 
 def names_of(tokenizer: Tokenizer) -> list[str]:
     """The pieces, in the order of their numbers."""
-    return sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    numbers = tokenizer.get_vocab()
+    return sorted(numbers, key=numbers.__getitem__)
 
 
 def numbers_of(tokenizer: Tokenizer, transcript: str) -> list[int]:
@@ -84,5 +85,5 @@ def numbers_of(tokenizer: Tokenizer, transcript: str) -> list[int]:
     It is empty if there is nothing to spell, or a letter that no piece has.
     """
     words = spoken_letters(transcript)
-    known = tokenizer.get_vocab()
-    return tokenizer.encode(words).ids if all(letter in known for letter in set(words) - {" "}) else []
+    can_be_spelled = all(tokenizer.token_to_id(letter) is not None for letter in set(words) - {" "})
+    return tokenizer.encode(words).ids if can_be_spelled else []

@@ -175,7 +175,7 @@ def spelled_sentences(recipe: Recipe, rows: Mapping[str, Dataset]) -> dict[str, 
         counts = np.zeros((len(spelled), tokenizer.get_vocab_size()), dtype=np.float32)
         for row, numbers in enumerate(spelled):
             pieces[row, : len(numbers)] = numbers
-            np.add.at(counts[row], numbers, 1)
+            counts[row] = np.bincount(pieces[row, : len(numbers)], minlength=counts.shape[1])
         found[name] = {
             "pieces": pieces,
             "sentences": counts,

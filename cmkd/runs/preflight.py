@@ -114,11 +114,8 @@ def check_words(recipe: Recipe, corpus: DatasetDict) -> None:
         if recipe.word_pieces is not None:
             _check_pieces(STAGES[stage], recipe, corpus)
         for split in SPLITS if STAGES[stage].learns_words else ():
-            words = corpus[split]["transcript"]
-            if recipe.word_pieces is None:
-                sentences = {text.strip() for text in words} - {""}
-            else:
-                sentences = {spoken_letters(text) for text in words} - {""}
+            of_words = str.strip if recipe.word_pieces is None else spoken_letters
+            sentences = set(map(of_words, corpus[split]["transcript"])) - {""}
             if len(sentences) < 2:
                 raise ValueError(
                     f"The stage {stage} learns to tell sentences apart, but the split {split} has {len(sentences)} of "
@@ -141,7 +138,7 @@ def _check_pieces(stage: Stage, recipe: Recipe, corpus: DatasetDict) -> None:
     if recipe.num_trainable_layers != 0:
         print_once(
             f"WARNING: num_trainable_layers={recipe.num_trainable_layers}: what tells word pieces apart stays as it is "
-            f"while the encoder below it changes, so that the students may unlearn the words. 0 keeps them."
+            "while the encoder below it changes, so that the students may unlearn the words. 0 keeps them."
         )
 
 

@@ -224,7 +224,8 @@ def sentence_metrics(evaluation: EvalPrediction, corpora: Sequence[str], **colum
 
 def spelling_metrics(evaluation: EvalPrediction, corpora: Sequence[str], **columns: np.ndarray) -> dict[str, float]:
     """As [`sentence_metrics`], by which pieces are heard; `loss` is the mean of the CTC losses."""
-    _, (losses, fits), counts = evaluation.predictions[0], evaluation.predictions[1].T, evaluation.predictions[2]
+    _, losses_and_fits, counts = evaluation.predictions
+    losses, fits = losses_and_fits.T
     counted = columns["has_words"] * fits > 0
     return {"loss": float(losses[counted].mean())} | _shown(counts, corpora, **columns)
 
@@ -241,7 +242,10 @@ def _shown(
     def scores(rows: np.ndarray) -> dict[str, float]:
         return retrieval_scores(found[rows], sentences[rows], sentence_groups[rows])
 
-    names = np.array(corpora if len(corpora) else [""] * len(found))
-    shown = {name: scores(heard)[name] for name in ("recall_at_1", "recall_at_5", "median_rank")}
-    by_corpus = [scores(heard & (names == name))[METRIC] for name in np.unique(names[heard])]
-    return {METRIC: float(np.mean(by_corpus))} | shown
+    together = scores(heard)
+    shown = {name: together[name] for name in (METRIC, "recall_at_1", "recall_at_5", "median_rank")}
+    if corpora:
+        of_each = np.array(corpora)
+        by_corpus = [scores(heard & (of_each == name))[METRIC] for name in np.unique(of_each[heard])]
+        shown[METRIC] = float(np.mean(by_corpus))
+    return shown
