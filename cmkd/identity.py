@@ -12,12 +12,13 @@ from transformers import AutoConfig
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
-def read_encoder(source: str, revision: str | None = None) -> tuple[Any, str]:
+def read_encoder(source: str, revision: str | None = None, config_class: Any = AutoConfig) -> tuple[Any, str]:
     """The configuration of an encoder, and the commit that it is.
 
     Args:
         source: Hub name or folder.
         revision: Branch, tag or commit on the Hub; None: its main branch.
+        config_class: reads the configuration.
 
     Returns:
         The configuration, and the commit on the Hub, or for a folder what [`folder_digest`] says of it.
@@ -28,15 +29,15 @@ def read_encoder(source: str, revision: str | None = None) -> tuple[Any, str]:
     """
     folder = Path(source)
     if not folder.is_dir():
-        AutoConfig.from_pretrained(source, revision=revision)  # its errors say more than those of a download
+        config_class.from_pretrained(source, revision=revision)  # its errors say more than those of a download
         commit = hub_commit(source, revision)
-        return AutoConfig.from_pretrained(source, revision=commit), commit
+        return config_class.from_pretrained(source, revision=commit), commit
     if revision is not None:
         raise ValueError(
             f"revision is {revision!r}, but {source!r} is a folder, which has no revisions: leave it out, or name an "
             "encoder on the Hub that is not in models_dir."
         )
-    return AutoConfig.from_pretrained(source), folder_digest(folder)
+    return config_class.from_pretrained(source), folder_digest(folder)
 
 
 def hub_commit(name: str, revision: str | None = None) -> str:

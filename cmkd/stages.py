@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 TEACHER = "teacher"
 """The stage that the students learn from."""
@@ -85,6 +86,15 @@ class Stage:
         """The settings that name the encoders that it loads."""
         return tuple(name for name in (self.speech_encoder, self.text_encoder) if name is not None)
 
+    def pretrained(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The settings that name what it loads: its encoders, and a student with ears if one is given."""
+        return (*self.encoders, *([EARS] if self.takes_ears and settings.get(EARS) is not None else []))
+
+    @property
+    def takes_ears(self) -> bool:
+        """Whether its student may begin with the ears of another one."""
+        return EARS in self.own_settings
+
     @property
     def all_encoders(self) -> tuple[str, ...]:
         """The settings that name the encoders that it loads, and those of its teacher."""
@@ -110,6 +120,9 @@ class Stage:
         """Whether it learns from speech without labels too."""
         return "unlabelled" in self.own_settings
 
+
+EARS = "ears"
+"""The setting that names a student that hears pieces of words, and whose ears other students take over."""
 
 _TUNING = ("use_weighted_layer_sum", "num_trainable_layers", "encoder_learning_rate_factor")
 _DISTILLATION = ("distillation_weight", "embedding_distance", "contrastive_temperature", "prediction_weight", "control")
@@ -155,7 +168,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="fine-tuned",
             speech_encoder="student_speech_encoder",
             text_encoder=None,
-            own_settings=_TUNING,
+            own_settings=(*_TUNING, EARS),
             builds_on="audio",
             colour="#D55E00",
             line_style="-",
@@ -182,7 +195,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="T/S",
             speech_encoder="student_speech_encoder",
             text_encoder=None,
-            own_settings=(*_TUNING, "word_pieces", *_DISTILLATION, *_UNLABELLED),
+            own_settings=(*_TUNING, "word_pieces", EARS, *_DISTILLATION, *_UNLABELLED),
             needs_teacher=True,
             starts_from=LEXICAL,
             compared_with=(BASELINE,),
@@ -196,7 +209,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="cT/S",
             speech_encoder="student_speech_encoder",
             text_encoder=None,
-            own_settings=(*_TUNING, "word_pieces", *_DISTILLATION, *_JUDGEMENT, *_UNLABELLED),
+            own_settings=(*_TUNING, "word_pieces", EARS, *_DISTILLATION, *_JUDGEMENT, *_UNLABELLED),
             needs_teacher=True,
             is_conditional=True,
             starts_from=LEXICAL,

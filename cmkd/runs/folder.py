@@ -110,7 +110,11 @@ def stage_is_complete(
     once["precision"] = wanted["precision"] if state["complete"] else "fp32"
     then = once | state["settings"]
     lines = [_differences(then, dict.fromkeys(state["settings"]) | wanted)]
-    lines.append(_encoder_differences(state.get("encoders", {}), recipe, commits or {}, STAGES[stage].encoders))
+    lines.append(
+        _encoder_differences(
+            state.get("encoders", {}), recipe, commits or {}, STAGES[stage].pretrained(recipe.model_dump())
+        )
+    )
     differences = "\n".join(filter(None, lines))
     if differences:
         raise ValueError(
@@ -429,7 +433,7 @@ def _encoders(stage: str, recipe: Recipe, commits: Mapping[str, str]) -> dict[st
             "revision": settings[f"{encoder}_revision"],
             "commit": commits.get(encoder),
         }
-        for encoder in STAGES[stage].encoders
+        for encoder in STAGES[stage].pretrained(settings)
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
+from transformers import AutoConfig
 
 from cmkd.corpora.schema import SPLITS, StreamedCorpus
 from cmkd.corpora.sources import corpora_of
@@ -16,10 +17,11 @@ from cmkd.features.word_pieces import check_letters, spoken_letters
 from cmkd.identity import read_encoder
 from cmkd.processes import print_once
 from cmkd.runs.cross_fitting import fold_recipes, folds_of
+from cmkd.runs.ears import check_ears
 from cmkd.runs.folder import check_teacher_run, complete_stages, start_of
 from cmkd.runs.recipe import Recipe
 from cmkd.runs.stage import training_rows
-from cmkd.stages import ENCODERS, LEXICAL, STAGES, STUDENTS, Stage
+from cmkd.stages import EARS, ENCODERS, LEXICAL, STAGES, STUDENTS, Stage
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
 
 UTTERANCES_FOR_A_CCC = 8  # of a corpus in a step, below which there is a warning
@@ -56,7 +58,8 @@ def check_encoders(recipe: Recipe) -> dict[str, str]:
         encoder, revision = settings[name], settings[f"{name}_revision"]
         at = "" if revision is None else f" at {name}_revision={revision!r}"
         try:
-            config, commits[name] = read_once(recipe.locate(encoder), revision)
+            config_class = CMKDStudentConfig if name == EARS else AutoConfig
+            config, commits[name] = read_once(recipe.locate(encoder), revision, config_class)
         except (OSError, ValueError) as error:
             # One of the two, not the class of the error: those of the Hub and of JSON take other arguments.
             kind = OSError if isinstance(error, OSError) else ValueError
@@ -64,13 +67,16 @@ def check_encoders(recipe: Recipe) -> dict[str, str]:
         return config
 
     stages = [STAGES[name] for name in recipe.stages]
-    configs = {encoder: read(encoder) for encoder in ENCODERS if any(encoder in stage.encoders for stage in stages)}
+    wanted = {name for stage in stages for name in stage.pretrained(settings)}
+    configs = {name: read(name) for name in (*ENCODERS, EARS) if name in wanted}
     for stage in stages:
         if stage.speech_encoder is not None and not stage.only_hears:
             CMKDTeacherConfig(speech_config=configs[stage.speech_encoder])
         elif stage.speech_encoder is not None:
             layers = recipe.num_trainable_layers if stage.trains_encoder else 0
             CMKDStudentConfig(speech_config=configs[stage.speech_encoder], num_trainable_layers=layers)
+    if EARS in configs:
+        check_ears(recipe, configs[EARS])
     return commits
 
 
@@ -135,6 +141,11 @@ def _check_pieces(stage: Stage, recipe: Recipe, corpus: DatasetDict) -> None:
                 f"word_pieces={recipe.word_pieces}: nothing in {training.output_dir} has taught them. Put {LEXICAL} "
                 f"before {stage.name} into stages, or set word_pieces to null."
             )
+    warn_of_ears(recipe)
+
+
+def warn_of_ears(recipe: Recipe) -> None:
+    """Warns if the encoder below what tells word pieces apart is trained."""
     if recipe.num_trainable_layers != 0:
         print_once(
             f"WARNING: num_trainable_layers={recipe.num_trainable_layers}: what tells word pieces apart stays as it is "

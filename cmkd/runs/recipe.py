@@ -14,7 +14,7 @@ from cmkd.corpora import CORPORA
 from cmkd.corpora.settings import SOURCE_SETTINGS, SOURCES, corpus_options, corpus_settings
 from cmkd.features.cache import StoredDtype
 from cmkd.spelling import did_you_mean, enumerated
-from cmkd.stages import CONTROLS, LEXICAL, PAPER_STAGES, STAGES, STUDENTS, TEACHER, followers
+from cmkd.stages import BASELINE, CONTROLS, LEXICAL, PAPER_STAGES, STAGES, STUDENTS, TEACHER, followers
 
 if TYPE_CHECKING:  # a type checker takes no Literal that is made from a table
     from cmkd.corpora.schema import Corpus
@@ -149,6 +149,15 @@ class Recipe(BaseModel):
         default=None,
         description=f"Run whose teacher the stages {enumerated(STUDENTS)} learn from, relative to output_dir; null "
         "stands for the teacher of this run.",
+    )
+    ears: str | None = Field(
+        default=None,
+        description="Student that hears pieces of words, on the Hub or a folder, with the same speech encoder as "
+        f"student_speech_encoder: the stages {enumerated([BASELINE, *STUDENTS])} listen for the same pieces, with its "
+        f"ears, which stay as they are. Null stands for those of the stage {LEXICAL}, if there is one.",
+    )
+    ears_revision: str | None = Field(
+        default=None, description="Branch, tag or commit of ears on the Hub; null stands for its main branch."
     )
     num_trainable_layers: int = Field(
         default=6,
@@ -315,6 +324,16 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"teacher_run is {self.teacher_run!r}, trained elsewhere, but stages has a teacher of this run too: "
                 "take out one of the two."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_ears_of_one_kind(self) -> "Recipe":
+        if self.ears is not None and (self.word_pieces is not None or LEXICAL in self.stages):
+            other = f"stages has {LEXICAL}" if self.word_pieces is None else f"word_pieces is {self.word_pieces}"
+            raise ValueError(
+                f"ears is {self.ears!r}, whose students have learned the words elsewhere, but {other}, which teaches "
+                "them here: take out one of the two."
             )
         return self
 

@@ -18,8 +18,9 @@ from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
 from cmkd.features.word_pieces import load_word_pieces, names_of
 from cmkd.runs.conditioning import read_conditioning
 from cmkd.runs.cross_fitting import Fold
+from cmkd.runs.ears import load_ears, take_ears
 from cmkd.runs.recipe import Recipe
-from cmkd.stages import LEXICAL, Stage
+from cmkd.stages import EARS, LEXICAL, Stage
 from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
 from cmkd.training.sampler import Mixture
 from configuration_cmkd import EMOTION_DIMENSIONS
@@ -61,10 +62,16 @@ def build_model(
     text, text_revision = encoder(stage.text_encoder)
     if stage.only_hears:
         layers = recipe.num_trainable_layers if stage.trains_encoder else 0
-        config["word_pieces"] = word_pieces_of(stage, recipe)
+        ears = load_ears(recipe) if EARS in stage.pretrained(settings) else None
+        if ears is None:
+            config["word_pieces"] = word_pieces_of(stage, recipe)
+        else:
+            config |= {name: getattr(ears.config, name) for name in ("word_pieces", "word_hidden_size")}
         model = CMKDStudentModel.from_pretrained_encoder(
             speech, revision=speech_revision, num_trainable_layers=layers, **config
         )
+        if ears is not None:
+            take_ears(model, ears, recipe)
     else:
         revisions = {"speech_revision": speech_revision, "text_revision": text_revision}
         model = CMKDTeacherModel.from_pretrained_encoders(speech, text, **revisions, **config)
