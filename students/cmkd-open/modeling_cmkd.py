@@ -245,13 +245,14 @@ class WordPieceSummarizer(nn.Module):
         return self.piece_head(outputs), mask[:, ::2]
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """How often each piece is heard, (batch, pieces), divided by 1 + n / 8 if n are heard in all.
+        """4 times how often each piece is heard, (batch, pieces), divided by 1 + n / 8 if n are heard in all.
 
-        So a few words count by number, and many by their shares: what is said for long is not more of the same. The
-        arguments are those of `piece_logits`.
+        So a few words count by number, and many by their shares: what is said for long is not more of the same. In a
+        sentence of ten pieces one that is heard once has 1.8; as 0.4 what it means is learned too slowly. The arguments
+        are those of `piece_logits`.
         """
         counts = self.counts(*self.piece_logits(features, mask))
-        return counts / (1 + counts.sum(-1, keepdim=True) / 8)
+        return 4 * counts / (1 + counts.sum(-1, keepdim=True) / 8)
 
     @staticmethod
     def counts(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
