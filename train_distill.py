@@ -33,6 +33,7 @@ from cmkd.reporting.report import format_systems, write_report
 from cmkd.reporting.seeds_report import format_seeds, write_seeds_report
 from cmkd.runs.checkpoints import usable_checkpoint
 from cmkd.runs.cost import SessionCost
+from cmkd.runs.ears import hear_once
 from cmkd.runs.fold_teachers import cross_fit
 from cmkd.runs.folder import (
     begin_stage,
@@ -158,6 +159,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: Ses
     model.to(PartialState().device)
     datasets = labelled_inputs(model, corpus, rows, labels, feature_extractor, tokenizer, recipe)
     begin_with_start(model, stage, recipe)  # after all is stored: its frozen layers are the same
+    hear_once(model, datasets)
 
     trainer = CMKDTrainer(
         model=model,

@@ -91,7 +91,7 @@ def test_pieces_are_counted_over_the_pairs_of_real_frames():
             for state in states:
                 scores = np.exp((summarizer.piece_head.weight @ state + summarizer.piece_head.bias).double().numpy())
                 counts += scores[1:] / scores.sum()
-            expected[row] = torch.tensor(counts / (1 + counts.sum() / 8))
+            expected[row] = torch.tensor(4 * counts / (1 + counts.sum() / 8))
     features[1, 1:] = torch.nan
     torch.testing.assert_close(summarizer(features, mask), expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(summarizer(features, mask.long()), expected, atol=1e-6, rtol=0)
@@ -266,6 +266,41 @@ def test_a_control_takes_the_same_ears(run, recipe, tmp_path, capsys):
     assert "lexical: complete, not repeated" in capsys.readouterr().out
     ears, alone = load_file(run / "lexical/start.safetensors"), load_file(tmp_path / "alone/ts/model.safetensors")
     assert all(torch.equal(alone[name], ears[name]) for name in ears if name.startswith("word_summarizer."))
+
+
+@pytest.mark.slow
+def test_what_frozen_ears_hear_is_computed_once(run, recipe, tmp_path, monkeypatch):
+    frozen = ["--num_trainable_layers", "0", "--lexical_epochs", "1", "--teacher_run", str(run)]
+    arguments = [str(recipe), *frozen, "--output_dir", str(tmp_path), "--stages", "lexical"]
+    train_distill.main(arguments)
+    heard, counts = [], WordPieceSummarizer.counts
+
+    def counted(logits, mask):
+        heard.append(len(logits))
+        return counts(logits, mask)
+
+    monkeypatch.setattr(WordPieceSummarizer, "counts", staticmethod(counted))
+    train_distill.main([*arguments, "ts"])
+    assert sum(heard) == sum(SIZES.values())
+    once = load_file(tmp_path / "ts/model.safetensors")
+    monkeypatch.setattr(train_distill, "hear_once", lambda model, datasets: None)
+    train_distill.main([*arguments[:-1], "ts", "--overwrite"])
+    assert sum(heard) == 2 * sum(SIZES.values()) + 2 * (SIZES["train"] + SIZES["validation"])
+    for name, weights in load_file(tmp_path / "ts/model.safetensors").items():
+        torch.testing.assert_close(once[name], weights, atol=1e-4, rtol=0)
+
+
+def test_counts_of_words_stand_for_the_ears():
+    model = student(WAVEFORM_CONFIGS["hubert"], word_pieces=PIECES, word_hidden_size=8)
+    speech = padded(items := utterances(model), next(iter(items[0].values())).shape[-1])
+    counts = model.word_counts(**speech)
+    assert counts.shape == (3, len(PIECES)) and not counts.requires_grad
+    with torch.no_grad():
+        expected = model(**speech).embeddings
+        assert torch.equal(model(**speech, word_counts=counts).embeddings, expected)
+        assert not torch.allclose(model(**speech, word_counts=counts + 1).embeddings, expected)
+    with pytest.raises(ValueError, match="word_counts was given"):
+        student(WAVEFORM_CONFIGS["hubert"])(**speech, word_counts=counts)
 
 
 @pytest.mark.slow

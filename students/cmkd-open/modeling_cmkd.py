@@ -251,7 +251,11 @@ class WordPieceSummarizer(nn.Module):
         sentence of ten pieces one that is heard once has 1.8; as 0.4 what it means is learned too slowly. The arguments
         are those of `piece_logits`.
         """
-        counts = self.counts(*self.piece_logits(features, mask))
+        return self.weighted(self.counts(*self.piece_logits(features, mask)))
+
+    @staticmethod
+    def weighted(counts: torch.Tensor) -> torch.Tensor:
+        """What `counts` returns -> what `forward` returns."""
         return 4 * counts / (1 + counts.sum(-1, keepdim=True) / 8)
 
     @staticmethod
@@ -441,6 +445,7 @@ class CMKDPreTrainedModel(PreTrainedModel):
         output_hidden_states: bool | None,
         output_attentions: bool | None,
         return_dict: bool | None,
+        word_counts: torch.Tensor | None = None,
     ) -> CMKDOutput | tuple[torch.Tensor, ...]:
         """What `forward` returns; `speech` and `text` are the arguments of `_speech_states` and `_text_states`."""
         if self.config.output_attentions if output_attentions is None else output_attentions:
@@ -451,8 +456,10 @@ class CMKDPreTrainedModel(PreTrainedModel):
         if self.speech_encoder is not None:
             states, mask = self._speech_states(*speech, keep_all=output_hidden_states)
             summaries.append(self.speech_summarizer(self.speech_encoder.summed(states), mask))
-        if self.word_summarizer is not None:
+        if self.word_summarizer is not None and word_counts is None:
             summaries.append(self.word_summarizer(states[-1], mask))
+        elif self.word_summarizer is not None:
+            summaries.append(self.word_summarizer.weighted(word_counts))
         if self.text_encoder is not None:
             text_states, text_mask = self._text_states(*text, keep_all=output_hidden_states)
             summaries.append(self.text_summarizer(text_states[-1].to(self.dtype), text_mask))
@@ -665,13 +672,30 @@ class CMKDStudentModel(CMKDPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        word_counts: torch.Tensor | None = None,
         input_ids: None = None,
         inputs_embeds: None = None,
     ) -> CMKDOutput | tuple[torch.Tensor, ...]:
-        """Predicts from speech; the arguments are those of [`CMKDTeacherModel`], and `input_ids` must be None."""
+        """Predicts from speech; the arguments are those of [`CMKDTeacherModel`], `input_ids` must be None, and
+
+        Args:
+            word_counts (`torch.Tensor` of shape `(batch, pieces)`, *optional*): How often each of `config.word_pieces`
+                is heard in this speech, as [`~CMKDStudentModel.word_counts`] returns it, so that it is not computed
+                again; without word pieces None.
+        """
         _refuse(input_ids=input_ids, inputs_embeds=inputs_embeds)
+        if self.word_summarizer is None:
+            _refuse(word_counts=word_counts)
         speech = (input_values, input_features, speech_features, attention_mask)
-        return self._answer(speech, (), labels, output_hidden_states, output_attentions, return_dict)
+        return self._answer(speech, (), labels, output_hidden_states, output_attentions, return_dict, word_counts)
+
+    @torch.no_grad()
+    def word_counts(self, **speech: torch.Tensor) -> torch.Tensor:
+        """How often each of `config.word_pieces` is expected to have been said, (batch, pieces).
+
+        Takes the speech as `forward` does, and raises what [`~CMKDStudentModel.piece_logits`] raises.
+        """
+        return WordPieceSummarizer.counts(*self.piece_logits(**speech))
 
     def piece_logits(
         self,
