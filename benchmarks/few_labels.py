@@ -1,7 +1,8 @@
 """Draws what speech without labels is worth, from runs that are complete: valence CCC against labels, or against hours.
 
-    python -m benchmarks.few_labels runs/beyond/labels_* --output docs/results/few_labels
-    python -m benchmarks.few_labels runs/beyond/hours_* --against hours --output docs/results/judged_hours
+    python -m benchmarks.few_labels runs/tenth/{teacher,finetune,ts,unlabelled} runs/whole/{teacher,finetune,ts} \
+        --output docs/results/few_labels
+    python -m benchmarks.few_labels runs/hours_* --against hours --output docs/results/judged_hours
 
 It writes OUTPUT.json and OUTPUT.png. A run may be of one seed or of several. A solid line joins the students that heard
 unlabelled speech, a dashed one those that did not; a run with all of its labels and no other speech ends both. Systems

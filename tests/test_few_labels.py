@@ -1,4 +1,4 @@
-"""The curve of unlabelled speech, from the results of runs; and the recipes that make it."""
+"""The curve of unlabelled speech, from the results of runs."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.few_labels import curves, describe_run, main
-from cmkd.runs.recipe import load_recipe
-
-RECIPES = Path(__file__).parent.parent / "recipes/beyond"
 
 
 def write_run(folder: Path, share: float, unlabelled: int, seeds: int = 1, **valence: float) -> Path:
@@ -67,22 +64,3 @@ def test_what_is_written(runs, tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(FileNotFoundError):
         describe_run(tmp_path)
-
-
-def test_the_recipes_differ_in_nothing_but_their_labels():
-    found = {path.stem: load_recipe(path) for path in RECIPES.glob("labels_*.yaml")}
-    assert {name: (recipe.labelled_share, recipe.unlabelled_rest) for name, recipe in found.items()} == {
-        "labels_010": (0.1, True),
-        "labels_010_without": (0.1, False),
-        "labels_030": (0.3, True),
-        "labels_030_without": (0.3, False),
-        "labels_100": (1.0, True),
-    }
-    steps = {name: recipe.labelled_share * recipe.num_epochs for name, recipe in found.items()}
-    assert set(steps.values()) == {30.0}
-    varied = {"labelled_share", "unlabelled_rest", "num_epochs", "stages", "teacher_run", "output_dir"}
-    assert len({recipe.model_dump_json(exclude=varied) for recipe in found.values()}) == 1
-    assert {name: recipe.teacher_run for name, recipe in found.items() if recipe.teacher_run is not None} == {
-        "labels_010_without": "../labels_010",
-        "labels_030_without": "../labels_030",
-    }
