@@ -91,7 +91,7 @@ def test_pieces_are_counted_over_the_pairs_of_real_frames():
             for state in states:
                 scores = np.exp((summarizer.piece_head.weight @ state + summarizer.piece_head.bias).double().numpy())
                 counts += scores[1:] / scores.sum()
-            expected[row] = torch.tensor(counts / (1 + counts.sum() / 8))
+            expected[row] = torch.tensor(4 * counts / (1 + counts.sum() / 8))
     features[1, 1:] = torch.nan
     torch.testing.assert_close(summarizer(features, mask), expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(summarizer(features, mask.long()), expected, atol=1e-6, rtol=0)
