@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
 from small_models import WAVEFORM_CONFIGS, student, tiny_text
 from tiny_run import make_results
@@ -211,6 +213,40 @@ def test_all_stages_take_the_same_commit_of_ears_on_the_hub(recipe, tmp_path):
     assert stage_is_complete(tmp_path, "finetune", Recipe(**settings), "1.0", commits)
     with pytest.raises(ValueError, match="commit of ears: '1{40}' then, '2{40}' now .*--ears_revision COMMIT names"):
         stage_is_complete(tmp_path, "finetune", Recipe(**settings), "1.0", {"ears": "2" * 40})
+
+
+READ = """
+import sys
+from cmkd.runs.preflight import check_encoders
+from cmkd.runs.recipe import load_recipe
+
+print(check_encoders(load_recipe(sys.argv[1], sys.argv[2:]))["ears"])
+"""
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_ears_on_the_hub_are_those_of_the_revision(recipe, tmp_path, python):
+    make_listener(recipe.parent / "tones/speech", tmp_path / "listener", word_pieces=None)
+    with LocalHub() as hub:
+        hub.make("models", "user/listener", files_of(tmp_path / "listener"), private=False)
+        repository = hub.repositories["models", "user/listener"]
+        repository.tags["deaf"] = repository.branches["main"]
+        commit = repository.commit("main", files_of(recipe.parent / "listener"), "it has learned to hear")
+
+        def read(*arguments: str) -> subprocess.CompletedProcess:
+            named = [str(recipe), "--ears", "user/listener", *arguments]
+            return python.run(READ, *named, environment=hub.environment(tmp_path / "cache"))
+
+        found = read()
+        assert found.returncode == 0, found.stderr
+        assert found.stdout.splitlines()[-1] == commit
+        deaf = read("--ears_revision", "deaf")
+    assert deaf.returncode == 1
+    assert "ears='user/listener' at ears_revision='deaf' cannot be loaded: it does not listen for" in deaf.stderr
 
 
 @pytest.mark.parametrize(
