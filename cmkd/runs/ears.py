@@ -59,7 +59,9 @@ def check_ears(recipe: Recipe) -> None:
     """
     encoder = recipe.locate(recipe.student_speech_encoder)
     ours = load_speech_encoder(encoder, recipe.student_speech_encoder_revision).state_dict()
-    theirs = load_ears(recipe).speech_encoder.encoder.state_dict()
+    listening = load_ears(recipe).speech_encoder
+    assert listening is not None  # a student has one
+    theirs = listening.encoder.state_dict()
     different = [name for name in ours | theirs if not _is_same(ours.get(name), theirs.get(name))]
     if different:
         raise ValueError(
@@ -78,6 +80,17 @@ def load_ears(recipe: Recipe) -> CMKDStudentModel:
         recipe.locate(recipe.ears), revision=recipe.ears_revision, dtype=torch.float32
     )
     return model
+
+
+def take_ears(model: CMKDStudentModel, theirs: CMKDStudentModel) -> None:
+    """Gives a student the ears of another one.
+
+    Args:
+        model: a student with the `word_pieces` and the `word_hidden_size` of the other one, and its encoder.
+        theirs: as [`load_ears`] returns it.
+    """
+    assert model.word_summarizer is not None and theirs.word_summarizer is not None  # both have word_pieces
+    model.word_summarizer.load_state_dict(theirs.word_summarizer.state_dict())
 
 
 def _is_same(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:

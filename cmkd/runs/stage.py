@@ -18,7 +18,7 @@ from cmkd.features.store import FrozenPart, Storage, audio_keys, frozen_features
 from cmkd.features.word_pieces import load_word_pieces, names_of
 from cmkd.runs.conditioning import read_conditioning
 from cmkd.runs.cross_fitting import Fold
-from cmkd.runs.ears import load_ears
+from cmkd.runs.ears import load_ears, take_ears
 from cmkd.runs.recipe import Recipe
 from cmkd.stages import EARS, LEXICAL, Stage
 from cmkd.training.arguments import CMKDTrainingArguments, plateau_schedule
@@ -71,8 +71,8 @@ def build_model(
         model = CMKDStudentModel.from_pretrained_encoder(
             speech, revision=speech_revision, num_trainable_layers=layers, **config
         )
-        if ears is not None:  # with the same encoder, as `check_ears` has seen
-            model.word_summarizer.load_state_dict(ears.word_summarizer.state_dict())
+        if ears is not None:
+            take_ears(model, ears)
     else:
         revisions = {"speech_revision": speech_revision, "text_revision": text_revision}
         model = CMKDTeacherModel.from_pretrained_encoders(speech, text, **revisions, **config)
