@@ -148,7 +148,7 @@ def test_a_student_with_the_ears_of_another_one_owes_it_licence_and_data(results
     assert card.data.base_model == bases
     text = " ".join(card.text.split())
     assert f"Its ears for words are those of another student, {name} at `{commit}`." in text
-    assert "listens for 2 pieces of words beside what it hears of the voice, with the ears of another student" in text
+    assert "listens for 2 pieces of words beside what it hears of the voice, with the ears of another one" in text
     assert "learned to hear" not in text
     given = model_card(results, listening, FILES, "user/toys", "cmkd-0123", licence="mit").data
     assert (given.license, given.license_name) == ("mit", None)
