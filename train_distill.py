@@ -109,7 +109,7 @@ def train_stages(recipe: Recipe, corpus: Corpus, complete: set[str], commits: di
         recipe: with one seed.
         corpus: with the splits train, validation and test, and unlabelled if there is such speech.
         complete: the stages that are not to be repeated.
-        commits: of the encoders, by the names of `cmkd.stages.ENCODERS`.
+        commits: as `check_encoders` returns them.
     """
     state, run = PartialState(), Path(recipe.output_dir)
     without_teacher = [stage for stage in STAGES if stage in recipe.stages and stage not in STUDENTS]

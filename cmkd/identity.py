@@ -1,6 +1,7 @@
 """What a run's numbers depend on besides its recipe: the commit of every encoder, and the precision of the launch."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ from accelerate.utils import parse_choice_from_env
 from huggingface_hub import hf_hub_download
 from transformers import AutoConfig
 
+_DIGEST = "sha256-"  # how that of a folder begins
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
-def read_encoder(source: str, revision: str | None = None, config_class: Any = AutoConfig) -> tuple[Any, str]:
+def read_encoder(
+    source: str, revision: str | None = None, read: Callable[..., Any] = AutoConfig.from_pretrained
+) -> tuple[Any, str]:
     """The configuration of an encoder, and the commit that it is.
 
     Args:
         source: Hub name or folder.
         revision: Branch, tag or commit on the Hub; None: its main branch.
-        config_class: reads the configuration.
+        read: takes both, the second one as `revision`, and reads the configuration.
 
     Returns:
         The configuration, and the commit on the Hub, or for a folder what [`folder_digest`] says of it.
@@ -29,15 +33,15 @@ def read_encoder(source: str, revision: str | None = None, config_class: Any = A
     """
     folder = Path(source)
     if not folder.is_dir():
-        config_class.from_pretrained(source, revision=revision)  # its errors say more than those of a download
+        read(source, revision=revision)  # its errors say more than those of a download
         commit = hub_commit(source, revision)
-        return config_class.from_pretrained(source, revision=commit), commit
+        return read(source, revision=commit), commit
     if revision is not None:
         raise ValueError(
             f"revision is {revision!r}, but {source!r} is a folder, which has no revisions: leave it out, or name an "
             "encoder on the Hub that is not in models_dir."
         )
-    return config_class.from_pretrained(source), folder_digest(folder)
+    return read(source), folder_digest(folder)
 
 
 def hub_commit(name: str, revision: str | None = None) -> str:
@@ -54,7 +58,16 @@ def folder_digest(folder: Path) -> str:
             with path.open("rb") as file:
                 while block := file.read(2**20):
                     digest.update(block)
-    return f"sha256-{digest.hexdigest()[:12]}"
+    return f"{_DIGEST}{digest.hexdigest()[:12]}"
+
+
+def is_folder_digest(commit: str) -> bool:
+    """Whether what [`read_encoder`] gave as a commit is the digest of a folder, and not a commit on the Hub.
+
+    >>> is_folder_digest("sha256-0123456789ab"), is_folder_digest("0123456789abcdef0123456789abcdef01234567")
+    (True, False)
+    """
+    return commit.startswith(_DIGEST)
 
 
 def precision(device: torch.device) -> str:

@@ -87,12 +87,12 @@ class Stage:
         return tuple(name for name in (self.speech_encoder, self.text_encoder) if name is not None)
 
     def pretrained(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """The settings that name what it loads: its encoders, and a student with ears if one is given."""
+        """The settings that name what it loads, of those of a recipe: its encoders, and whose ears it has if any."""
         return (*self.encoders, *([EARS] if self.takes_ears and settings.get(EARS) is not None else []))
 
     @property
     def takes_ears(self) -> bool:
-        """Whether its student may begin with the ears of another one."""
+        """Whether its network may have the ears of another student."""
         return EARS in self.own_settings
 
     @property

@@ -134,6 +134,28 @@ def test_a_student_that_learned_the_words_first_says_so(results):
     assert "learned to hear 2 pieces of words" in card and "what the words say" not in card
 
 
+@pytest.mark.parametrize(
+    ("name", "commit", "bases"),
+    [("user/listener", "0123abc", ["tones/speech", "user/listener"]), ("user/listener", "sha256-01", ["tones/speech"])],
+)
+def test_a_student_with_the_ears_of_another_one_owes_it_licence_and_data(results, name, commit, bases):
+    plain = card_of(results).data
+    assert (plain.license, plain.license_name, plain.base_model) == ("other", "toys-terms", ["tones/speech"])
+    results["encoders"] = {"ears": {"name": name, "revision": None, "commit": commit}}
+    listening = CONFIG | {"word_pieces": ["▁a", "b"]}
+    card = model_card(results, listening, FILES, "user/toys", "cmkd-0123")
+    assert card.data.license == "other" and card.data.license_name == "toys-terms-and-that-of-the-ears"
+    assert card.data.base_model == bases
+    text = " ".join(card.text.split())
+    assert f"Its ears for words are those of another student, {name} at `{commit}`." in text
+    assert "listens for 2 pieces of words beside what it hears of the voice, with the ears of another one" in text
+    assert "learned to hear" not in text
+    given = model_card(results, listening, FILES, "user/toys", "cmkd-0123", licence="mit").data
+    assert (given.license, given.license_name) == ("mit", None)
+    teacher = card_of(results, is_teacher=True)
+    assert teacher.data.license_name == "toys-terms" and name not in teacher.text
+
+
 def test_what_is_spoken_for_the_teacher_to_judge_is_english_and_synthetic():
     corpus = {"terms": "", "licence": "cc-by-sa-4.0"}
     source = training_sources(corpus | {"name": "spoken-sentences"})[0]

@@ -336,7 +336,7 @@ ON_CREMA_D = ("finetune", "ts", "cts_hard", "cts_soft", "cosine", "control_shuff
     ("folder", "expected"),
     [
         ("spoken_demo", STUDENTS_BEYOND | {"lexical": ""}),
-        ("spoken_emobank", STUDENTS_BEYOND),
+        ("spoken_emobank", STUDENTS_BEYOND | {"unlabelled": ""}),
         (
             "crema_d",
             {name: STUDENTS_BEYOND[name] for name in ON_CREMA_D} | {"cts_label_noise": "label noise", "norm": ""},
@@ -358,6 +358,7 @@ def test_the_recipes_beyond_the_paper_share_one_teacher_and_differ_by_what_their
         if name != "finetune":
             assert recipe.teacher_folder == Path(teacher.output_dir)
             assert Path(recipe.locate(recipe.student_speech_encoder)).is_dir() or folder != "spoken_demo"
+        assert recipe.ears is None or Path(recipe.locate(recipe.ears), "config.json").is_file()
 
 
 def test_the_annotators_of_each_utterance_are_asked_about_its_own_label(tmp_path):

@@ -110,7 +110,7 @@ def test_a_revision_is_what_is_loaded(hub_run):
     ],
 )
 def test_errors_whose_classes_take_more_than_a_message_name_the_encoder_too(recipe, monkeypatch, error, kind):
-    def read(source, revision):
+    def read(source, revision, read_config):
         raise error
 
     monkeypatch.setattr(preflight, "read_encoder", read)

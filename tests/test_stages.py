@@ -10,7 +10,7 @@ from cmkd.reporting import report
 from cmkd.runs.folder import judge_teacher
 from cmkd.runs.recipe import Recipe
 from cmkd.scoring.scores import NOTHING_COMPARED, pairs_to_compare
-from cmkd.stages import COMPARISONS, ENCODERS, PAPER_STAGES, STAGES, STUDENTS, SYSTEM_NAMES, followers
+from cmkd.stages import COMPARISONS, EARS, ENCODERS, PAPER_STAGES, STAGES, STUDENTS, SYSTEM_NAMES, followers
 
 ROOT = Path(__file__).parent.parent
 COMMON = {
@@ -50,10 +50,10 @@ SETTINGS = {
     "audio": COMMON | {"student_speech_encoder", "use_weighted_layer_sum"},
     "text": COMMON | {"text_encoder"},
     "teacher": COMMON | OF_TEACHER,
-    "finetune": COMMON | TUNED,
+    "finetune": COMMON | TUNED | {"ears"},
     "lexical": COMMON | TUNED | UNLABELLED | LEXICAL,
-    "ts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | {"word_pieces"},
-    "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | JUDGED | {"word_pieces"},
+    "ts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | {"word_pieces", "ears"},
+    "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | JUDGED | {"word_pieces", "ears"},
 }
 WRITTEN_IN_ANOTHER_FORM = {
     "batch_size",  # as utterances_a_step
@@ -61,6 +61,7 @@ WRITTEN_IN_ANOTHER_FORM = {
     "student_speech_encoder_revision",  # as the commit of the encoder
     "teacher_speech_encoder_revision",
     "text_encoder_revision",
+    "ears_revision",
     "teacher_run",  # as teacher_embeddings
     "seeds",  # as the seed of each training
 }
@@ -122,6 +123,9 @@ def test_each_stage_loads_its_encoders():
         assert STAGES[name].all_encoders == (*STAGES[name].encoders, *taught)
         assert STAGES[name].trains_encoder == (name in ("finetune", "lexical", "ts", "cts"))
         assert STAGES[name].only_hears == (name not in ("text", "teacher"))
+        with_ears = (EARS,) if name in ("finetune", "ts", "cts") else ()
+        assert STAGES[name].pretrained({"ears": None}) == STAGES[name].encoders
+        assert STAGES[name].pretrained({"ears": "user/student"}) == (*STAGES[name].encoders, *with_ears)
     assert set(ENCODERS) == {"student_speech_encoder", "teacher_speech_encoder", "text_encoder"}
     assert all(f"{encoder}_revision" in Recipe.model_fields for encoder in ENCODERS)
 

@@ -469,6 +469,22 @@ def test_a_student_that_began_with_the_words_fills_no_row_of_the_paper(tmp_path)
     assert row.number == "+1" and row.system.startswith("T/S student (") and row.system.endswith(", after lexical)")
 
 
+def test_a_system_with_the_ears_of_another_student_fills_no_row_of_the_paper(tmp_path):
+    """And it is tested against the one with the same ears, not against the one without."""
+    scores = {"audio": 0.4, "teacher": 0.1, "finetune": 0.35, "ts": 0.3}
+    plain = write_run(tmp_path / "plain", scores)
+    several = write_run(tmp_path / "ears", {name: scores[name] for name in ("finetune", "ts")}, ears="../user/listener")
+    others = write_run(tmp_path / "others", {"finetune": 0.5}, ears="user/other")
+    _, table = gather_tables([plain, several, others])
+    rows = {row.number: row for row in table.rows if row.run != "plain" and row.run}
+    named = {number: (row.stage, row.run, row.paired["against"]) for number, row in rows.items()}
+    assert named == {"+1": ("finetune", "ears", "6"), "+2": ("finetune", "others", "6"), "+3": ("ts", "ears", "+1")}
+    heard = "hubert-base-ls960, top 6 layers, ears of listener"
+    assert rows["+1"].system == f"audio only, fine-tuned ({heard})"
+    assert rows["+3"].system == f"T/S student ({heard}; teacher hubert-large-ll60k + bert-base-uncased)"
+    assert all("ears" not in run["settings"] for run in table.runs)
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("[mi]*/t[23]_*.yaml")), ids=lambda path: path.stem)
 def test_each_recipe_of_the_paper_fills_the_row_of_its_name(tmp_path, path):
     recipe = load_recipe(path).model_dump(mode="json")

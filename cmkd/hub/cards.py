@@ -16,9 +16,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, UndefinedError
 
 from cmkd.corpora.licences import strictest
+from cmkd.identity import is_folder_digest
 from cmkd.places import of_root
 from cmkd.scoring.scores import describe_intervals, describe_test, format_p
-from cmkd.stages import BASELINE, LEXICAL, STAGES, TEACHER, describe_control
+from cmkd.stages import BASELINE, EARS, LEXICAL, STAGES, TEACHER, describe_control
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 if TYPE_CHECKING:
@@ -142,6 +143,16 @@ def _licence_of_all(sources: Sequence[TrainingSource]) -> tuple[str, str | None]
         names = [_licence_name(source.corpus) for source in sources if source.licence.identifier == "other"]
         return "other", "-and-".join(dict.fromkeys(names))
     return (most[0], None) if len(most) == 1 else ("other", "-and-".join(most))
+
+
+def _with_that_of_ears(licence: tuple[str, str | None]) -> tuple[str, str]:
+    """The licence of a student whose ears another one has learned, of which the run knows the name alone.
+
+    >>> _with_that_of_ears(("apache-2.0", None))
+    ('other', 'apache-2.0-and-that-of-the-ears')
+    """
+    identifier, name = licence
+    return "other", f"{name or identifier}-and-that-of-the-ears"
 
 
 def training_licence(corpus: Mapping[str, Any]) -> Licence:
@@ -283,7 +294,9 @@ def _model_card(
     if stage not in results["systems"]:
         raise ValueError(f"results.json has no scores of {stage!r}: a card needs them; run the stage {stage}.")
     sources = training_sources(corpus)
-    identifier, licence_name = _licence_of_all(sources)
+    ears = None if is_teacher else results.get("encoders", {}).get(EARS)
+    of_data = _licence_of_all(sources)
+    identifier, licence_name = _with_that_of_ears(of_data) if ears else of_data
     languages = list(dict.fromkeys(source.language for source in sources))
     comparisons = {
         entry["split"]: entry
@@ -296,6 +309,7 @@ def _model_card(
         "speech_layers": _speech_layers(config),
         "stage": stage,
         "is_conditional": STAGES[stage].is_conditional,
+        "ears": ears,
         "num_word_pieces": len(config.get("word_pieces") or ()),
         "learned_words": results.get("starts_from", {}).get(stage) == LEXICAL,
         "short_name": STAGES[stage].short_name,
@@ -326,7 +340,7 @@ def _model_card(
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["cmkd", "speech-emotion-recognition", "arxiv:2112.00158"],
-        base_model=_base_models(config),
+        base_model=_base_models(config, ears),
         eval_results=_eval_results(sources, results["systems"][stage]["test"]),
     )
     text = render("model_teacher.md" if is_teacher else "model_student.md", metadata=metadata.to_yaml(), **values)
@@ -376,10 +390,12 @@ def _speech_layers(config: Mapping[str, Any]) -> int | None:
     return speech["encoder_num_hidden_layers" if speech["model_type"] == "moonshine" else "num_hidden_layers"]
 
 
-def _base_models(config: Mapping[str, Any]) -> list[str] | None:
-    """The names of the encoders on the Hub; an encoder that was read from a folder has none."""
+def _base_models(config: Mapping[str, Any], ears: Mapping[str, Any] | None) -> list[str] | None:
+    """The names of the encoders, and of whose ears it has, on the Hub; what was read from a folder has none."""
     parts = [config[name] for name in ("speech_config", "text_config") if config.get(name)]
     names = [part.get("_name_or_path", "") for part in parts]
+    if ears is not None and not is_folder_digest(ears["commit"] or ""):
+        names.append(ears["name"])
     return [name for name in names if name.count("/") == 1 and not name.startswith((".", "/"))] or None
 
 

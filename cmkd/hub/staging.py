@@ -28,6 +28,7 @@ from cmkd.formats import check_version
 from cmkd.hub.cards import OPEN_CORPORA, model_card
 from cmkd.identity import folder_digest
 from cmkd.json_files import read_json, write_json
+from cmkd.stages import EARS, ENCODERS
 from configuration_cmkd import hub_name
 
 ALLOWED = (
@@ -308,8 +309,7 @@ def _name(name_or_path: str, encoders: tuple[str, ...]) -> str:
 
 
 def _encoder_names(results: Mapping[str, Any]) -> tuple[str, ...]:
-    fields = ("student_speech_encoder", "teacher_speech_encoder", "text_encoder")
-    names = [str(results["recipe"].get(field, "")) for field in fields] if "recipe" in results else []
+    names = [str(results["recipe"].get(field, "")) for field in (*ENCODERS, EARS)] if "recipe" in results else []
     return tuple(name for name in names if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name))
 
 

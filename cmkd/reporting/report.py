@@ -29,7 +29,7 @@ from cmkd.reporting.figures import (
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import NOTHING_COMPARED, describe_intervals, describe_test, format_p
 from cmkd.spelling import enumerated
-from cmkd.stages import BASELINE, LEXICAL, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control
+from cmkd.stages import BASELINE, EARS, LEXICAL, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SPLITS = {"validation": "val", "test": "test"}
@@ -185,14 +185,18 @@ def _cost_sentence(results: Mapping[str, Any]) -> str:
     )
     peak = f"{cost['peak_memory_gb']:.1f} GB" + ("" if memory is None else f", and {memory:.1f} GB of the device's")
     precisions = ", ".join(sorted({value for value in results.get("precision", {}).values() if value is not None}))
-    encoders = "; ".join(
-        f"{encoder['name']} at {encoder['commit'] or 'a commit that is not known'}"
-        for encoder in {encoder["name"]: encoder for encoder in results.get("encoders", {}).values()}.values()
-    )
+    loaded = {name: _at_commit(encoder) for name, encoder in results.get("encoders", {}).items()}
+    ears = f" Ears for words: {loaded.pop(EARS)}." if EARS in loaded else ""
+    encoders = "; ".join(dict.fromkeys(loaded.values()))
     return (
         f"Time: {took}, on {cost['processes']} process{'' if cost['processes'] == 1 else 'es'} ({cost['device']}). "
         f"Memory: at most {peak}. Precision: {precisions or 'not recorded'}. Encoders: {encoders or 'not recorded'}."
+        f"{ears}"
     )
+
+
+def _at_commit(encoder: Mapping[str, Any]) -> str:
+    return f"{encoder['name']} at {encoder['commit'] or 'a commit that is not known'}"
 
 
 def _systems_section(results: Mapping[str, Any], figures: Path) -> str:

@@ -30,10 +30,20 @@ from cmkd.runs.recipe import Recipe
 from cmkd.runs.seeds import read_answers
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import compare, describe_confidence, describe_intervals, describe_test
-from cmkd.stages import CONTROLS, ENCODERS, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control, describe_variant
+from cmkd.stages import (
+    CONTROLS,
+    EARS,
+    ENCODERS,
+    STAGES,
+    STUDENTS,
+    SYSTEM_NAMES,
+    TEACHER,
+    describe_control,
+    describe_variant,
+)
 from configuration_cmkd import EMOTION_DIMENSIONS
 
-_SHOWN_APART = {"corpus", "unlabelled", "seed", "cache_dtype", *ENCODERS}
+_SHOWN_APART = {"corpus", "unlabelled", "seed", "cache_dtype", *ENCODERS, EARS}
 _SETTINGS = tuple(
     dict.fromkeys(setting for stage in STAGES.values() for setting in stage.settings if setting not in _SHOWN_APART)
 )
@@ -95,6 +105,10 @@ class _Run:
 
     def encoders(self, stage: str) -> list[str]:
         return [self.recipe[setting] for setting in STAGES[stage].all_encoders]
+
+    def ears(self, stage: str) -> str | None:
+        """Whose ears the system has, None if nobody else's; recipes of earlier versions do not say, and had none."""
+        return self.recipe.get(EARS) if STAGES[stage].takes_ears else None
 
 
 def gather_tables(runs: Sequence[Path]) -> list[ResultsTable]:
@@ -324,7 +338,8 @@ def _is_variant(slot: _Slot) -> bool:
 
 
 def _is_row(run: _Run, stage: str, row: PublishedRow) -> bool:
-    if starts_from(run, stage) is not None or run.variant(stage):  # which no row of the paper has
+    hears_words = starts_from(run, stage) is not None or run.ears(stage) is not None
+    if hears_words or run.variant(stage):  # which no row of the paper has
         return False
     return stage == row.stage and all(run.recipe[setting] == value for setting, value in row.encoders.items())
 
@@ -336,7 +351,7 @@ def starts_from(run: _Run, stage: str) -> str | None:
 
 
 def _further_base(slot: _Slot, slots: Sequence[_Slot]) -> str | None:
-    """The row of the stage before with the same speech encoder, if there is exactly one; of a variant, that of T/S."""
+    """The row of the stage before that hears as it does, if there is exactly one; of a variant, that of T/S."""
     base = STAGES[str(slot.row.stage)].builds_on
     if slot.run and slot.run.variant(str(slot.row.stage)):
         base = "ts"
@@ -348,6 +363,7 @@ def _further_base(slot: _Slot, slots: Sequence[_Slot]) -> str | None:
         and other.row.stage == base
         and not other.run.variant(str(base))
         and other.run.recipe["student_speech_encoder"] == slot.run.recipe["student_speech_encoder"]
+        and (other.run.ears(str(base)) == slot.run.ears(str(slot.row.stage)) or not STAGES[str(base)].takes_ears)
     ]
     return bases[0] if len(bases) == 1 else None
 
@@ -425,7 +441,7 @@ def _difference(scores: Scores, others: Scores) -> dict[str, float | None]:
 
 
 def _encoder_names(run: _Run, stage: str) -> str:
-    """The names of the encoders, without the owner on the Hub or the folder that they are in."""
+    """The names of the encoders, and of whose ears it has, without the owner on the Hub or the folder they are in."""
     speech, *others = (Path(encoder).name for encoder in run.encoders(stage))
     if STAGES[stage].trains_encoder:
         layers = run.recipe["num_trainable_layers"]
@@ -434,6 +450,8 @@ def _encoder_names(run: _Run, stage: str) -> str:
     pieces = run.recipe.get("word_pieces") if start else None
     after = "" if start is None else f", after {STAGES[start].short_name}" + (f" ({pieces:,} pieces)" if pieces else "")
     others[-1:] = [name + after for name in others[-1:]]
+    ears = run.ears(stage)
+    speech += "" if ears is None else f", ears of {Path(ears).name}"
     return f"{speech}; teacher {' + '.join(others)}" if stage in STUDENTS else " + ".join([speech, *others])
 
 

@@ -1,7 +1,7 @@
 """Ears for words that a student takes over from another one, as `ears` of a recipe says.
 
-They are a [`modeling_cmkd.WordPieceSummarizer`] and the names of the pieces that it hears. They were learned from the
-states of one speech encoder and say nothing about those of another one, so that both students must have the same.
+They are a [`modeling_cmkd.WordPieceSummarizer`] and the names of the pieces that it hears. They were learned from what
+one speech encoder says and make nothing of another one, so that both students must have the same.
 """
 
 from collections.abc import Mapping
@@ -9,29 +9,74 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedConfig
 
 from cmkd.features.inputs import UtteranceDataset
 from cmkd.runs.recipe import Recipe
 from cmkd.training.collator import collate_utterances
+from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
+from speech_encoder_cmkd import load_speech_encoder
+
+_STORED_IN = (torch.float32, torch.float16, torch.bfloat16)
 
 _AT_ONCE = 64  # utterances
 
 
-def check_ears(recipe: Recipe, config: Any) -> None:
-    """Checks that what `ears` names is a student that hears pieces of words.
+def read_ears(source: str, revision: str | None = None) -> CMKDStudentConfig:
+    """The configuration of a student that hears pieces of words.
+
+    Args:
+        source: Hub name or folder.
+        revision: Branch, tag or commit on the Hub; None: its main branch.
+
+    Raises:
+        ValueError: it is no student, or none that the students of a recipe can take ears from.
+        OSError: there is no such model, or no such revision of it.
+    """
+    model_type = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
+    if model_type != CMKDStudentConfig.model_type:
+        raise ValueError(
+            f"it is of the model type {model_type!r}, but must be {CMKDStudentConfig.model_type!r}: name a student "
+            "that CMKD has trained. That of a run is in its folder student/."
+        )
+    config = CMKDStudentConfig.from_pretrained(source, revision=revision)
+    if config.word_pieces is None:
+        raise ValueError(
+            "it does not listen for pieces of words, since its config.word_pieces is None: name a student that has "
+            "learned to hear them, as the stage lexical with word_pieces teaches it."
+        )
+    layers = CMKDStudentConfig(speech_config=config.speech_config).gru_num_layers
+    if config.gru_num_layers != layers:
+        raise ValueError(
+            f"its config.gru_num_layers is {config.gru_num_layers}, but the GRUs of a student that a recipe makes have "
+            f"{layers} layers, that of its ears too: name a student with as many."
+        )
+    return config
+
+
+def check_ears(recipe: Recipe) -> None:
+    """Checks that what `ears` names hears with the encoder of the recipe's students.
 
     Args:
         recipe: with `ears`.
-        config: of what it names, as `CMKDStudentConfig` reads it.
 
     Raises:
-        ValueError: it is not.
+        ValueError: one weight of its encoder is another one, and not only rounded to half precision; or weights are
+            missing.
     """
-    if config.word_pieces is None:
+    encoder = recipe.locate(recipe.student_speech_encoder)
+    ours = load_speech_encoder(encoder, recipe.student_speech_encoder_revision).state_dict()
+    listening = load_ears(recipe).speech_encoder
+    assert listening is not None  # a student has one
+    theirs = listening.encoder.state_dict()
+    different = [name for name in ours | theirs if not _is_same(ours.get(name), theirs.get(name))]
+    if different:
         raise ValueError(
-            f"ears is {recipe.ears!r}, which does not listen for pieces of words: config.word_pieces is missing there. "
-            "Name a student that has learned to hear them, as the stage lexical with word_pieces teaches it."
+            f"ears is {recipe.ears!r}, which hears with another encoder than {recipe.student_speech_encoder!r}: of "
+            f"{len(ours | theirs)} weights {len(different)} are different, such as {different[0]}. Ears make nothing "
+            "of an encoder that they were not learned with, or whose layers were trained afterwards. Name as "
+            "student_speech_encoder the one that they were learned with, or other ears."
         )
 
 
@@ -39,34 +84,20 @@ def load_ears(recipe: Recipe) -> CMKDStudentModel:
     """The student that has the ears, in fp32."""
     assert recipe.ears is not None
     # Its class is ours, so that nothing runs that the repository may bring.
-    return CMKDStudentModel.from_pretrained(recipe.locate(recipe.ears), revision=recipe.ears_revision, dtype="auto")
+    model: CMKDStudentModel = CMKDStudentModel.from_pretrained(
+        recipe.locate(recipe.ears), revision=recipe.ears_revision, dtype=torch.float32
+    )
+    return model
 
 
-def take_ears(model: Any, theirs: Any, recipe: Recipe) -> None:
+def take_ears(model: CMKDStudentModel, theirs: CMKDStudentModel) -> None:
     """Gives a student the ears of another one.
 
     Args:
-        model: a student with the `word_pieces` and the `word_hidden_size` of the other one.
-        theirs: as [`load_ears`] returns it, in the precision in which it is stored.
-        recipe: names both in messages.
-
-    Raises:
-        ValueError: the other one hears with another encoder: one of its weights differs by more than the rounding of
-            that precision.
+        model: a student with the `word_pieces` and the `word_hidden_size` of the other one, and its encoder.
+        theirs: as [`load_ears`] returns it.
     """
-    ours = model.speech_encoder.encoder.state_dict()
-    others = theirs.speech_encoder.encoder.state_dict()
-    different = [
-        name
-        for name in sorted(ours.keys() | others.keys())
-        if name not in ours or name not in others or not torch.equal(ours[name].to(others[name].dtype), others[name])
-    ]
-    if different:
-        raise ValueError(
-            f"ears is {recipe.ears!r}, which does not hear with the encoder {recipe.student_speech_encoder!r}: "
-            f"{different[0]} differs, and so do {len(different) - 1} other weights. Ears say nothing about another "
-            "encoder: name the one that they were learned with as student_speech_encoder."
-        )
+    assert model.word_summarizer is not None and theirs.word_summarizer is not None  # both have word_pieces
     model.word_summarizer.load_state_dict(theirs.word_summarizer.state_dict())
 
 
@@ -96,3 +127,10 @@ def hear_once(model: Any, datasets: Mapping[str, UtteranceDataset]) -> None:
         columns["word_counts"] = counts
         if name == "learned":
             datasets["train"].columns["word_counts"] = counts[: len(datasets["train"])]
+
+
+def _is_same(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:
+    """Whether two weights are the same, the second one as it comes back from a file that may hold fewer digits."""
+    if ours is None or theirs is None:
+        return False
+    return any(torch.equal(ours.to(dtype).to(ours.dtype), theirs) for dtype in _STORED_IN)

@@ -23,7 +23,7 @@ def cross_fit(recipe: Recipe, corpus: Corpus, complete: set[str], commits: dict[
         recipe: the recipe of the run.
         corpus: that of the run.
         complete: the stages that need not be repeated.
-        commits: of the encoders, by the names of `cmkd.stages.ENCODERS`.
+        commits: as [`cmkd.runs.preflight.check_encoders`] returns them.
         run_stage: trains a stage of a run: its name, recipe, corpus, complete stages and commits.
     """
     recipes = fold_recipes(recipe, complete)

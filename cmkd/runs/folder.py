@@ -94,7 +94,8 @@ def stage_is_complete(
         stage: the name of the stage.
         recipe: the present recipe.
         corpus_version: the version of the present corpus.
-        commits: the commits of the encoders that this launch loads, by the names of `cmkd.stages.ENCODERS`.
+        commits: the commits of the encoders that this launch loads, by the names of `cmkd.stages.ENCODERS`, and of the
+            student whose ears it takes over, by that of `cmkd.stages.EARS`.
         unlabelled_version: the version of the present speech without labels; "" if there is none.
 
     Raises:
@@ -110,11 +111,8 @@ def stage_is_complete(
     once["precision"] = wanted["precision"] if state["complete"] else "fp32"
     then = once | state["settings"]
     lines = [_differences(then, dict.fromkeys(state["settings"]) | wanted)]
-    lines.append(
-        _encoder_differences(
-            state.get("encoders", {}), recipe, commits or {}, STAGES[stage].pretrained(recipe.model_dump())
-        )
-    )
+    loaded = STAGES[stage].pretrained(recipe.model_dump())
+    lines.append(_encoder_differences(state.get("encoders", {}), recipe, commits or {}, loaded))
     differences = "\n".join(filter(None, lines))
     if differences:
         raise ValueError(
@@ -425,7 +423,7 @@ def _without_statements(source: Any) -> Any:
 
 
 def _encoders(stage: str, recipe: Recipe, commits: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
-    """The name, revision and commit of each encoder that a stage loads, by the name of its setting."""
+    """The name, revision and commit of each encoder, and of ears, that a stage loads, by the name of its setting."""
     settings = recipe.model_dump(mode="json")
     return {
         encoder: {

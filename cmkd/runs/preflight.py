@@ -17,7 +17,7 @@ from cmkd.features.word_pieces import check_letters, spoken_letters
 from cmkd.identity import read_encoder
 from cmkd.processes import print_once
 from cmkd.runs.cross_fitting import fold_recipes, folds_of
-from cmkd.runs.ears import check_ears
+from cmkd.runs.ears import check_ears, read_ears
 from cmkd.runs.folder import check_teacher_run, complete_stages, start_of
 from cmkd.runs.recipe import Recipe
 from cmkd.runs.stage import training_rows
@@ -44,12 +44,14 @@ def check_devices() -> None:
 def check_encoders(recipe: Recipe) -> dict[str, str]:
     """Reads the configurations of all encoders, so that a wrong name or layer count shows before anything trains.
 
+    And that of the student whose ears are taken over, if there is one, whose encoder is compared with ours.
+
     Returns:
-        The commits of the encoders that the stages load, by the names of `cmkd.stages.ENCODERS`.
+        The commits of what the stages load, by the names of `cmkd.stages.ENCODERS` and `cmkd.stages.EARS`.
 
     Raises:
-        ValueError: an encoder does not fit.
-        OSError: there is no such encoder.
+        ValueError: an encoder does not fit, or nobody here can hear with these ears.
+        OSError: there is no such encoder, or no such student.
     """
     settings, commits = recipe.model_dump(), {}
     read_once = functools.cache(read_encoder)  # the digest of a folder reads all of its weights
@@ -58,8 +60,8 @@ def check_encoders(recipe: Recipe) -> dict[str, str]:
         encoder, revision = settings[name], settings[f"{name}_revision"]
         at = "" if revision is None else f" at {name}_revision={revision!r}"
         try:
-            config_class = CMKDStudentConfig if name == EARS else AutoConfig
-            config, commits[name] = read_once(recipe.locate(encoder), revision, config_class)
+            read_config = read_ears if name == EARS else AutoConfig.from_pretrained
+            config, commits[name] = read_once(recipe.locate(encoder), revision, read_config)
         except (OSError, ValueError) as error:
             # One of the two, not the class of the error: those of the Hub and of JSON take other arguments.
             kind = OSError if isinstance(error, OSError) else ValueError
@@ -76,7 +78,7 @@ def check_encoders(recipe: Recipe) -> dict[str, str]:
             layers = recipe.num_trainable_layers if stage.trains_encoder else 0
             CMKDStudentConfig(speech_config=configs[stage.speech_encoder], num_trainable_layers=layers)
     if EARS in configs:
-        check_ears(recipe, configs[EARS])
+        check_ears(recipe.pinned(commits))
     return commits
 
 
@@ -114,11 +116,13 @@ def check_words(recipe: Recipe, corpus: DatasetDict) -> None:
 
     Raises:
         ValueError: a split has fewer than two different sentences; or the students shall listen for pieces of words,
-            and no stage teaches them.
+            and no stage teaches them; or they are given ears, and would begin with what a stage has taught.
     """
     for stage in recipe.stages:
         if recipe.word_pieces is not None:
             _check_pieces(STAGES[stage], recipe, corpus)
+        if recipe.ears is not None and STAGES[stage].takes_ears:
+            _check_start(stage, recipe)
         for split in SPLITS if STAGES[stage].learns_words else ():
             of_words = str.strip if recipe.word_pieces is None else spoken_letters
             sentences = set(map(of_words, corpus[split]["transcript"])) - {""}
@@ -141,10 +145,21 @@ def _check_pieces(stage: Stage, recipe: Recipe, corpus: DatasetDict) -> None:
                 f"word_pieces={recipe.word_pieces}: nothing in {training.output_dir} has taught them. Put {LEXICAL} "
                 f"before {stage.name} into stages, or set word_pieces to null."
             )
-    warn_of_ears(recipe)
+    _warn_of_unlearning(recipe)
 
 
-def warn_of_ears(recipe: Recipe) -> None:
+def _check_start(stage: str, recipe: Recipe) -> None:
+    for training in recipe.trainings:
+        start = start_of(stage, training)
+        if start is not None:
+            raise ValueError(
+                f"ears is {recipe.ears!r}, but {training.output_dir} has a complete stage {start}, with whose weights "
+                f"{stage} would begin. Choose another --output_dir, or leave ears out."
+            )
+    _warn_of_unlearning(recipe)
+
+
+def _warn_of_unlearning(recipe: Recipe) -> None:
     """Warns if the encoder below what tells word pieces apart is trained."""
     if recipe.num_trainable_layers != 0:
         print_once(

@@ -142,7 +142,7 @@ class Recipe(BaseModel):
     )
     models_dir: str | None = Field(
         default=None,
-        description="Folder that holds encoders under their Hub names; an encoder that is not in it is taken from the "
+        description="Folder that holds encoders, and ears, under their Hub names; what is not in it is taken from the "
         "Hub.",
     )
     teacher_run: str | None = Field(
@@ -152,9 +152,10 @@ class Recipe(BaseModel):
     )
     ears: str | None = Field(
         default=None,
-        description="Student that hears pieces of words, on the Hub or a folder, with the same speech encoder as "
-        f"student_speech_encoder: the stages {enumerated([BASELINE, *STUDENTS])} listen for the same pieces, with its "
-        f"ears, which stay as they are. Null stands for those of the stage {LEXICAL}, if there is one.",
+        description="Student that has learned to hear pieces of words, as word_pieces says, with the encoder "
+        "student_speech_encoder: Hub name or folder, as for the encoder. The stages "
+        f"{enumerated([BASELINE, *STUDENTS])} listen for the same pieces with its ears, which stay as they are. Null "
+        f"stands for none but those that the stage {LEXICAL} of the run gives to {enumerated(followers(LEXICAL))}.",
     )
     ears_revision: str | None = Field(
         default=None, description="Branch, tag or commit of ears on the Hub; null stands for its main branch."
@@ -335,6 +336,8 @@ class Recipe(BaseModel):
                 f"ears is {self.ears!r}, whose students have learned the words elsewhere, but {other}, which teaches "
                 "them here: take out one of the two."
             )
+        if self.ears is None and self.ears_revision is not None:
+            raise ValueError(f"ears_revision is {self.ears_revision!r}, but ears is null: name the ears too.")
         return self
 
     @model_validator(mode="after")
@@ -415,7 +418,7 @@ class Recipe(BaseModel):
         return self._folder
 
     def locate(self, encoder: str) -> str:
-        """Where an encoder is: beside the recipe, in `models_dir` if it is there, else what was given."""
+        """Where an encoder is, or `ears`: beside the recipe, in `models_dir` if it is there, else what was given."""
         if encoder.startswith(("./", "../")):
             return str(self._folder / encoder)
         folder = Path(self.models_dir or "") / encoder
@@ -425,7 +428,7 @@ class Recipe(BaseModel):
         """This recipe with the commits of encoders on the Hub as their revisions, so that all stages load the same.
 
         Args:
-            commits: by the names of `cmkd.stages.ENCODERS`, as far as they are known, as
+            commits: of the encoders and of `ears`, by the names of these settings, as far as they are known, as
                 `cmkd.identity.read_encoder` gives them.
         """
         named = self.model_dump(include=set(commits))

@@ -66,12 +66,13 @@ def build_model(
         if ears is None:
             config["word_pieces"] = word_pieces_of(stage, recipe)
         else:
-            config |= {name: getattr(ears.config, name) for name in ("word_pieces", "word_hidden_size")}
+            config["word_pieces"] = ears.config.word_pieces
+            config["word_hidden_size"] = ears.config.word_hidden_size
         model = CMKDStudentModel.from_pretrained_encoder(
             speech, revision=speech_revision, num_trainable_layers=layers, **config
         )
         if ears is not None:
-            take_ears(model, ears, recipe)
+            take_ears(model, ears)
     else:
         revisions = {"speech_revision": speech_revision, "text_revision": text_revision}
         model = CMKDTeacherModel.from_pretrained_encoders(speech, text, **revisions, **config)
