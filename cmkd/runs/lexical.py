@@ -10,7 +10,8 @@ There is no checkpoint that `AutoModel` loads, because nothing was learned about
 The map from the student's embedding to the sentences is used while the stage trains, and is not kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Subset
 from transformers import set_seed
@@ -62,13 +64,28 @@ told apart."""
 _START = "start.safetensors"
 _LEARNED = "learned.json"
 _HEAD = "prediction_head."
-_SPELLING_SCHEDULE = {
-    "lr_scheduler_type": "cosine",
-    "lr_scheduler_kwargs": None,
-    "warmup_steps": 0.03,  # of all steps
-    "max_grad_norm": 5.0,  # what CTC begins with is steep
-}
 _ROUNDING = 1e-6  # of a number in fp32: a coordinate that varies by less does not
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the stage teaches: where sentences are, or the pieces of their words.
+
+    Attributes:
+        sentences: takes the recipe, the utterances by name, the tokenizer of the text encoder and the device, and
+            returns what is to be learned of the utterances, by the same names.
+        network: makes what is trained of the student and what is to be learned.
+        trainer: trains it.
+        schedule: arguments of that training that are not the recipe's.
+        found: takes the (n, size) `embeddings` and `student_embeddings` of that network, and returns what is to be
+            compared with the sentences.
+    """
+
+    sentences: Callable[[Recipe, Mapping[str, Dataset], Any, torch.device], dict[str, Sentences]]
+    network: Callable[[Any, Sentences], nn.Module]
+    trainer: type[LexicalTrainer]
+    schedule: Mapping[str, Any]
+    found: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: SessionCost) -> None:
@@ -80,6 +97,7 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
     scale = [float(limit) for limit in corpus.report.label_scale]
     spells = recipe.word_pieces is not None
+    target = _SPELLING if spells else _PLACES
     if spells:
         with main_process_first("learn the pieces of words"):
             keep_word_pieces(rows["learned"], recipe)
@@ -87,26 +105,20 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     wait_for_all("load the encoders")
     device = PartialState().device
     student.to(device)
-    sentences = spelled_sentences(recipe, rows) if spells else read_sentences(recipe, rows, tokenizer, device)
+    sentences = target.sentences(recipe, rows, tokenizer, device)
     datasets: dict[str, TorchDataset] = {}
     for name, of_name in rows.items():
         columns = input_columns(student, of_name, feature_extractor, None, recipe)
         columns["labels"] = np.full((len(of_name), len(EMOTION_DIMENSIONS)), np.nan, dtype=np.float32)
         datasets[name] = UtteranceDataset(columns | {"id": list(of_name["id"])} | sentences[name])
-    trainer = (SpellingTrainer if spells else LexicalTrainer)(
-        model=SpellingStudent(student)
-        if spells
-        else ProjectedStudent(student, sentences["learned"]["sentences"].shape[1]),
+    settings = {
+        "num_epochs": recipe.lexical_epochs or recipe.num_epochs,
+        "learning_rate": recipe.lexical_learning_rate or recipe.learning_rate,
+    }
+    trainer = target.trainer(
+        model=target.network(student, sentences["learned"]),
         args=training_arguments(
-            recipe.model_copy(
-                update={
-                    "num_epochs": recipe.lexical_epochs or recipe.num_epochs,
-                    "learning_rate": recipe.lexical_learning_rate or recipe.learning_rate,
-                }
-            ),
-            folder,
-            metric_for_best_model=METRIC,
-            **(_SPELLING_SCHEDULE if spells else {}),
+            recipe.model_copy(update=settings), folder, metric_for_best_model=METRIC, **target.schedule
         ),
         train_dataset=datasets["learned"],
         eval_dataset=datasets["validation"],
@@ -127,10 +139,10 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     sentences["train"] = {name: values[:number] for name, values in sentences["learned"].items()}
     found, embeddings = {}, {}
     for split in SPLITS:
-        (_, projected, embeddings[split]), _, _ = trainer.predict(datasets[split])
-        found[split] = embeddings[split] if spells else projected
+        (_, answers, embeddings[split]), _, _ = trainer.predict(datasets[split])
+        found[split] = target.found(answers, embeddings[split])
         if spells:
-            warn_of_short(projected[:, 1], sentences[split]["has_words"], split)
+            warn_of_short(answers[:, 1], sentences[split]["has_words"], split)
     weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP from the shards of all processes
     if trainer.is_world_process_zero():
         write_json(folder / _LEARNED, what_was_learned(found, embeddings, sentences, labels))
@@ -224,6 +236,27 @@ def read_sentences(
     for columns in found.values():
         columns["sentences"] = ((columns["sentences"] - mean) / scale).astype(np.float32)
     return found
+
+
+_SPELLING = Target(
+    sentences=lambda recipe, rows, tokenizer, device: spelled_sentences(recipe, rows),
+    network=lambda student, learned: SpellingStudent(student),
+    trainer=SpellingTrainer,
+    schedule={
+        "lr_scheduler_type": "cosine",
+        "lr_scheduler_kwargs": None,
+        "warmup_steps": 0.03,  # of all steps
+        "max_grad_norm": 5.0,  # what CTC begins with is steep
+    },
+    found=lambda answers, embeddings: embeddings,
+)
+_PLACES = Target(
+    sentences=read_sentences,
+    network=lambda student, learned: ProjectedStudent(student, learned["sentences"].shape[1]),
+    trainer=LexicalTrainer,
+    schedule={},
+    found=lambda answers, embeddings: answers,
+)
 
 
 def what_was_learned(
