@@ -43,12 +43,14 @@ class System:
         stage: the name of the stage.
         results: the run's results.json.
         reading: the distance that counts as Eq. 6 here, one of `READINGS`.
+        says_unlabelled: whether only some of the runs hear speech without labels, so that a name has to say which.
     """
 
     folder: Path
     stage: str
     results: Mapping[str, Any]
     reading: str
+    says_unlabelled: bool
 
     @property
     def variant(self) -> str:
@@ -58,6 +60,8 @@ class System:
         parts = [f"after {start}" if start else "", describe_variant(self.stage, recipe)]
         if STAGES[self.stage].needs_teacher and recipe["embedding_distance"] in set(READINGS) - {self.reading}:
             parts.insert(1, recipe["embedding_distance"])
+        if self.says_unlabelled and STAGES[self.stage].needs_teacher and _hears_unlabelled(self.results):
+            parts.append("and unlabelled speech")
         return ", ".join(filter(None, parts))
 
     @property
@@ -98,7 +102,10 @@ def systems_of(runs: Sequence[Path]) -> list[System]:
     read = {run: read_json(run / "results.json", "train it, without --table.") for run in runs}
     distances = Counter(results["recipe"]["embedding_distance"] for results in read.values())
     reading = max(READINGS, key=lambda name: distances[name])
-    found = [System(run, stage, results, reading) for run, results in read.items() for stage in results["systems"]]
+    mixed = len({_hears_unlabelled(results) for results in read.values()}) > 1
+    found = [
+        System(run, stage, results, reading, mixed) for run, results in read.items() for stage in results["systems"]
+    ]
     if not found:
         raise ValueError("there is no run to compare: name a folder that has recipes.")
     first = found[0]
@@ -147,6 +154,10 @@ def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _hears_unlabelled(results: Mapping[str, Any]) -> bool:
+    return bool(results["corpus"]["utterances"].get("unlabelled"))
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:

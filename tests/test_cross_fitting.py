@@ -336,7 +336,7 @@ ON_CREMA_D = ("finetune", "ts", "cts_hard", "cts_soft", "cosine", "control_shuff
     ("folder", "expected"),
     [
         ("spoken_demo", STUDENTS_BEYOND | {"lexical": ""}),
-        ("spoken_emobank", STUDENTS_BEYOND | {"unlabelled": ""}),
+        ("spoken_emobank", STUDENTS_BEYOND | {"unlabelled": "", "norm": ""}),
         (
             "crema_d",
             {name: STUDENTS_BEYOND[name] for name in ON_CREMA_D} | {"cts_label_noise": "label noise", "norm": ""},
