@@ -252,10 +252,16 @@ def test_the_driver_compares_all_with_what_they_have_to_beat(place):
 
 def test_a_system_is_named_by_what_it_does_otherwise_than_the_most():
     recipe = {"embedding_distance": "norm", "quality": "soft"}
-    results = {"recipe": recipe, "starts_from": {"ts": "lexical"}}
-    assert beyond.System(Path(), "ts", results, "mean_squared").name == "T/S student, after lexical, norm"
-    assert beyond.System(Path(), "cts", results, "norm").name == "cT/S student, soft"
-    assert beyond.System(Path(), "finetune", results, "mean_squared").name == "audio only, fine-tuned"
+    corpus = {"utterances": {"train": 3, "unlabelled": 5}}
+    results = {"recipe": recipe, "starts_from": {"ts": "lexical"}, "corpus": corpus}
+
+    def name(stage: str, reading: str, says_unlabelled: bool = False) -> str:
+        return beyond.System(Path(), stage, results, reading, says_unlabelled).name
+
+    assert name("ts", "mean_squared") == "T/S student, after lexical, norm"
+    assert name("cts", "norm") == "cT/S student, soft"
+    assert name("cts", "norm", True) == "cT/S student, soft, and unlabelled speech"
+    assert name("finetune", "mean_squared", True) == "audio only, fine-tuned"
 
 
 @pytest.mark.slow
