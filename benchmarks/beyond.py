@@ -60,7 +60,7 @@ class System:
         parts = [f"after {start}" if start else "", describe_variant(self.stage, recipe)]
         if STAGES[self.stage].needs_teacher and recipe["embedding_distance"] in set(READINGS) - {self.reading}:
             parts.insert(1, recipe["embedding_distance"])
-        if self.says_unlabelled and STAGES[self.stage].needs_teacher and _hears_unlabelled(self.results):
+        if self.says_unlabelled and STAGES[self.stage].learns_unlabelled and _hears_unlabelled(self.results):
             parts.append("and unlabelled speech")
         return ", ".join(filter(None, parts))
 
