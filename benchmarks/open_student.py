@@ -9,14 +9,17 @@ Human voices are CREMA-D's test actors, whose labels are derived from votes for 
 the copy that recipes/open/disturb.py writes; synthetic ones are those of Kokoro in the test split of SpokenEmoBank,
 whose sentences and voices no training had. A constant has a CCC of 0, and the mean absolute error is beside it. Of a
 student that listens for words there is the share of the words of synthetic voices that it gets wrong
-(`word_error_rate`): the likeliest piece at each step, without a language model. Speed is that of one thread in fp32,
-one file at a time, on the clips of `--speech`, alternating between the models; the ratio is to the first. The timeline
-is of all these clips joined. Models whose weights are in `--output` already are not asked about the same corpora again.
+(`word_error_rate`): the likeliest piece at each step, without a language model. The clips of `--speech`, of people,
+need no transcripts: there the words are those that `--recognizer` hears (`words_of_people`), which is not always right
+itself. Speed is that of one thread in fp32, one file at a time, on these clips, alternating between the models; the
+ratio is to the first. The timeline is of all of them joined. Models whose weights are in `--output` already are not
+asked about the same corpora again.
 """
 
 import argparse
 import hashlib
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from cmkd.json_files import read_json, write_json
 from cmkd.reporting.evaluation_report import evaluate_checkpoint
 from cmkd.reporting.figures import DIMENSION_COLOURS
 from cmkd.runs.answers import load_checkpoint
+from cmkd.transcription.recognizers import load_recognizer
 from configuration_cmkd import EMOTION_DIMENSIONS
 from modeling_cmkd import CMKDStudentModel
 
@@ -59,19 +63,38 @@ def scores(model: str, corpora: dict[str, Corpus]) -> dict[str, Any]:
 
 def word_error_rate(model: str, corpus: Corpus) -> float | None:
     """Of the words of the test split, as `jiwer` counts them; None of a student that does not listen for words."""
+    rows = corpus["test"].filter(lambda row: spoken_letters(row["transcript"]) != "", load_from_cache_file=False)
+    waves = SpeechInputs(rows, AutoFeatureExtractor.from_pretrained(model))
+    return wrong_words(model, waves, [spoken_letters(words) for words in rows["transcript"]])
+
+
+def wrong_words(model: str, waves: Iterable[torch.Tensor], said: list[str]) -> float | None:
+    """The word error rate of the student, (samples,) each wave; None if it does not listen for words."""
     student = CMKDStudentModel.from_pretrained(model).eval()
     if student.config.word_pieces is None:
         return None
-    extractor = AutoFeatureExtractor.from_pretrained(model)
-    rows = corpus["test"].filter(lambda row: spoken_letters(row["transcript"]) != "", load_from_cache_file=False)
     heard = []
-    for wave in SpeechInputs(rows, extractor):
+    for wave in waves:
         with torch.no_grad():
             scores, _ = student.piece_logits(input_values=wave[None])
         steps = torch.unique_consecutive(scores[0].argmax(-1)).tolist()
         spelled = "".join(student.config.word_pieces[step - 1] for step in steps if step > 0)
         heard.append(" ".join(spelled.replace("▁", " ").split()))
-    return jiwer.wer([spoken_letters(words) for words in rows["transcript"]], heard)
+    return jiwer.wer(said, heard)
+
+
+def words_of_people(models: dict[str, str], files: list[Path], recognizer: str) -> dict[str, Any]:
+    """How many words of the files each model hears otherwise than the recogniser, one of `cmkd transcribe`."""
+    waves = [read_audio(path, RATE) for path in files]
+    network = load_recognizer(recognizer)
+    said = [spoken_letters(hypothesis.text) for hypothesis in network.recognize(waves)]
+    tensors = [torch.from_numpy(wave) for wave in waves]
+    return {
+        "recognizer": {"name": Path(network.name).name, "revision": network.revision},
+        "files": len(files),
+        "words": sum(len(words.split()) for words in said),
+        "word_error_rate": {name: wrong_words(folder, tensors, said) for name, folder in models.items()},
+    }
 
 
 def digest(path: Path) -> str:
@@ -156,6 +179,7 @@ def main() -> None:
     parser.add_argument("--kokoro", type=Path, required=True, help="the folder of Kokoro's files")
     parser.add_argument("--kokoro_speech", type=Path, help="the folder of what Kokoro has spoken already")
     parser.add_argument("--speech", type=Path, required=True, help="a folder of sound files of people")
+    parser.add_argument("--recognizer", default="openai/whisper-tiny.en", help="what tells the words of --speech")
     parser.add_argument(
         "--output", type=Path, required=True, help="a JSON file; a picture of the same name is beside it"
     )
@@ -188,6 +212,7 @@ def main() -> None:
         },
         "constant": constant(corpora),
         "corpora": reports,
+        "words_of_people": words_of_people(models, files, arguments.recognizer),
         "timeline": timeline(next(iter(models.values())), files, picture),
         "processor": processor(),
         "versions": {name: version(name) for name in ("cmkd", "torch", "transformers", "numpy", "soundfile")},
@@ -196,6 +221,9 @@ def main() -> None:
     for name, model in results["models"].items():
         for corpus, test in model["test"].items():
             print(name, corpus, {dimension: value and round(value, 3) for dimension, value in test["ccc"].items()})
+    for name, share in results["words_of_people"]["word_error_rate"].items():
+        if share is not None:
+            print(name, f"hears {share:.1%} of the words of people otherwise than {arguments.recognizer}")
     print(f"wrote {arguments.output} and {picture}")
 
 
