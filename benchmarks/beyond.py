@@ -21,7 +21,7 @@ from typing import Any
 
 import train_distill
 from cmkd.json_files import read_json, write_json
-from cmkd.runs.recipe import Recipe
+from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.runs.seeds import read_answers
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import compare, format_p
@@ -165,9 +165,8 @@ def systems_of(runs: Sequence[Path]) -> list[System]:
     for system in found:
         if system.name in names:
             raise ValueError(
-                f"{names[system.name]} and {system.folder} both have a system {system.name!r}, so that it is not known "
-                "which of them others have to beat: leave one out with --only. (With labelled_share 1 nothing is left "
-                "that unlabelled_rest could add: such a run is T/S once more.)"
+                f"{names[system.name]} and {system.folder} both have a system {system.name!r}, so that a table cannot tell "
+                "them apart: leave one out with --only."
             )
         names[system.name] = system.folder
     order = list(STAGES)
@@ -293,6 +292,26 @@ def recipes_of(folder: Path, only: Sequence[str] | None) -> list[Path]:
     return sorted(chosen, key=lambda path: path.stem != "teacher")
 
 
+def check_recipes(paths: Sequence[Path], settings: Sequence[str]) -> None:
+    """Checks that no training is asked for twice.
+
+    Raises:
+        ValueError: two recipes are the same but for their folders, once `settings` are applied to both.
+    """
+    trainings: dict[str, Path] = {}
+    for path in paths:
+        recipe = load_recipe(path, settings)
+        has_no_rest = recipe.labelled_share == 1  # so that it does not matter what is done with the rest
+        described = recipe.model_dump_json(exclude={"output_dir"} | ({"unlabelled_rest"} if has_no_rest else set()))
+        if described in trainings:
+            raise ValueError(
+                f"{trainings[described]} and {path} are the same training"
+                + (", since with labelled_share 1 there is no rest for unlabelled_rest" if has_no_rest else "")
+                + ": leave one out with --only."
+            )
+        trainings[described] = path
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -307,6 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = options.output_dir or Path("runs", options.folder.resolve().name)
     seeds = [str(seed) for seed in options.seeds]
     paths = recipes_of(options.folder, options.only)
+    if not options.table:
+        check_recipes(paths, settings)
     for path in () if options.table else paths:
         print(f"\n=== {path.stem}", flush=True)
         several = ["--seed", *seeds] if len(seeds) == 1 else ["--seeds", *seeds]

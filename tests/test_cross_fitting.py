@@ -322,15 +322,22 @@ def test_a_system_is_named_by_what_it_does_otherwise_than_the_most(tmp_path):
     assert {name for _, name in names(all_hear)} == {"teacher: audio and text", "T/S student", "cT/S student"}
 
 
-def test_systems_that_only_look_different_are_not_compared(tmp_path):
-    """With all of the labels nothing is left that speech without labels could add."""
-    runs = [
-        write_results(tmp_path / name, ["ts"], unlabelled_rest=rest) for name, rest in (("ts", False), ("more", True))
-    ]
-    with pytest.raises(
-        ValueError, match=r"ts and \S*more both have a system 'T/S student', .* leave one out with --only"
-    ):
+def test_two_systems_of_one_name_are_not_compared(tmp_path):
+    runs = [write_results(tmp_path / name, ["ts"], num_epochs=epochs) for name, epochs in (("ts", 3), ("more", 4))]
+    with pytest.raises(ValueError, match=r"ts and \S*more both have a system 'T/S student', .* out with --only"):
         beyond.systems_of(runs)
+
+
+def test_no_training_is_asked_for_twice():
+    """With all of the labels nothing is left that speech without labels could add."""
+    folder = ROOT / "recipes/beyond/spoken_emobank"
+    with pytest.raises(
+        ValueError, match=r"ts\.yaml and \S*unlabelled\.yaml are the same training, since with .*--only"
+    ):
+        beyond.main([str(folder), "--seeds", "0", "1"])
+    beyond.check_recipes(beyond.recipes_of(folder, None), ["--labelled_share", "0.3"])
+    for name in ("spoken_demo", "crema_d"):
+        beyond.check_recipes(beyond.recipes_of(folder.parent / name, None), [])
 
 
 def test_rows_say_what_a_system_learned_from_and_how(tmp_path):
