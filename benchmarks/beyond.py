@@ -165,8 +165,8 @@ def systems_of(runs: Sequence[Path]) -> list[System]:
     for system in found:
         if system.name in names:
             raise ValueError(
-                f"{names[system.name]} and {system.folder} both have a system {system.name!r}, so that a table cannot tell "
-                "them apart: leave one out with --only."
+                f"{names[system.name]} and {system.folder} both have a system {system.name!r}, so that a table "
+                "cannot tell them apart: leave one out with --only."
             )
         names[system.name] = system.folder
     order = list(STAGES)
