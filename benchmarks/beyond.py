@@ -7,31 +7,31 @@ The recipes run one after the other, the teacher first, in the folders of `--out
 complete is not repeated. `--only ts cts_hard` takes some of them, and `--table` only reads what is there. All
 other arguments are settings of the recipes. The table has the test CCC of each system, mean ± standard deviation over
 the seeds, and its difference from fine-tuning, from T/S and from the paper's rule, each with the p of the paired test
-over speakers; the JSON file has the intervals too, and how many updates of the weights each system took.
+over speakers; the JSON file has the intervals too, and of each system how many updates of its weights it took, the
+settings of its recipe, what it learned from, how it was judged, and whose ears it has.
 """
 
 import argparse
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from statistics import stdev
 from typing import Any
 
 import train_distill
 from cmkd.json_files import read_json, write_json
+from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.runs.seeds import read_answers
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import compare, format_p
-from cmkd.stages import STAGES, SYSTEM_NAMES, describe_variant
+from cmkd.stages import EARS, STAGES, describe_variant, most_common_reading, system_name
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 TO_BEAT = ("finetune", "ts", "cts")
 """The stages that others are compared with, as the paper has them."""
 
-READINGS = ("norm", "squared_norm", "mean_squared")
-"""The embedding distances that Eq. 6 may mean; the one that most runs have is no variant."""
+_NO_SETTINGS_OF_A_SYSTEM = {"stages", "seed", "seeds", "overwrite", "kept_student"}
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,19 @@ class System:
         folder: the run.
         stage: the name of the stage.
         results: the run's results.json.
-        reading: the distance that counts as Eq. 6 here, one of `READINGS`.
-        says_unlabelled: whether only some of the runs hear speech without labels, so that a name has to say which.
+        each_results: those of its seeds, one or several, in their order.
+        ways: in which ways it is not what the others are compared with, as `cmkd.stages.describe_variant` returns them.
     """
 
     folder: Path
     stage: str
     results: Mapping[str, Any]
-    reading: str
-    says_unlabelled: bool
-
-    @property
-    def variant(self) -> str:
-        """In which ways it is not what the others are compared with."""
-        recipe = self.results["recipe"]
-        start = self.results.get("starts_from", {}).get(self.stage)
-        parts = [f"after {start}" if start else "", describe_variant(self.stage, recipe)]
-        if STAGES[self.stage].needs_teacher and recipe["embedding_distance"] in set(READINGS) - {self.reading}:
-            parts.insert(1, recipe["embedding_distance"])
-        if self.says_unlabelled and STAGES[self.stage].learns_unlabelled and _hears_unlabelled(self.results):
-            parts.append("and unlabelled speech")
-        return ", ".join(filter(None, parts))
+    each_results: Sequence[Mapping[str, Any]]
+    ways: Mapping[str, str]
 
     @property
     def name(self) -> str:
-        return ", ".join(filter(None, (SYSTEM_NAMES[self.stage], self.variant)))
+        return system_name(self.stage, self.ways)
 
     @property
     def seeds(self) -> list[int]:
@@ -91,21 +79,78 @@ class System:
         step = recipe["batch_size"] * recipe["gradient_accumulation_steps"] * self.results["cost"]["processes"]
         return recipe["num_epochs"] * math.ceil(self.results["corpus"]["utterances"]["train"] / step)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its recipe has otherwise than a recipe that says nothing; of a path on some machine the last name."""
+        defaults = {name: field.default for name, field in Recipe.model_fields.items() if not field.is_required()}
+        return {
+            name: _without_folders(value)
+            for name, value in self.results["recipe"].items()
+            if name not in _NO_SETTINGS_OF_A_SYSTEM and (name not in defaults or value != defaults[name])
+        }
+
+    @property
+    def train(self) -> dict[str, Any] | None:
+        """Its CCC on the training split, mean, `std` over the seeds and each; None if it was not scored there."""
+        scores = self.results["systems"][self.stage].get("train")
+        if scores is None:
+            return None
+        each = scores["each"] if "seeds" in self.results else [scores["ccc"]]
+        return {"ccc": scores["ccc"], "std": _std(each), "each": each}
+
+    @property
+    def conditioning(self) -> list[dict[str, Any]] | None:
+        """By seed, how the training utterances were judged by which it was conditioned; None if it was not."""
+        return [one["conditioning"] for one in self.each_results] if STAGES[self.stage].is_conditional else None
+
+    @property
+    def labelled(self) -> dict[str, Any]:
+        """How many `utterances` with labels it learned from, and their `hours`."""
+        corpus = self.results["corpus"]
+        return {size: corpus[size]["train"] for size in ("utterances", "hours")}
+
+    @property
+    def unlabelled(self) -> dict[str, Any] | None:
+        """The same of speech without labels, and `judged`: by seed, how good the teacher is there; None without any."""
+        corpus = self.results["corpus"]
+        if not STAGES[self.stage].learns_unlabelled or "unlabelled" not in corpus:
+            return None
+        sizes = {size: corpus[size]["unlabelled"] for size in ("utterances", "hours")}
+        return sizes | {"judged": [one.get("unlabelled") for one in self.each_results]}
+
+    @property
+    def ears(self) -> dict[str, Any] | None:
+        """Whose ears it has: `name`, `revision` and `commit`, of a folder a SHA-256; None if nobody else's.
+
+        Raises:
+            ValueError: its seeds had different ones.
+        """
+        if not STAGES[self.stage].takes_ears or self.results["recipe"].get(EARS) is None:
+            return None
+        first, *others = (_without_folders(one["encoders"][EARS]) for one in self.each_results)
+        for other in others:
+            if other != first:
+                raise ValueError(f"the seeds of {self.folder} had different ears, {first} and {other}: train it anew.")
+        return first
+
 
 def systems_of(runs: Sequence[Path]) -> list[System]:
     """All systems of complete runs: the paper's in the order of their stages, then the variants, controls last.
 
     Raises:
         FileNotFoundError: a folder has no results.json.
-        ValueError: there is no run, or two were made with other seeds or from other corpora.
+        ValueError: there is no run; two were made with other seeds or from other corpora, or have systems of the same
+            name.
     """
     read = {run: read_json(run / "results.json", "train it, without --table.") for run in runs}
-    distances = Counter(results["recipe"]["embedding_distance"] for results in read.values())
-    reading = max(READINGS, key=lambda name: distances[name])
-    mixed = len({_hears_unlabelled(results) for results in read.values()}) > 1
-    found = [
-        System(run, stage, results, reading, mixed) for run, results in read.items() for stage in results["systems"]
-    ]
+    reading = most_common_reading(read.values())
+    found = []
+    for run, results in read.items():
+        each = [results]
+        if "seeds" in results:
+            each = [read_json(run / f"seed_{seed}" / "results.json", "train it anew.") for seed in results["seeds"]]
+        for stage in results["systems"]:
+            found.append(System(run, stage, results, each, describe_variant(stage, results, reading)))
     if not found:
         raise ValueError("there is no run to compare: name a folder that has recipes.")
     first = found[0]
@@ -115,20 +160,40 @@ def systems_of(runs: Sequence[Path]) -> list[System]:
                 f"{first.folder} has the seeds {first.seeds} and the corpus {first.results['corpus']['version']}, "
                 f"{other.folder} {other.seeds} and {other.results['corpus']['version']}: compare like with like."
             )
+    found = _without_what_all_have(found)
+    names: dict[str, Path] = {}
+    for system in found:
+        if system.name in names:
+            raise ValueError(
+                f"{names[system.name]} and {system.folder} both have a system {system.name!r}, so that a table "
+                "cannot tell them apart: leave one out with --only."
+            )
+        names[system.name] = system.folder
     order = list(STAGES)
-    return sorted(found, key=lambda one: ("control" in one.results, one.variant != "", order.index(one.stage)))
+    return sorted(found, key=lambda one: ("control" in one.results, bool(one.ways), order.index(one.stage)))
+
+
+def _without_what_all_have(systems: Sequence[System]) -> list[System]:
+    """The same, where ears and unlabelled speech make no variant if no system that could have them does otherwise."""
+    unsaid = set()
+    if len({one.results["recipe"].get(EARS) for one in systems if STAGES[one.stage].takes_ears}) == 1:
+        unsaid.add(EARS)
+    if len({"unlabelled" in one.ways for one in systems if STAGES[one.stage].learns_unlabelled}) == 1:
+        unsaid.add("unlabelled")
+    return [replace(one, ways={way: words for way, words in one.ways.items() if way not in unsaid}) for one in systems]
 
 
 def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
     """A row for each system: its scores on test, and its paired tests against those of `TO_BEAT` that are there.
 
     Returns:
-        Entries with `system`, `run`, `stage`, `seeds`, `updates`, `ccc` (the mean), `std` over the seeds (None of one),
-        `each`, `interval` over speakers, and `against`, by the name of the other system `difference`, `interval`, `p`,
+        Entries with `system`, `run`, `stage`, `seeds`, `updates`; `ways`, `settings`, `labelled`, `unlabelled`, `ears`,
+        `conditioning` and `train` as `System` has them; `ccc` (the mean), `std` over the seeds (None of one), `each`,
+        `interval` over speakers, and `against`, by the name of the other system `difference`, `interval`, `p`,
         `smallest_p`, as `cmkd.paired_test` returns them, `std` and `each`; all by dimension.
     """
     answers = {id(system): system.answers for system in systems}
-    bases = [system for system in systems if system.stage in TO_BEAT and not system.variant]
+    bases = [system for system in systems if system.stage in TO_BEAT and not system.ways]
     rows = []
     for system in systems:
         ours, scores = answers[id(system)], system.results["systems"][system.stage]["test"]
@@ -146,6 +211,13 @@ def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
                 "stage": system.stage,
                 "seeds": system.seeds,
                 "updates": system.updates,
+                "ways": dict(system.ways),
+                "settings": system.settings,
+                "labelled": system.labelled,
+                "unlabelled": system.unlabelled,
+                "ears": system.ears,
+                "conditioning": system.conditioning,
+                "train": system.train,
                 "ccc": scores["ccc"],
                 "std": _std(system.each),
                 "each": system.each,
@@ -154,10 +226,6 @@ def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _hears_unlabelled(results: Mapping[str, Any]) -> bool:
-    return bool(results["corpus"]["utterances"].get("unlabelled"))
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -170,6 +238,15 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append([row["system"], f"{row['updates']:,}", *scores, *(_against(row, base) for base in bases)])
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _without_folders(value: Any) -> Any:
+    """The same, with the last name of each absolute path alone: where a corpus or a model lies is nobody's business."""
+    if isinstance(value, Mapping):
+        return {name: _without_folders(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
 
 
 def _against(row: Mapping[str, Any], base: str) -> str:
@@ -215,6 +292,26 @@ def recipes_of(folder: Path, only: Sequence[str] | None) -> list[Path]:
     return sorted(chosen, key=lambda path: path.stem != "teacher")
 
 
+def check_recipes(paths: Sequence[Path], settings: Sequence[str]) -> None:
+    """Checks that no training is asked for twice.
+
+    Raises:
+        ValueError: two recipes are the same but for their folders, once `settings` are applied to both.
+    """
+    trainings: dict[str, Path] = {}
+    for path in paths:
+        recipe = load_recipe(path, settings)
+        has_no_rest = recipe.labelled_share == 1  # so that it does not matter what is done with the rest
+        described = recipe.model_dump_json(exclude={"output_dir"} | ({"unlabelled_rest"} if has_no_rest else set()))
+        if described in trainings:
+            raise ValueError(
+                f"{trainings[described]} and {path} are the same training"
+                + (", since with labelled_share 1 there is no rest for unlabelled_rest" if has_no_rest else "")
+                + ": leave one out with --only."
+            )
+        trainings[described] = path
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -229,6 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = options.output_dir or Path("runs", options.folder.resolve().name)
     seeds = [str(seed) for seed in options.seeds]
     paths = recipes_of(options.folder, options.only)
+    if not options.table:
+        check_recipes(paths, settings)
     for path in () if options.table else paths:
         print(f"\n=== {path.stem}", flush=True)
         several = ["--seed", *seeds] if len(seeds) == 1 else ["--seeds", *seeds]

@@ -5,8 +5,10 @@
     python -m benchmarks.few_labels runs/hours_* --against hours --output docs/results/judged_hours
 
 It writes OUTPUT.json and OUTPUT.png. A run may be of one seed or of several. A solid line joins the students that heard
-unlabelled speech, a dashed one those that did not; a run with all of its labels and no other speech ends both. Systems
-that never hear unlabelled speech, such as the teacher, have a dotted line. Bars are intervals over speakers of test.
+unlabelled speech, a dashed one those that did not; a run with all of its labels and no other speech ends both, so that
+recipes/beyond/spoken_emobank/unlabelled.yaml need not be run with `labelled_share: 1`, where it is ts.yaml once more.
+Systems that never hear unlabelled speech, such as the teacher, have a dotted line. Bars are intervals over speakers of
+test; points of the same run stand a little beside each other, so that all bars are seen.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from cmkd.atomic import written_whole
 from cmkd.formats import check_version
@@ -26,6 +29,9 @@ from cmkd.runs.folder import versions
 from cmkd.stages import STAGES
 
 DIMENSION = "valence"
+BESIDE = 0.012
+"""How far the points of one curve are from those of the next one, as a part of the axis."""
+
 AXES = {"labels": "training utterances with labels", "hours": "hours that the teacher judged"}
 
 
@@ -66,10 +72,10 @@ Point = tuple[float, Mapping[str, Any]]
 
 
 def curves(runs: Sequence[Mapping[str, Any]], against: str) -> dict[tuple[str, str], list[Point]]:
-    """The points (x, scores) of each curve, by system and "with", "without" or "either"; x is in order.
+    """The points (x, scores) of each curve, by system and "with", "without" or "either"; stages and x are in order.
 
     Raises:
-        ValueError: two runs have the same place on a curve.
+        ValueError: two runs have the same place on a curve, and other scores.
     """
     found: dict[tuple[str, str], dict[float, Mapping[str, Any]]] = {}
     for run in runs:
@@ -83,21 +89,25 @@ def curves(runs: Sequence[Mapping[str, Any]], against: str) -> dict[tuple[str, s
                 if run[against] in points and points[run[against]] != scores:
                     raise ValueError(f"{run['run']} has as many {against} as another run with {stage}: leave one out.")
                 points[run[against]] = scores
-    return {key: sorted(points.items(), key=lambda point: point[0]) for key, points in found.items()}
+    in_order = sorted(found, key=lambda key: (list(STAGES).index(key[0]), key[1]))
+    return {key: sorted(found[key].items(), key=lambda point: point[0]) for key in in_order}
 
 
 def draw(runs: Sequence[Mapping[str, Any]], against: str) -> Figure:
-    """The curves of all systems, with x on a logarithmic scale."""
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    """The curves of all systems, with x on a logarithmic scale, whose ticks are the runs."""
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     axes = figure.subplots()
     styles = {"with": ("-", "o", ", and unlabelled speech"), "without": ("--", "s", ""), "either": (":", "D", "")}
-    for (stage, kind), points in curves(runs, against).items():
+    drawn = curves(runs, against)
+    places = sorted({place for points in drawn.values() for place, _ in points})
+    span = places[-1] / places[0] if len(places) > 1 else 2.0
+    for number, ((stage, kind), points) in enumerate(drawn.items()):
         line, marker, more = styles[kind]
-        x, y = [place for place, _ in points], [score["ccc"] for _, score in points]
+        shift = span ** (BESIDE * (number - (len(drawn) - 1) / 2))
+        x, y = [place * shift for place, _ in points], [score["ccc"] for _, score in points]
         intervals = [score["interval"] or [score["ccc"]] * 2 for _, score in points]
         below = [value - low for value, (low, _) in zip(y, intervals, strict=True)]
         above = [high - value for value, (_, high) in zip(y, intervals, strict=True)]
-        label = STAGES[stage].short_name + more
         axes.errorbar(
             x,
             y,
@@ -107,10 +117,14 @@ def draw(runs: Sequence[Mapping[str, Any]], against: str) -> Figure:
             marker=marker,
             markersize=5,
             capsize=2,
-            label=label,
+            label=STAGES[stage].short_name + more,
         )
-    axes.set(xscale="log", xlabel=AXES[against], ylabel=f"CCC of {DIMENSION} on test")
-    axes.legend(fontsize="small")
+    margin = span**0.1
+    axes.set(xscale="log", xlim=(places[0] / margin, places[-1] * margin))
+    axes.set(xlabel=AXES[against], ylabel=f"CCC of {DIMENSION} on test")
+    axes.set_xticks(places, [f"{place:,}" if against == "labels" else f"{place:.3g}" for place in places])
+    axes.xaxis.set_minor_locator(NullLocator())
+    figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 

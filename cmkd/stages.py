@@ -7,8 +7,9 @@ how to add a stage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 TEACHER = "teacher"
@@ -254,34 +255,75 @@ def describe_control(control: str) -> str:
     return f"Control: {control}, {CONTROLS[control]}; not a system to use"
 
 
-def describe_variant(stage: str, settings: Mapping[str, object]) -> str:
-    """In which ways a system is not the paper's, in a few words; "" if it is.
+READINGS = ("norm", "squared_norm", "mean_squared")
+"""The embedding distances that Eq. 6 of the paper may mean, which does not say."""
 
-    The norm, its square and its mean are readings of Eq. 6, which does not say, and no variants.
+
+def describe_variant(stage: str, results: Mapping[str, Any], reading: str | None = None) -> dict[str, str]:
+    """In which ways a system of a run is not the paper's, each in a few words; empty if it is.
 
     Args:
         stage: the name of the stage.
-        settings: those of the recipe that it was trained with; one that did not exist then has its default.
+        results: the content of results.json. What the run's version did not have, its systems do without.
+        reading: the distance of `READINGS` that Eq. 6 stands for, so that the others are variants, as where several
+            runs are compared; None: all of them are the paper's.
 
-    >>> describe_variant("cts", {"quality": "soft", "cross_fitting": 5, "embedding_distance": "cosine"})
-    'cosine, soft, cross-fitted'
-    >>> describe_variant("ts", {"quality": "soft", "embedding_distance": "norm"})
-    ''
+    Returns:
+        The words by what they are about, in the order in which a name says them: "starts_from", "embedding_distance",
+        "quality", "cross_fitting", "prediction_weight", "control", "ears" and "unlabelled".
+
+    >>> recipe = {"quality": "soft", "cross_fitting": 5, "embedding_distance": "norm", "ears": "user/listener"}
+    >>> results = {"recipe": recipe, "starts_from": {"ts": "lexical"}, "corpus": {}}
+    >>> describe_variant("cts", results)
+    {'quality': 'soft', 'cross_fitting': 'cross-fitted', 'ears': 'ears of listener'}
+    >>> describe_variant("ts", results, reading="mean_squared")
+    {'starts_from': 'after lexical', 'embedding_distance': 'norm', 'ears': 'ears of listener'}
+    >>> describe_variant("teacher", results)
+    {}
     """
-    if not STAGES[stage].needs_teacher:
-        return ""
-    parts = []
-    if settings.get("embedding_distance") in ("cosine", "contrastive"):
-        parts.append(str(settings["embedding_distance"]))
-    if STAGES[stage].is_conditional:
-        quality = settings.get("quality", "hard")
-        parts += [{"label_noise": "label noise"}.get(str(quality), str(quality))] if quality != "hard" else []
-        parts += ["cross-fitted"] if settings.get("cross_fitting") is not None else []
-    if settings.get("prediction_weight", 0):
-        parts.append("predictions by dimension")
-    if settings.get("control") is not None:
-        parts.append(f"control {settings['control']}")
-    return ", ".join(parts)
+    about, settings = STAGES[stage], results["recipe"]
+    ways = {}
+    start = results.get("starts_from", {}).get(stage)
+    if start is not None:
+        pieces = settings.get("word_pieces")
+        heard = "" if pieces is None else f" with {pieces:,} pieces"
+        ways["starts_from"] = f"after {STAGES[start].short_name}{heard}"
+    if about.needs_teacher:
+        distance = settings["embedding_distance"]
+        if distance != reading and (reading is not None or distance not in READINGS):
+            ways["embedding_distance"] = distance
+        if about.is_conditional and settings.get("quality", "hard") != "hard":
+            ways["quality"] = settings["quality"].replace("_", " ")
+        if about.is_conditional and settings.get("cross_fitting") is not None:
+            ways["cross_fitting"] = "cross-fitted"
+        if settings.get("prediction_weight", 0):
+            ways["prediction_weight"] = "predictions by dimension"
+        if settings.get("control") is not None:
+            ways["control"] = f"control {settings['control']}"
+    if about.takes_ears and settings.get(EARS) is not None:
+        ways["ears"] = f"ears of {PurePath(settings[EARS]).name}"
+    if about.learns_unlabelled and "unlabelled" in results["corpus"]:
+        ways["unlabelled"] = "and unlabelled speech"
+    return ways
+
+
+def most_common_reading(runs: Iterable[Mapping[str, Any]]) -> str:
+    """The reading of Eq. 6 that most of some runs with students have, the first of `READINGS` of equally many.
+
+    Args:
+        runs: the content of the results.json of each.
+    """
+    distances = [results["recipe"]["embedding_distance"] for results in runs if set(STUDENTS) & set(results["systems"])]
+    return max(READINGS, key=distances.count)
+
+
+def system_name(stage: str, ways: Mapping[str, str]) -> str:
+    """What a table calls a system that is not the paper's in these ways.
+
+    >>> system_name("ts", {"embedding_distance": "cosine", "unlabelled": "and unlabelled speech"})
+    'T/S student, cosine, and unlabelled speech'
+    """
+    return ", ".join((SYSTEM_NAMES[stage], *ways.values()))
 
 
 def followers(name: str) -> tuple[str, ...]:

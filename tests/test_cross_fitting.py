@@ -229,6 +229,15 @@ def test_the_driver_compares_all_with_what_they_have_to_beat(place):
         "T/S student, contrastive, control shuffled_teacher",
     ]
     best, base = rows["cT/S student, soft, cross-fitted, predictions by dimension"], rows["T/S student"]
+    ours = [json.loads((place / f"runs/best/seed_{seed}/results.json").read_text()) for seed in (3, 5)]
+    assert best["conditioning"] == [one["conditioning"] for one in ours] and base["conditioning"] is None
+    assert best["train"]["each"] == [one["systems"]["cts"]["train"]["ccc"] for one in ours]
+    assert {name: best["settings"][name] for name in ("quality", "cross_fitting", "prediction_weight")} == {
+        "quality": "soft",
+        "cross_fitting": 2,
+        "prediction_weight": 1.0,
+    }
+    assert best["labelled"]["utterances"] == 25 and best["unlabelled"] is None and str(place) not in json.dumps(found)
     assert best["updates"] == 4 and best["seeds"] == [3, 5]  # 25 utterances in steps of 8, once
     assert set(best["against"]) == {"T/S student", "cT/S student"} and set(base["against"]) == {"cT/S student"}
     files = [
@@ -250,18 +259,105 @@ def test_the_driver_compares_all_with_what_they_have_to_beat(place):
     assert len(shown) == 7 and shown[3].startswith("| T/S student | 4 |")
 
 
-def test_a_system_is_named_by_what_it_does_otherwise_than_the_most():
-    recipe = {"embedding_distance": "norm", "quality": "soft"}
-    corpus = {"utterances": {"train": 3, "unlabelled": 5}}
-    results = {"recipe": recipe, "starts_from": {"ts": "lexical"}, "corpus": corpus}
+CCC = {"activation": 0.5, "valence": 0.25, "dominance": 0.125}
 
-    def name(stage: str, reading: str, says_unlabelled: bool = False) -> str:
-        return beyond.System(Path(), stage, results, reading, says_unlabelled).name
 
-    assert name("ts", "mean_squared") == "T/S student, after lexical, norm"
-    assert name("cts", "norm") == "cT/S student, soft"
-    assert name("cts", "norm", True) == "cT/S student, soft, and unlabelled speech"
-    assert name("finetune", "mean_squared", True) == "audio only, fine-tuned"
+def write_results(folder, stages, unlabelled=0, starts_from=None, **settings):
+    """A run of one seed as the driver reads it."""
+    generator = np.random.default_rng(0)
+    labels = generator.uniform(size=(30, 3))
+    for stage in stages:
+        path = folder / f"predictions/{stage}_test.parquet"
+        answers = labels + generator.normal(size=(30, 3))
+        write_predictions(path, list(map(str, range(30))), answers, labels, [f"s{n % 5}" for n in range(30)], [""] * 30)
+    corpus = {"version": "1.0", "utterances": {"train": 70, "test": 30}, "hours": {"train": 0.5, "test": 0.1}}
+    if unlabelled:
+        corpus["utterances"]["unlabelled"], corpus["hours"]["unlabelled"] = unlabelled, 2.5
+        corpus["unlabelled"] = {"version": "0123", "corpora": {}}
+    recipe = Recipe(
+        corpus={"name": "own", "data_dir": "/secret/place/own"}, output_dir="x", stages=list(stages), **settings
+    )
+    results = {
+        "corpus": corpus,
+        "seed": 4,
+        "recipe": recipe.model_dump(mode="json", exclude={"output_dir"}),
+        "cost": {"processes": 1},
+        "systems": {stage: {"test": {"ccc": CCC, "interval": None}, "train": {"ccc": CCC}} for stage in stages},
+        "starts_from": starts_from or {},
+        "conditioning": {"quality": recipe.quality, "discarded_fraction": 0.125, "mean_weight": 0.875},
+        "encoders": {"ears": {"name": recipe.ears, "revision": None, "commit": "sha256-12"}},
+    }
+    results |= {"unlabelled": {"utterances": unlabelled, "mean_weight": 0.75}} if unlabelled else {}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def names(runs):
+    return [(system.folder.name, system.name) for system in beyond.systems_of(runs)]
+
+
+def test_a_system_is_named_by_what_it_does_otherwise_than_the_most(tmp_path):
+    squared = {"embedding_distance": "mean_squared", "ears": "../listener"}
+    runs = [
+        write_results(tmp_path / "tuned", ["finetune"], **squared),
+        write_results(tmp_path / "ts", ["ts"], **squared),
+        write_results(tmp_path / "words", ["ts"], starts_from={"ts": "lexical"}, **squared),
+        write_results(tmp_path / "soft", ["cts"], quality="soft", **squared),
+        write_results(tmp_path / "norm", ["ts"], ears="../listener"),
+    ]
+    alike = [
+        ("tuned", "audio only, fine-tuned"),
+        ("ts", "T/S student"),
+        ("words", "T/S student, after lexical"),
+        ("norm", "T/S student, norm"),
+        ("soft", "cT/S student, soft"),
+    ]
+    assert names(runs) == alike
+    more = write_results(tmp_path / "more", ["ts"], unlabelled=90, **squared)
+    assert dict(names([*runs, more])) == dict(alike) | {"more": "T/S student, and unlabelled speech"}
+    deaf = write_results(tmp_path / "deaf", ["ts"], embedding_distance="mean_squared")
+    heard = {name: f"{shown}, ears of listener" for name, shown in alike}
+    assert dict(names([*runs, deaf])) == heard | {"deaf": "T/S student"}
+    all_hear = [write_results(tmp_path / f"all_{stage}", [stage], unlabelled=90) for stage in ("ts", "cts", "teacher")]
+    assert {name for _, name in names(all_hear)} == {"teacher: audio and text", "T/S student", "cT/S student"}
+
+
+def test_two_systems_of_one_name_are_not_compared(tmp_path):
+    runs = [write_results(tmp_path / name, ["ts"], num_epochs=epochs) for name, epochs in (("ts", 3), ("more", 4))]
+    with pytest.raises(ValueError, match=r"ts and \S*more both have a system 'T/S student', .* out with --only"):
+        beyond.systems_of(runs)
+
+
+def test_no_training_is_asked_for_twice():
+    """With all of the labels nothing is left that speech without labels could add."""
+    folder = ROOT / "recipes/beyond/spoken_emobank"
+    with pytest.raises(
+        ValueError, match=r"ts\.yaml and \S*unlabelled\.yaml are the same training, since with .*--only"
+    ):
+        beyond.main([str(folder), "--seeds", "0", "1"])
+    beyond.check_recipes(beyond.recipes_of(folder, None), ["--labelled_share", "0.3"])
+    for name in ("spoken_demo", "crema_d"):
+        beyond.check_recipes(beyond.recipes_of(folder.parent / name, None), [])
+
+
+def test_rows_say_what_a_system_learned_from_and_how(tmp_path):
+    settings = {"embedding_distance": "mean_squared", "num_epochs": 3, "labelled_share": 0.5}
+    runs = [
+        write_results(tmp_path / "tuned", ["finetune"], **settings),
+        write_results(tmp_path / "soft", ["cts"], 90, quality="soft", ears="/secret/listener", **settings),
+    ]
+    tuned, soft = beyond.compare_systems(beyond.systems_of(runs))
+    assert "/secret" not in json.dumps([tuned, soft])
+    of_both = {"corpus": {"name": "own", "data_dir": "own"}, **settings}
+    assert tuned["settings"] == of_both and soft["settings"] == of_both | {"quality": "soft", "ears": "listener"}
+    assert tuned["labelled"] == soft["labelled"] == {"utterances": 70, "hours": 0.5}
+    judged = {"utterances": 90, "mean_weight": 0.75}
+    assert tuned["unlabelled"] is None and soft["unlabelled"] == {"utterances": 90, "hours": 2.5, "judged": [judged]}
+    assert tuned["conditioning"] is None
+    assert soft["conditioning"] == [{"quality": "soft", "discarded_fraction": 0.125, "mean_weight": 0.875}]
+    assert tuned["ears"] is None and soft["ears"] == {"name": "listener", "revision": None, "commit": "sha256-12"}
+    assert tuned["train"] == soft["train"] == {"ccc": CCC, "std": None, "each": [CCC]}
+    assert tuned["ways"] == {} and soft["ways"] == {"quality": "soft", "ears": "ears of listener"}
 
 
 @pytest.mark.slow
@@ -341,11 +437,11 @@ ON_CREMA_D = ("finetune", "ts", "cts_hard", "cts_soft", "cosine", "control_shuff
 @pytest.mark.parametrize(
     ("folder", "expected"),
     [
-        ("spoken_demo", STUDENTS_BEYOND | {"lexical": ""}),
-        ("spoken_emobank", STUDENTS_BEYOND | {"unlabelled": "", "norm": ""}),
+        ("spoken_demo", STUDENTS_BEYOND | {"lexical": "after lexical"}),
+        ("spoken_emobank", STUDENTS_BEYOND | {"unlabelled": "and unlabelled speech", "norm": "norm"}),
         (
             "crema_d",
-            {name: STUDENTS_BEYOND[name] for name in ON_CREMA_D} | {"cts_label_noise": "label noise", "norm": ""},
+            {name: STUDENTS_BEYOND[name] for name in ON_CREMA_D} | {"cts_label_noise": "label noise", "norm": "norm"},
         ),
     ],
 )
@@ -355,7 +451,15 @@ def test_the_recipes_beyond_the_paper_share_one_teacher_and_differ_by_what_their
     teacher = found.pop("teacher")
     is_cross_fitted = any(recipe.cross_fitting for recipe in found.values())
     assert teacher.stages == ["text", "teacher"] and teacher.cross_fitting == (5 if is_cross_fitted else None)
-    variants = {name: describe_variant(recipe.stages[-1], recipe.model_dump()) for name, recipe in found.items()}
+    variants = {}
+    for name, recipe in found.items():
+        has_rest = recipe.unlabelled_rest and folder == "spoken_emobank"  # which is run with labelled_share 0.1
+        corpus = {"unlabelled": {}} if has_rest else {}
+        starts = {"ts": "lexical"} if "lexical" in recipe.stages else {}
+        results = {"recipe": recipe.model_dump(), "corpus": corpus, "starts_from": starts}
+        ways = describe_variant(recipe.stages[-1], results, "mean_squared")
+        assert ways.pop("ears", None) == ("ears of cmkd-open" if folder == "spoken_emobank" else None)
+        variants[name] = ", ".join(ways.values())
     assert variants == expected
     for name, recipe in found.items():
         assert len(recipe.stages) == 1 or (name == "lexical" and recipe.stages == ["lexical", "ts"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.few_labels import curves, describe_run, main
+from benchmarks.few_labels import curves, describe_run, draw, main
 
 
 def write_run(folder: Path, share: float, unlabelled: int, seeds: int = 1, **valence: float) -> Path:
@@ -47,6 +47,32 @@ def test_a_run_with_all_labels_ends_both_curves(runs):
         ("ts", "with"): [(100, 0.3), (1000, 0.6)],
         ("ts", "without"): [(100, 0.2), (1000, 0.6)],
     }
+
+
+def test_points_of_a_run_stand_beside_each_other_and_its_tick_is_its_number(runs):
+    (axes,) = draw([describe_run(run) for run in runs], "labels").axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "1,000"]
+    assert list(axes.get_xticks()) == [100, 1000] and not len(axes.get_xticks(minor=True))
+    named = {bars.get_label(): bars.lines[0] for bars in axes.containers}
+    assert list(named) == ["teacher", "fine-tuned", "T/S, and unlabelled speech", "T/S"]
+    assert {name: list(line.get_ydata()) for name, line in named.items()} == {
+        "teacher": [0.5, 0.7],
+        "fine-tuned": [0.1, 0.4],
+        "T/S, and unlabelled speech": [0.3, 0.6],
+        "T/S": [0.2, 0.6],
+    }
+    x = [line.get_xdata() for line in named.values()]
+    assert len({first for first, _ in x}) == 4 and all(95 < first < 105 and last == 10 * first for first, last in x)
+
+
+def test_a_run_of_all_labels_that_asks_for_the_rest_is_the_same_point_or_refused(runs, tmp_path):
+    """With all labels there is no rest, so that nobody needs such a run."""
+    described = [describe_run(run) for run in runs]
+    again = describe_run(write_run(tmp_path / "again", 1.0, 0, ts=0.6))
+    assert curves([*described, again], "labels") == curves(described, "labels")
+    other = describe_run(write_run(tmp_path / "other", 1.0, 0, ts=0.61))
+    with pytest.raises(ValueError, match="other has as many labels as another run with ts: leave one out"):
+        curves([*described, other], "labels")
 
 
 def test_hours_are_those_that_the_teacher_judged(runs):

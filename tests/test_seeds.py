@@ -102,6 +102,7 @@ def test_what_the_words_taught_each_training_is_listed(run, tmp_path):
     assert [of_seed["retrieval"]["test"]["median_rank"] for of_seed in gathered["lexical"]] == [6, 10]
     assert gathered["starts_from"] == {"ts": "lexical"} and gathered["cost"]["seconds"]["lexical"] == 80.0
     report = write_seeds_report(tmp_path / "run").read_text()
+    assert report.count("Not as in the paper: T/S student: after lexical.") == 1
     assert "| 3 | 3.0% | 30.0% | 6 | 100.5 | 0.150 | 0.150 |" in report
     assert "| 5 | 5.0% | 50.0% | 10 | 100.5 | 0.250 | 0.250 |" in report
 

@@ -466,7 +466,14 @@ def test_a_student_that_began_with_the_words_fills_no_row_of_the_paper(tmp_path)
     assert row.number == "11"
     edit_results(run, lambda results: results.update(starts_from={"ts": "lexical"}))
     (row,) = [row for row in gather_tables([run])[1].rows if row.run]
-    assert row.number == "+1" and row.system.startswith("T/S student (") and row.system.endswith(", after lexical)")
+    assert row.number == "+1" and row.system.startswith("T/S student, after lexical (hubert-base-ls960, top 6 layers; ")
+    assert row.ways == {"starts_from": "after lexical"}
+    plain = write_run(tmp_path / "plain", {"ts": 0.3, "finetune": 0.4})
+    table = gather_tables([run, plain])[1]
+    assert row_of(table, "+1").paired["against"] == "11" and row_of(table, "11").paired["against"] == "10"
+    assert tables._gap_systems(table)["+1"]["name"] == "T/S, after lexical (row +1)"
+    edit_results(run, lambda results: results["recipe"].update(word_pieces=1200))
+    assert row_of(gather_tables([run])[1], "+1").ways == {"starts_from": "after lexical with 1,200 pieces"}
 
 
 def test_a_system_with_the_ears_of_another_student_fills_no_row_of_the_paper(tmp_path):
@@ -479,10 +486,79 @@ def test_a_system_with_the_ears_of_another_student_fills_no_row_of_the_paper(tmp
     rows = {row.number: row for row in table.rows if row.run != "plain" and row.run}
     named = {number: (row.stage, row.run, row.paired["against"]) for number, row in rows.items()}
     assert named == {"+1": ("finetune", "ears", "6"), "+2": ("finetune", "others", "6"), "+3": ("ts", "ears", "+1")}
-    heard = "hubert-base-ls960, top 6 layers, ears of listener"
-    assert rows["+1"].system == f"audio only, fine-tuned ({heard})"
-    assert rows["+3"].system == f"T/S student ({heard}; teacher hubert-large-ll60k + bert-base-uncased)"
+    heard = "hubert-base-ls960, top 6 layers"
+    assert rows["+1"].system == f"audio only, fine-tuned, ears of listener ({heard})"
+    taught = f"{heard}; teacher hubert-large-ll60k + bert-base-uncased"
+    assert rows["+3"].system == f"T/S student, ears of listener ({taught})"
     assert all("ears" not in run["settings"] for run in table.runs)
+    assert [system["name"] for system in tables._gap_systems(table).values()] == [
+        "audio only (row 10)",
+        "T/S (row 11)",
+        "cT/S (row 12)",
+        "fine-tuned, ears of listener (row +1)",
+        "fine-tuned, ears of other (row +2)",
+        "T/S, ears of listener (row +3)",
+        "teacher (row 9)",
+    ]
+
+
+def hear_unlabelled(folder):
+    """As a run writes it whose students heard speech without labels too."""
+
+    def edit(results):
+        results["corpus"]["utterances"]["unlabelled"] = 900
+        results["corpus"]["unlabelled"] = {"version": "0123", "corpora": {}}
+
+    edit_results(folder, edit)
+    return folder
+
+
+@pytest.mark.parametrize(("ears", "of_ears"), [(None, ""), ("user/listener", ", ears of listener")])
+def test_a_student_that_hears_unlabelled_speech_stands_beside_the_one_that_does_not(tmp_path, ears, of_ears):
+    both = {"ts": 0.3, "finetune": 0.4}
+    runs = [
+        write_run(tmp_path / "plain", both, "own", DIGEST, ears=ears),
+        hear_unlabelled(write_run(tmp_path / "more", {"ts": 0.2, "teacher": 0.1}, "own", DIGEST, ears=ears)),
+        hear_unlabelled(write_run(tmp_path / "soft", {"cts": 0.2}, "own", DIGEST, ears=ears, quality="soft")),
+    ]
+    table = gather_tables(runs)[-1]
+    names = {row.run: row.system.partition(" (")[0] for row in table.rows if row.stage in ("ts", "cts") and row.run}
+    assert names == {
+        "plain": f"T/S student{of_ears}",
+        "more": f"T/S student{of_ears}, and unlabelled speech",
+        "soft": f"cT/S student, soft{of_ears}, and unlabelled speech",
+    }
+    numbers = {row.run: row.number for row in table.rows if row.stage in ("ts", "cts")}
+    against = {row.run: row.paired["against"] for row in table.rows if row.number.startswith("+") and row.paired}
+    assert against["more"] == against["soft"] == numbers["plain"] == ("11" if ears is None else "+2")
+    systems = tables._gap_systems(table)
+    assert systems[numbers["more"]]["name"] == f"T/S{of_ears}, and unlabelled speech (row {numbers['more']})"
+    assert row_of(table, "9").run == "more" and row_of(table, "9").ways == {}  # the teacher never hears it
+    (panel,) = draw_valence_gap({"own": systems}).axes
+    tuned, teacher = (next(row for row in table.rows if row.stage == of and row.run) for of in ("finetune", "teacher"))
+    (gap,) = panel.patches
+    ends = gap.get_x(), gap.get_x() + gap.get_width()
+    assert ends == pytest.approx((tuned.score["valence"], teacher.score["valence"]))
+    of_more = {"unlabelled": "and unlabelled speech"} | ({"ears": "ears of listener"} if ears else {})
+    assert row_of(table, numbers["more"]).ways == of_more
+
+
+def test_a_reading_of_the_embedding_distance_that_few_have_is_said(tmp_path):
+    runs = [write_run(tmp_path / name, {name: 0.3}, embedding_distance="mean_squared") for name in ("ts", "cts")]
+    runs += [write_run(tmp_path / "teacher", {"teacher": 0.1}), write_run(tmp_path / "literal", {"ts": 0.2})]
+    table = gather_tables(runs)[1]
+    shown = {row.number: (row.run, row.ways) for row in table.rows if row.stage in ("ts", "cts") and row.run}
+    assert shown == {"11": ("ts", {}), "12": ("cts", {}), "+1": ("literal", {"embedding_distance": "norm"})}
+    assert row_of(table, "+1").paired["against"] == "11"
+
+
+def test_two_systems_of_one_name_are_refused(tmp_path):
+    runs = [
+        write_run(tmp_path / name, {"ts": 0.3}, ears="user/listener", num_epochs=n) for name, n in (("a", 3), ("b", 4))
+    ]
+    message = r"a and \S*b both have a system T/S student, ears of listener \(hubert.*\): a row shows one run"
+    with pytest.raises(ValueError, match=message):
+        gather_tables(runs)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("[mi]*/t[23]_*.yaml")), ids=lambda path: path.stem)

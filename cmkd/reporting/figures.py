@@ -241,7 +241,8 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
         panels: by title, and by stage from the bottom to the top of the method (a variant of one has another key),
             `stage`, `name`, `published`, `ccc`, `interval` [low, high] and `fold_mean`, of which the last four are None
             if there are none; `ccc` is None for a system that was not run. `seeds` has the CCC of each seed if `ccc` is
-            the mean of several, and is otherwise empty.
+            the mean of several, and is otherwise empty. The gap begins at "audio" or, if that was not run, at the only
+            variant of fine-tuning, if there is one.
     """
     heights = [0.8 + 0.4 * len(systems) for systems in panels.values()]
     figure = Figure(figsize=(9.6, 0.7 + sum(heights)), layout="constrained")
@@ -271,6 +272,9 @@ def draw_valence_gap(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
         beside = panel.get_yaxis_transform()
         panel.text(1.01, -0.85, "ours", transform=beside, va="center")
         audio, teacher = (systems[stage]["ccc"] for stage in ("audio", TEACHER))
+        tuned = [system["ccc"] for system in systems.values() if system["stage"] == BASELINE]
+        if audio is None and len(tuned) == 1:  # the only one, with the ears of another student
+            (audio,) = tuned
         if audio is not None and teacher is not None and teacher > audio:
             panel.axvspan(audio, teacher, color="#f0e442", alpha=0.35, linewidth=0)
         for row, system in enumerate(systems.values()):

@@ -29,13 +29,23 @@ from cmkd.reporting.figures import (
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import NOTHING_COMPARED, describe_intervals, describe_test, format_p
 from cmkd.spelling import enumerated
-from cmkd.stages import BASELINE, EARS, LEXICAL, STAGES, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control
+from cmkd.stages import (
+    BASELINE,
+    EARS,
+    LEXICAL,
+    STAGES,
+    STUDENTS,
+    SYSTEM_NAMES,
+    TEACHER,
+    describe_control,
+    describe_variant,
+)
 from configuration_cmkd import EMOTION_DIMENSIONS
 
 _SPLITS = {"validation": "val", "test": "test"}
 _INITIALS = [dimension[0].upper() for dimension in EMOTION_DIMENSIONS]
 _REPEAT = "repeat the stage that writes it."
-_FIELDS = ("corpus", "seed", "versions", "systems", "comparisons", "confidence")
+_FIELDS = ("corpus", "seed", "versions", "systems", "comparisons", "confidence", "recipe")
 
 
 def write_report(output_dir: str | os.PathLike[str]) -> Path:
@@ -207,6 +217,7 @@ def _systems_section(results: Mapping[str, Any], figures: Path) -> str:
         f"each over the whole split. {describe_intervals(results['confidence'], _SPLITS)} This is one training; to "
         "see how much another seed would change, use `seeds` in a recipe.",
         _table(header, _system_rows(results, kept=" (kept)", intervals=True)),
+        *variants_of(results),
     ]
     if "student" in results:
         student = results["student"]
@@ -219,6 +230,17 @@ def _systems_section(results: Mapping[str, Any], figures: Path) -> str:
         _save(figure, figures / "valence.png", "Valence CCC of every system: rings on validation, dots on test.")
     )
     return "\n\n".join(parts)
+
+
+def variants_of(results: Mapping[str, Any]) -> list[str]:
+    """A sentence that says which systems of a run are not the paper's, and in which ways; none if all are.
+
+    Args:
+        results: the content of `results.json`, of a run of one seed or of several.
+    """
+    ways = {stage: describe_variant(stage, results) for stage in results["systems"]}
+    said = [f"{SYSTEM_NAMES[stage]}: {', '.join(of_stage.values())}" for stage, of_stage in ways.items() if of_stage]
+    return [f"Not as in the paper: {'; '.join(said)}."] if said else []
 
 
 def corpora_sections(results: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from cmkd.atomic import written_whole
 from cmkd.json_files import read_json
 from cmkd.reporting.figures import draw_seeds, figure_style, format_number
-from cmkd.reporting.report import corpora_sections
+from cmkd.reporting.report import corpora_sections, variants_of
 from cmkd.scoring.scores import NOTHING_COMPARED, describe_intervals, describe_test, format_p
 from cmkd.stages import BASELINE, LEXICAL, STUDENTS, SYSTEM_NAMES, TEACHER, describe_control
 from configuration_cmkd import EMOTION_DIMENSIONS
@@ -80,6 +80,7 @@ def _report(results: Mapping[str, Any]) -> str:
     )
     for split in _SHOWN_SPLITS:
         parts.append(f"## {split.capitalize()}\n\n{_systems_table(results, split)}")
+    parts += variants_of(results)
     parts.append(
         "![valence of each seed](figures/seeds.png)\n\n"
         "Valence CCC on test: a dot for each seed, a stroke for the mean, a bar for its interval over speakers."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cmkd.reporting.figures import format_number
@@ -35,6 +35,8 @@ class TableRow:
         paired: `{"against": number, "difference": {…}, "interval": {…}, "p": {…}, "smallest_p": {…}}` for the (pooled)
             CCC minus that of the row that it builds on; or `{"against": number, "reason": …}` if that is not known;
             None if it builds on none.
+        ways: in which ways the system is not the paper's, as `cmkd.stages.describe_variant` returns them; empty if it
+            is, or if nobody ran it.
     """
 
     number: str
@@ -48,6 +50,7 @@ class TableRow:
     seeds: Mapping[str, Any] | None = None
     difference: Scores | None = None
     paired: Mapping[str, Any] | None = None
+    ways: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

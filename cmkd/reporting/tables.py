@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -40,6 +40,8 @@ from cmkd.stages import (
     TEACHER,
     describe_control,
     describe_variant,
+    most_common_reading,
+    system_name,
 )
 from configuration_cmkd import EMOTION_DIMENSIONS
 
@@ -98,10 +100,6 @@ class _Run:
         if self.is_repeated:
             return read_answers(self.folder, self.seeds, stage, split)
         return read_predictions(self.folder / "predictions" / f"{stage}_{split}.parquet")
-
-    def variant(self, stage: str) -> str:
-        """In which ways the system is not the paper's, "" if it is."""
-        return describe_variant(stage, self.recipe)
 
     def encoders(self, stage: str) -> list[str]:
         return [self.recipe[setting] for setting in STAGES[stage].all_encoders]
@@ -243,12 +241,26 @@ def _rows_elsewhere(runs: Sequence[_Run]) -> list[PublishedTable]:
 
 @dataclass(frozen=True)
 class _Slot:
-    """A row before its figures are looked up."""
+    """A row before its figures are looked up.
+
+    Attributes:
+        number: as in `TableRow`.
+        row: what the paper has there; without figures for a system that it does not have.
+        run: the run that fills it, if any.
+        base: the number of the row that it is tested against, if any.
+        ways: in which ways the system is not the paper's, as `describe_variant` returns them.
+    """
 
     number: str
     row: PublishedRow
     run: _Run | None = None
     base: str | None = None
+    ways: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def adds_to_ts(self) -> bool:
+        """Whether it is not the paper's by more than whose ears it has, so that T/S is what it has to beat."""
+        return bool(set(self.ways) - {EARS})
 
 
 def _fill(table: PublishedTable, runs: Sequence[_Run]) -> ResultsTable:
@@ -268,7 +280,7 @@ def _fill(table: PublishedTable, runs: Sequence[_Run]) -> ResultsTable:
         gap[stage] = numbers.index(was_run[0] if was_run else str(candidates[0]))
     if gap:
         teacher = gap.pop(TEACHER)
-        gap |= {slot.number: numbers.index(slot.number) for slot in slots if slot.run and _is_variant(slot)}
+        gap |= {slot.number: numbers.index(slot.number) for slot in slots if slot.ways}
         gap[TEACHER] = teacher
     return ResultsTable(
         name=table.name,
@@ -291,79 +303,75 @@ def _slots(table: PublishedTable, runs: Sequence[_Run]) -> list[_Slot]:
     """The rows of the paper, then systems that it does not have, then later work.
 
     Raises:
-        ValueError: two runs fill the same row.
+        ValueError: two runs fill the same row, or have systems of the same name.
     """
     owners: dict[int, _Run] = {}
-    further = []
+    further: dict[str, tuple[_Run, str, dict[str, str]]] = {}
+    reading = most_common_reading(run.results for run in runs)
     for run in runs:
         for stage in run.stages(table.split):
-            places = [place for place, row in enumerate(table.rows) if _is_row(run, stage, row)]
+            ways = describe_variant(stage, run.results, reading)
+            places = [] if ways else [place for place, row in enumerate(table.rows) if _is_row(run, stage, row)]
             for place in places:
                 if place in owners:
-                    row, other = table.rows[place], owners[place]
-                    seeds = ""
-                    if other.seeds != run.seeds:
-                        seeds = f" with the seeds {_listed(other.seeds)} and {_listed(run.seeds)}"
-                    raise ValueError(
-                        f"{other.folder} and {run.folder} both fill row {row.number} of {table.name} ({row.system})"
-                        f"{seeds}: a row shows one run. Make a table of each, or one run with `seeds` of both."
-                    )
+                    row = table.rows[place]
+                    _refuse(owners[place], run, f"fill row {row.number} of {table.name} ({row.system})")
                 owners[place] = run
             if not places and table.split == "test":
-                further.append((run, stage))
+                shown = f"{system_name(stage, ways)} ({_encoder_names(run, stage)})"
+                if shown in further:
+                    _refuse(further[shown][0], run, f"have a system {shown}")
+                further[shown] = run, stage, ways
     slots = [
         _Slot(str(row.number), row, owners.get(place), None if row.builds_on is None else str(row.builds_on))
         for place, row in enumerate(table.rows)
     ]
     order = list(STAGES)
-    further.sort(
+    in_order = sorted(
+        further.values(),
         key=lambda entry: (
             order.index(entry[1]),
-            entry[0].recipe.get("control") is not None,
+            "control" in entry[2],
             entry[0].encoders(entry[1]),
+            len(entry[2]),
             entry[0].name,
-        )
+        ),
     )
-    for index, (run, stage) in enumerate(further, start=1):
-        name = ", ".join(filter(None, (SYSTEM_NAMES[stage], run.variant(stage))))
-        slots.append(_Slot(f"+{index}", PublishedRow(None, name, None, stage), run))
+    for index, (run, stage, ways) in enumerate(in_order, start=1):
+        row = PublishedRow(None, system_name(stage, ways), None, stage)
+        slots.append(_Slot(f"+{index}", row, run, ways=ways))
     slots = [replace(slot, base=_further_base(slot, slots)) if slot.number.startswith("+") else slot for slot in slots]
     if table is TABLE_2:
         slots += [_Slot("", row) for row in LATER]
     return slots
 
 
-def _is_variant(slot: _Slot) -> bool:
-    return slot.run is not None and slot.run.variant(str(slot.row.stage)) != ""
+def _refuse(one: _Run, other: _Run, do_what: str) -> NoReturn:
+    seeds = f" with the seeds {_listed(one.seeds)} and {_listed(other.seeds)}" if one.seeds != other.seeds else ""
+    raise ValueError(
+        f"{one.folder} and {other.folder} both {do_what}{seeds}: a row shows one run. Make a table of each, or one run "
+        "with `seeds` of both."
+    )
 
 
 def _is_row(run: _Run, stage: str, row: PublishedRow) -> bool:
-    hears_words = starts_from(run, stage) is not None or run.ears(stage) is not None
-    if hears_words or run.variant(stage):  # which no row of the paper has
-        return False
+    """Whether a system that is the paper's has the stage and the encoders of a row."""
     return stage == row.stage and all(run.recipe[setting] == value for setting, value in row.encoders.items())
-
-
-def starts_from(run: _Run, stage: str) -> str | None:
-    """The stage whose weights a stage of a run began with; results of earlier versions do not say, and had none."""
-    start: str | None = run.results.get("starts_from", {}).get(stage)
-    return start
 
 
 def _further_base(slot: _Slot, slots: Sequence[_Slot]) -> str | None:
     """The row of the stage before that hears as it does, if there is exactly one; of a variant, that of T/S."""
-    base = STAGES[str(slot.row.stage)].builds_on
-    if slot.run and slot.run.variant(str(slot.row.stage)):
-        base = "ts"
+    stage = str(slot.row.stage)
+    base = "ts" if slot.adds_to_ts else STAGES[stage].builds_on
     bases = [
         other.number
         for other in slots
         if slot.run
         and other.run
         and other.row.stage == base
-        and not other.run.variant(str(base))
+        and not other.adds_to_ts
         and other.run.recipe["student_speech_encoder"] == slot.run.recipe["student_speech_encoder"]
-        and (other.run.ears(str(base)) == slot.run.ears(str(slot.row.stage)) or not STAGES[str(base)].takes_ears)
+        and (other.run.ears(str(base)) == slot.run.ears(stage) or not STAGES[str(base)].takes_ears)
     ]
     return bases[0] if len(bases) == 1 else None
 
@@ -411,6 +419,7 @@ def _table_row(split: str, slot: _Slot, paired: Mapping[str, Any] | None) -> Tab
         seeds=_seeds_of_row(run, scores if row.metric == "ccc" else {"std": None, "each": None}),
         difference=_difference(folds["mean"] if folds else scores[row.metric], row.scores) if row.scores else None,
         paired=paired,
+        ways=slot.ways,
     )
 
 
@@ -441,17 +450,11 @@ def _difference(scores: Scores, others: Scores) -> dict[str, float | None]:
 
 
 def _encoder_names(run: _Run, stage: str) -> str:
-    """The names of the encoders, and of whose ears it has, without the owner on the Hub or the folder they are in."""
+    """The names of the encoders, without the owner on the Hub or the folder they are in."""
     speech, *others = (Path(encoder).name for encoder in run.encoders(stage))
     if STAGES[stage].trains_encoder:
         layers = run.recipe["num_trainable_layers"]
         speech += ", all layers" if layers == -1 else f", top {layers} layers"
-    start = starts_from(run, stage)
-    pieces = run.recipe.get("word_pieces") if start else None
-    after = "" if start is None else f", after {STAGES[start].short_name}" + (f" ({pieces:,} pieces)" if pieces else "")
-    others[-1:] = [name + after for name in others[-1:]]
-    ears = run.ears(stage)
-    speech += "" if ears is None else f", ears of {Path(ears).name}"
     return f"{speech}; teacher {' + '.join(others)}" if stage in STUDENTS else " + ".join([speech, *others])
 
 
@@ -559,9 +562,7 @@ def _gap_systems(table: ResultsTable) -> dict[str, dict[str, Any]]:
     for stage, index in table.gap.items():
         row = table.rows[index]
         of_stage = stage if stage in STAGES else str(row.stage)
-        name = STAGES[of_stage].short_name
-        if stage not in STAGES:  # with what makes it a variant, and without its encoders
-            name = row.system.partition(" (")[0].replace(SYSTEM_NAMES[of_stage], name)
+        name = ", ".join((STAGES[of_stage].short_name, *row.ways.values()))
         systems[stage] = {
             "stage": of_stage,
             "name": f"{name} (row {row.number})",
