@@ -104,6 +104,11 @@ class System:
         return [one["conditioning"] for one in self.each_results] if STAGES[self.stage].is_conditional else None
 
     @property
+    def lexical(self) -> list[dict[str, Any]] | None:
+        """By seed, what the stage that it starts from learned by itself; None if it starts anew."""
+        return [one["lexical"] for one in self.each_results] if "starts_from" in self.ways else None
+
+    @property
     def labelled(self) -> dict[str, Any]:
         """How many `utterances` with labels it learned from, and their `hours`."""
         corpus = self.results["corpus"]
@@ -188,7 +193,7 @@ def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
 
     Returns:
         Entries with `system`, `run`, `stage`, `seeds`, `updates`; `ways`, `settings`, `labelled`, `unlabelled`, `ears`,
-        `conditioning` and `train` as `System` has them; `ccc` (the mean), `std` over the seeds (None of one), `each`,
+        `conditioning`, `lexical` and `train` as `System` has them; `ccc` (the mean), `std` over the seeds (None of one), `each`,
         `interval` over speakers, and `against`, by the name of the other system `difference`, `interval`, `p`,
         `smallest_p`, as `cmkd.paired_test` returns them, `std` and `each`; all by dimension.
     """
@@ -217,6 +222,7 @@ def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
                 "unlabelled": system.unlabelled,
                 "ears": system.ears,
                 "conditioning": system.conditioning,
+                "lexical": system.lexical,
                 "train": system.train,
                 "ccc": scores["ccc"],
                 "std": _std(system.each),
