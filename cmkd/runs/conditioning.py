@@ -117,14 +117,14 @@ def read_conditioning(run: Path, ids: Sequence[str], unlabelled: Sequence[str] =
         FileNotFoundError: the teacher has not been judged, or has not judged the speech without labels.
         ValueError: the teacher has not seen an utterance, or one is in both files.
     """
-    tables, rows = [], dict[str, int]()
+    tables: list[pa.Table] = []
+    rows: dict[str, int] = {}
     for name, wanted in (("train.parquet", ids), ("unlabelled.parquet", unlabelled)):
         if not len(wanted):
             continue
         path = run / "conditioning" / name
         table = pq.read_table(path)
-        first = sum(len(before) for before in tables)
-        known = {identifier: first + row for row, identifier in enumerate(table["id"].to_pylist())}
+        known = {identifier: row for row, identifier in enumerate(table["id"].to_pylist(), start=sum(map(len, tables)))}
         missing = [identifier for identifier in wanted if identifier not in known]
         if missing:
             raise ValueError(
