@@ -31,13 +31,15 @@ _COMMON_SETTINGS = (
     "loss_over",
     "group_by_length",
     "summarizer",
+    "corpus_sampling",
+    "ccc_within",
     "labelled_share",
     "labelled_seed",
 )
-"""The settings that change what any stage learns."""
+"""The settings that change what any stage learns, but for those below."""
 
-_OF_RATINGS = ("corpus_sampling", "ccc_within")
-"""Those that change what any stage learns that learns ratings; in the others all utterances occur alike."""
+_OF_MIXTURES = ("corpus_sampling", "ccc_within", "unlabelled_ratio")
+"""Those without effect on a stage that learns words and no ratings: all of its speech is alike."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class Stage:
     @property
     def settings(self) -> tuple[str, ...]:
         """All settings that change what it learns."""
-        of_ratings = () if self.learns_words else _OF_RATINGS
-        return (*_COMMON_SETTINGS, *of_ratings, *self.all_encoders, *self.own_settings)
+        names = (*_COMMON_SETTINGS, *self.all_encoders, *self.own_settings)
+        return tuple(name for name in names if not (self.learns_words and name in _OF_MIXTURES))
 
     @property
     def trains_encoder(self) -> bool:
@@ -129,7 +131,7 @@ EARS = "ears"
 _TUNING = ("use_weighted_layer_sum", "num_trainable_layers", "encoder_learning_rate_factor")
 _DISTILLATION = ("distillation_weight", "embedding_distance", "contrastive_temperature", "prediction_weight", "control")
 _JUDGEMENT = ("residual_threshold", "quality", "cross_fitting")
-_UNLABELLED = ("unlabelled", "unlabelled_rest", "unlabelled_hours", "same_sentences")
+_UNLABELLED = ("unlabelled", "unlabelled_rest", "unlabelled_hours", "unlabelled_ratio", "same_sentences")
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
@@ -197,7 +199,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="T/S",
             speech_encoder="student_speech_encoder",
             text_encoder=None,
-            own_settings=(*_TUNING, "word_pieces", EARS, *_DISTILLATION, *_UNLABELLED, "unlabelled_ratio"),
+            own_settings=(*_TUNING, "word_pieces", EARS, *_DISTILLATION, *_UNLABELLED),
             needs_teacher=True,
             starts_from=LEXICAL,
             compared_with=(BASELINE,),
@@ -211,7 +213,7 @@ STAGES: Mapping[str, Stage] = {
             short_name="cT/S",
             speech_encoder="student_speech_encoder",
             text_encoder=None,
-            own_settings=(*_TUNING, "word_pieces", EARS, *_DISTILLATION, *_JUDGEMENT, *_UNLABELLED, "unlabelled_ratio"),
+            own_settings=(*_TUNING, "word_pieces", EARS, *_DISTILLATION, *_JUDGEMENT, *_UNLABELLED),
             needs_teacher=True,
             is_conditional=True,
             starts_from=LEXICAL,
