@@ -96,16 +96,7 @@ def ccc_loss(
     >>> round(ccc_loss(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]])).item(), 4)
     0.0
     """
-    if groups is None:
-        loss = 1 - concordance_cc(predictions, labels)
-    elif groups.shape != labels.shape[:1]:
-        raise ValueError(f"groups {tuple(groups.shape)} must hold a number for each of the {len(labels)} utterances.")
-    else:
-        members = [groups == group for group in groups.unique()]
-        each = torch.stack([1 - concordance_cc(predictions[of_one], labels[of_one]) for of_one in members])
-        rated = (~labels.isnan()).reshape(len(labels), -1)
-        counts = torch.stack([rated[of_one].sum(0) for of_one in members]).to(each.dtype)
-        loss = (counts * each).sum(0) / counts.sum(0).clamp(min=1)
+    loss = _one_less_ccc(predictions, labels, None, groups)
     if alpha is None:
         is_rated = (~labels.isnan()).reshape(len(labels), -1).any(0).to(loss.dtype)
         return weighted_mean(loss, is_rated) if is_rated.any() else loss.mean()
@@ -115,7 +106,10 @@ def ccc_loss(
 
 
 def prediction_distance(
-    student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor | None = None
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How far the student's predictions are from the teacher's: L_PRE = mean_j (1 - CCC_j(student, teacher; w_j)).
 
@@ -124,16 +118,21 @@ def prediction_distance(
     difference. L_PRE is then in the unit of L_EMO: with a weight of 1, agreeing with the teacher counts as much as
     agreeing with the annotators, on any scale, and a dimension of little variance does not count less.
 
+    With groups, which are corpora, the CCC is taken within each, as in [`ccc_loss`]: 1 - CCC_j is then the mean over
+    the groups, each with the sum of its weights in dimension j as its weight. Else a student that tells corpora apart,
+    of which the teacher thinks differently, would agree with it without hearing how anybody speaks.
+
     Args:
         student: (n, dims).
         teacher: (n, dims); no gradient flows into it. NaN in a dimension that it has not learned, which leaves it out.
         weights: (n, dims) in [0, 1], such as `cmkd.dimension_weights`; None stands for 1 everywhere.
+        groups: (n,) whole numbers, the same for utterances of the same group. None: all are of one.
 
     Returns:
         A scalar in [0, 2]: the mean over the dimensions that have a weight above 0; 0 if none has.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes do not fit.
 
     >>> teacher = torch.tensor([[0.0, 0.0], [1.0, 1.0], [9.0, 2.0]])
     >>> student = torch.tensor([[0.0, 2.0], [1.0, 1.0], [0.0, 0.0]])
@@ -141,9 +140,30 @@ def prediction_distance(
     tensor(1.)
     """
     teacher = teacher.detach()
-    loss = 1 - concordance_cc(student, teacher, weights)
+    loss = _one_less_ccc(student, teacher, weights, groups)
     counted = ~teacher.isnan() if weights is None else ~teacher.isnan() & (weights > 0)
     return weighted_mean(loss, counted.reshape(len(teacher), -1).any(0).to(loss.dtype))
+
+
+def _one_less_ccc(
+    predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, groups: torch.Tensor | None
+) -> torch.Tensor:
+    """(dims,), 1 - CCC, or its mean over the groups, each with the sum of its weights in the dimension."""
+    if groups is None:
+        return 1 - concordance_cc(predictions, labels, weights)
+    if groups.shape != labels.shape[:1]:
+        raise ValueError(f"groups {tuple(groups.shape)} must hold a number for each of the {len(labels)} utterances.")
+    losses, totals = [], []
+    for group in groups.unique():
+        own = groups == group
+        shares = None if weights is None else weights[own]
+        losses.append(1 - concordance_cc(predictions[own], labels[own], shares))
+        rated = ~labels[own].isnan()
+        counted = rated.to(losses[0].dtype) if shares is None else shares.to(losses[0].dtype).masked_fill(~rated, 0.0)
+        totals.append(counted.reshape(len(counted), -1).sum(0))
+    total = torch.stack(totals).sum(0)
+    weighted = (torch.stack(totals) * torch.stack(losses)).sum(0)
+    return weighted / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def embedding_distance(
@@ -166,7 +186,10 @@ def embedding_distance(
         -log( exp(s_ii) / (exp(s_ii) + sum_{j != i} w_j exp(s_ij)) )
 
     so that an utterance on which the teacher is not trusted is no example for others either; without weights this is
-    cross-entropy over the utterances. The more utterances there are, the harder it is: it is 0 for one alone.
+    cross-entropy over the utterances. The more utterances there are, the harder it is: it is 0 for one alone. What the
+    teacher puts in the very same place is one embedding to choose from, not several: an utterance that is there twice
+    (a step may have it twice where a small corpus goes round) is no example against itself, and for the others it
+    counts once, with its mean weight.
 
     Args:
         student: (n, size).
@@ -273,7 +296,8 @@ def _contrastive_distance(
     if weights.shape != student.shape[:1]:
         raise ValueError(f"weights {tuple(weights.shape)} must hold one weight per utterance, ({len(student)},).")
     similarity = normalize(student, dim=-1) @ normalize(teacher, dim=-1).T / temperature
-    return _cross_entropies(similarity, weights.expand_as(similarity))
+    same = (teacher[:, None] == teacher).all(-1)
+    return _cross_entropies(similarity, (weights / same.sum(-1)).expand_as(similarity).masked_fill(same, 0.0))
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,10 @@ _COMMON_SETTINGS = (
     "labelled_share",
     "labelled_seed",
 )
-"""The settings that change what any stage learns."""
+"""The settings that change what any stage learns, but for those below."""
+
+_OF_MIXTURES = ("corpus_sampling", "ccc_within", "unlabelled_ratio")
+"""Those without effect on a stage that learns words and no ratings: all of its speech is alike."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class Stage:
     @property
     def settings(self) -> tuple[str, ...]:
         """All settings that change what it learns."""
-        return (*_COMMON_SETTINGS, *self.all_encoders, *self.own_settings)
+        names = (*_COMMON_SETTINGS, *self.all_encoders, *self.own_settings)
+        return tuple(name for name in names if not (self.learns_words and name in _OF_MIXTURES))
 
     @property
     def trains_encoder(self) -> bool:

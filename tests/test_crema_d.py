@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import runpy
+import shutil
 from pathlib import Path
 
 import datasets
@@ -13,9 +14,11 @@ import soundfile
 
 from cmkd.corpora import crema_d, load_corpus
 from cmkd.corpora.crema_d import ACTORS, FURTHER_FEATURES, TEST_ACTORS, VALIDATION_ACTORS, split_of
-from cmkd.corpora.report import CorpusError
+from cmkd.corpora.report import CorpusError, CorpusReport
 from cmkd.corpora.schema import FEATURES
+from cmkd.corpora.sources import RunReport, Source, copies_of, load_run_corpus, speaker_keys
 from cmkd.features.audio import read_audio
+from cmkd.runs.cross_fitting import folds_of
 
 CLIPS = ("1002_DFA_ANG_XX", "1004_IEO_HAP_LO", "1001_DFA_SAD_HI", "1003_TIE_NEU_XX")
 COLUMNS = ("", *"ADFHNS", "fileName", "numResponses", *crema_d.INTENSITIES.values())
@@ -166,6 +169,98 @@ def test_the_labels_say_that_they_are_derived(copy):
     report = copy.load().report
     assert report.label_scale == (-1, 1) and report.terms == ""
     assert "derived from votes" in report.notes[0] and "Open Database License" in report.notes[1]
+
+
+# Copies in one run
+
+
+TRAINED = sorted(set(ACTORS) - set(VALIDATION_ACTORS) - set(TEST_ACTORS))[:6]
+
+
+@pytest.fixture
+def copies(copy, tmp_path):
+    """CREMA-D as it was recorded, and as it sounds elsewhere, with 3 to 8 clips of six actors in train."""
+    numbers = iter(range(10, 100))
+    copy.actors = [[int(actor), 30, "Female", "Unknown", "Not Hispanic"] for actor in ("1001", "1004", *TRAINED)]
+    held_out = [clip for clip in CLIPS if clip[:4] in ("1001", "1004")]
+    copy.votes = [row for number, clip in enumerate(held_out, start=1) for row in votes_of(clip, number)]
+    for path in (copy.root / "AudioWAV").iterdir():
+        if path.stem not in held_out:
+            path.unlink()
+    for place, actor in enumerate(TRAINED):
+        for sentence in ("DFA", "IEO", "TIE", "IOM", "IWW", "TAI", "MTI", "IWL")[: 3 + place]:
+            number = next(numbers)
+            counts = COUNTS | {"A": number % 5, "H": number % 3}
+            copy.votes += votes_of(f"{actor}_{sentence}_ANG_XX", number, counts, dict.fromkeys("ADFHNS", 50))
+            copy.sound(f"AudioWAV/{actor}_{sentence}_ANG_XX.wav")
+    copy.write()
+    other = tmp_path / "disturbed"
+    shutil.copytree(copy.root, other)
+    for path in (other / "AudioWAV").iterdir():
+        samples, rate = soundfile.read(path)
+        soundfile.write(path, samples / 3, rate)
+    (other / "AudioWAV" / f"{TRAINED[5]}_IWL_ANG_XX.wav").unlink()  # a clip that one of them lacks
+    given = {"name": "crema-d", "on_error": "skip"}
+    return [given | {"data_dir": str(copy.root)}, given | {"data_dir": str(other), "alias": "disturbed"}]
+
+
+def test_nobody_is_in_two_folds_by_another_name(copies):
+    corpus = load_run_corpus(copies)
+    folds = folds_of(corpus, 3)
+    assert len(corpus["train"]) == 2 * (3 + 4 + 5 + 6 + 7 + 8) - 1
+    answered = []
+    for fold in folds:
+        learned, held = (
+            {speaker.partition("/")[2] for speaker in fold[split]["speaker"]} for split in ("train", "test")
+        )
+        assert not learned & held and learned | held == {str(actor) for actor in TRAINED}
+        answered += fold["test"]["id"]
+    assert sorted(answered) == sorted(corpus["train"]["id"])  # under the ids that they always had
+    assert {name.partition("/")[0] for name in answered} == {"crema-d", "disturbed"}
+    with pytest.raises(ValueError, match="cross_fitting is 7, but the training split has 6 speakers"):
+        folds_of(corpus, 7)
+
+
+def test_a_clip_keeps_its_label_in_all_copies_or_in_none(copies):
+    whole = load_run_corpus(copies)
+    labelled = {}
+    for share in (0.2, 0.5):
+        corpus = load_run_corpus(copies, labelled_share=share)
+        sides = [{tuple(name.split("/")) for name in corpus[split]["id"]} for split in ("train", "unlabelled")]
+        kept, rest = ({clip for _, clip in side} for side in sides)
+        assert not kept & rest and len(kept) == math.ceil(share * 33)
+        assert sides[0] | sides[1] == {tuple(name.split("/")) for name in whole["train"]["id"]}
+        labelled[share] = kept
+    assert labelled[0.2] < labelled[0.5]
+
+
+def test_an_utterance_of_unknown_speaker_is_with_its_copy():
+    report = RunReport("a + b", "several", (0, 1), {}, corpora={
+        alias: CorpusReport("msp-podcast", "1.8", (1, 7), {}) for alias in ("a", "b")
+    })  # fmt: skip
+    copies = copies_of(report)
+    assert copies == {"a": "a", "b": "a"}
+    rows = datasets.Dataset.from_dict({"id": ["a/1", "b/1", "b/2", "c/1"], "speaker": ["", "", "b/x", ""]})
+    keys = speaker_keys(rows, copies)
+    assert keys[0] == keys[1] != "" and keys[2:] == ["a/x", ""]
+    own = {alias: CorpusReport("manifest", "", (1, 7), {}) for alias in ("a", "b")}
+    assert copies_of(RunReport("a + b", "several", (0, 1), {}, corpora=own)) == {}
+
+
+def test_copies_that_are_split_otherwise_are_refused(copies, monkeypatch):
+    load = Source.load
+
+    def moved(self, **settings):
+        corpus = load(self, **settings)
+        if self.alias == "disturbed":
+            corpus["validation"], corpus["test"] = corpus["test"], corpus["validation"]
+        return corpus
+
+    monkeypatch.setattr(Source, "load", moved)
+    with pytest.raises(
+        ValueError, match="'disturbed/1001_.*' is in the split validation, and 'crema-d/1001_.*' in test: .* are copies"
+    ):
+        load_run_corpus(copies)
 
 
 # Rows

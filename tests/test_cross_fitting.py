@@ -16,7 +16,7 @@ import train_distill
 from benchmarks import beyond
 from cmkd.features.inputs import ChosenRows
 from cmkd.features.labels import label_variance
-from cmkd.runs.conditioning import Conditioning, describe_conditioning, write_conditioning
+from cmkd.runs.conditioning import Conditioning, describe_conditioning, read_conditioning, write_conditioning
 from cmkd.runs.cross_fitting import deal_out, folds_of, read_cross_fitted
 from cmkd.runs.folder import write_embeddings
 from cmkd.runs.recipe import Recipe, load_recipe
@@ -145,6 +145,35 @@ def test_controls_take_away_what_they_say():
     assert (drawn.dimension_weights == drawn.weights[:, None] * [1.0, 0.5, 0.25]).all()
     for control in ("no_distillation", None):
         assert taught.controlled(control, seed=0) is taught
+
+
+def test_what_an_earlier_run_said_of_unlabelled_speech_is_not_taken_for_labelled(tmp_path):
+    """In one folder: first with a tenth of the labels and the rest judged, now with all labels."""
+
+    def write(name: str, values: dict[str, float]) -> None:
+        columns = {"id": list(values), "embedding": [[value] for value in values.values()]}
+        columns["weight"] = list(values.values())
+        columns |= {
+            f"{kind}_{name}": columns["weight"] for kind in ("predicted", "weight") for name in EMOTION_DIMENSIONS
+        }
+        (tmp_path / "conditioning").mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / "conditioning" / name)
+
+    write("train.parquet", {"a": 0.1, "b": 0.2, "c": 0.3})
+    write("unlabelled.parquet", {"b": 0.8, "d": 0.9})
+    taught = read_conditioning(tmp_path, ["c", "b"])
+    for values in (taught.embeddings[:, 0], taught.predictions[:, 1], taught.weights, taught.dimension_weights[:, 2]):
+        assert values == pytest.approx([0.3, 0.2])
+    with pytest.raises(
+        ValueError, match=r"unlabelled.parquet and train.parquet .* both have 1 utterances, such as 'b'"
+    ):
+        read_conditioning(tmp_path, ["a"], ["d"])
+    with pytest.raises(ValueError, match="train.parquet lacks 1 utterances, such as 'd'"):
+        read_conditioning(tmp_path, ["a", "d"])
+    write("unlabelled.parquet", {"e": 0.8, "d": 0.9})
+    assert read_conditioning(tmp_path, ["c", "a"], ["d"]).weights == pytest.approx([0.3, 0.1, 0.9])
+    with pytest.raises(ValueError, match="unlabelled.parquet lacks 1 utterances, such as 'b'"):
+        read_conditioning(tmp_path, ["a"], ["b"])
 
 
 class Memoriser(CMKDTrainer):

@@ -165,6 +165,27 @@ def make_stage(tmp_path: Path, complete: bool, stage: str = "audio", commit: str
 
 
 @pytest.mark.parametrize("complete", [False, True])
+def test_what_has_no_effect_on_a_stage_does_not_count_although_an_earlier_version_wrote_it_down(tmp_path, complete):
+    """The stage `lexical` hears each utterance once per epoch, however students mix them."""
+    path = make_stage(tmp_path, complete, "lexical")
+    state = json.loads(path.read_text())
+    mixed = {"corpus_sampling": "proportional", "ccc_within": "corpus", "unlabelled_ratio": 1.0}
+    assert not state["settings"].keys() & mixed.keys()
+    state["settings"] |= mixed
+    path.write_text(json.dumps(state))
+    other = {"corpus_sampling": "equal", "ccc_within": "all", "unlabelled": {"name": "toys"}, "unlabelled_ratio": 3}
+    for changes in ({}, {"corpus_sampling": "equal", "ccc_within": "all"}):
+        assert stage_is_complete(tmp_path, "lexical", settings(tmp_path, **changes), "1.0") == complete
+    with pytest.raises(ValueError) as caught:
+        stage_is_complete(tmp_path, "lexical", settings(tmp_path, **other), "1.0")
+    assert "unlabelled: None then" in str(caught.value) and not any(name in str(caught.value) for name in mixed)
+    make_stage(tmp_path, complete, "ts", **other)
+    with pytest.raises(ValueError, match="(?s)corpus_sampling: 'equal' then.*unlabelled_ratio: 3.0 then, 4.0 now"):
+        changed = other | {"corpus_sampling": "proportional", "unlabelled_ratio": 4}
+        stage_is_complete(tmp_path, "ts", settings(tmp_path, **changed), "1.0")
+
+
+@pytest.mark.parametrize("complete", [False, True])
 def test_a_stage_in_fp32_does_not_go_on_in_bf16(tmp_path, monkeypatch, complete):
     make_stage(tmp_path, complete)
     assert stage_is_complete(tmp_path, "audio", settings(tmp_path), "1.0") == complete

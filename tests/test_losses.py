@@ -239,6 +239,26 @@ def test_an_example_that_counts_a_half_is_half_an_example():
         embedding_distance(student, teacher, "contrastive", torch.ones(3))
 
 
+def test_an_utterance_that_is_there_twice_is_no_example_against_itself():
+    """As if the question were which of the different embeddings of the teacher is one's own."""
+    generator = torch.Generator().manual_seed(3)
+    student = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    targets = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    own = torch.tensor([0, 1, 2, 0, 3, 4, 2, 0])
+    expected = cross_entropy(unit(student) @ unit(targets).T / 0.2, own, reduction="none")
+    found = embedding_distance(student, targets[own], "contrastive", temperature=0.2)
+    torch.testing.assert_close(found, expected)
+    weights = torch.tensor([0.5, 1.0, 0.0, 0.5, 0.25, 1.0, 0.0, 0.5], dtype=torch.float64)  # alike for the same
+    similarity = unit(student) @ unit(targets).T / 0.2
+    of_target = torch.tensor([0.5, 1.0, 0.0, 0.25, 1.0], dtype=torch.float64)
+    others = torch.stack([of_target.index_fill(0, target, 0.0) for target in own]) * similarity.exp()
+    right = similarity.gather(1, own[:, None])[:, 0].exp()
+    found = embedding_distance(student, targets[own], "contrastive", weights, 0.2)
+    torch.testing.assert_close(found, -torch.log(right / (right + others.sum(1))))
+    twice = embedding_distance(student[[0, 3]], targets[[0, 0]], "contrastive")
+    assert twice.tolist() == [0.0, 0.0]
+
+
 def weighted_ccc_by_numpy(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
     (variance, covariance), (_, other) = np.cov(predictions, labels, aweights=weights, ddof=0)
     bias = np.average(predictions, weights=weights) - np.average(labels, weights=weights)
@@ -312,6 +332,24 @@ def test_within_groups_the_loss_is_the_mean_over_them_by_their_rated_utterances(
     assert one.item() == ccc_loss(*map(torch.from_numpy, (predictions, labels))).item()
 
 
+def test_within_groups_predictions_are_compared_by_the_sum_of_their_weights():
+    generator = np.random.default_rng(4)
+    student, teacher = generator.normal(size=(2, 30, 3))
+    weights = generator.uniform(size=(30, 3)) * (generator.random((30, 3)) < 0.8)
+    groups = np.array([3] * 11 + [0] * 19)
+    weights[groups == 3, 1] = 0  # one corpus teaches nothing in this dimension
+    teacher[:, 2] = np.nan  # which the teacher has not learned
+    tensors = [torch.from_numpy(values) for values in (student, teacher, weights, groups)]
+    losses = []
+    for dimension, corpora in ((0, (3, 0)), (1, (0,))):
+        columns = [values[:, dimension] for values in (student, teacher, weights)]
+        each = [1 - weighted_ccc_by_numpy(*(values[groups == one] for values in columns)) for one in corpora]
+        losses.append(np.average(each, weights=[columns[2][groups == one].sum() for one in corpora]))
+    assert prediction_distance(*tensors).item() == pytest.approx(np.mean(losses), abs=1e-12)
+    without = prediction_distance(tensors[0][:, :2], tensors[1][:, :2], groups=tensors[3])  # as ccc_loss has it
+    torch.testing.assert_close(without, ccc_loss(tensors[0][:, :2], tensors[1][:, :2], groups=tensors[3]))
+
+
 def test_to_know_the_corpus_is_no_merit_within_groups():
     """Two corpora that are rated differently: who answers with the mean of the corpus knows nothing of its speech."""
     generator = np.random.default_rng(1)
@@ -320,8 +358,12 @@ def test_to_know_the_corpus_is_no_merit_within_groups():
     answers = (0.2 + 0.6 * groups)[:, None].double()
     assert ccc_loss(answers, labels).item() < 0.05
     assert ccc_loss(answers, labels, groups=groups).item() == 1.0
+    assert prediction_distance(answers, labels).item() < 0.05
+    assert prediction_distance(answers, labels, torch.ones(100, 1), groups).item() == 1.0
 
 
 def test_groups_must_fit():
     with pytest.raises(ValueError, match=r"groups \(2,\) must hold a number for each of the 3 utterances"):
         ccc_loss(torch.zeros(3, 1), torch.zeros(3, 1), groups=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"groups \(2,\) must hold a number for each of the 3 utterances"):
+        prediction_distance(torch.zeros(3, 1), torch.zeros(3, 1), groups=torch.zeros(2))

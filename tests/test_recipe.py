@@ -355,11 +355,39 @@ def test_a_list_replaces_what_is_inherited(tmp_path, recipe):
         ({"unlabelled": []}, r"unlabelled is \[\], but must be a mapping"),
         ({"labelled_share": 0}, "labelled_share = 0: .*greater than 0"),
         ({"unlabelled_ratio": -1}, "unlabelled_ratio = -1: .*greater than 0"),
+        ({"unlabelled_hours": 3}, "unlabelled_hours is 3, but there is no unlabelled speech: .* set .* to null"),
+        ({"unlabelled_ratio": 2}, "unlabelled_ratio is 2, but there is no unlabelled speech: .* set .* to 1.0"),
+        (
+            {"unlabelled_hours": 3, "labelled_share": 0.1, "unlabelled_rest": False},
+            "unlabelled is null, and labelled_share 0.1 with unlabelled_rest false leaves none",
+        ),
     ],
 )
 def test_sources_that_are_refused(recipe, settings, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(recipe(**settings))
+
+
+def test_settings_of_unlabelled_speech_are_taken_where_there_is_some(recipe):
+    """Whichever stages this call runs: a recipe may be run in parts."""
+    settings = {"unlabelled_hours": 3, "unlabelled_ratio": 2, "stages": ["teacher"]}
+    for some in ({"unlabelled": {"name": "manifest", "alias": "plain"}}, {"labelled_share": 0.1}):
+        found = load_recipe(recipe(**settings, **some))
+        assert (found.unlabelled_hours, found.unlabelled_ratio) == (3, 2)
+    rules = load_recipe(recipe(same_sentences="leave_out", unlabelled_rest=False))  # which ask for no speech
+    assert rules.same_sentences == "leave_out"
+
+
+def test_null_takes_away_the_unlabelled_speech_that_is_inherited(tmp_path):
+    common = {"corpus": {"name": "manifest"}, "unlabelled": {"name": "manifest", "alias": "plain"}}
+    (tmp_path / "common.yaml").write_text(yaml.safe_dump(common))
+    child = tmp_path / "child.yaml"
+    for own, expected in (({}, common["unlabelled"]), ({"unlabelled": None}, None)):
+        child.write_text(yaml.safe_dump({"inherits": "common.yaml", **own}))
+        assert load_recipe(child).unlabelled == expected
+    folder = Path(__file__).parents[1] / "recipes/open"
+    without = {path.stem for path in folder.glob("*.yaml") if load_recipe(path).unlabelled is None}
+    assert without == {"rated_only", "words_alone"}
 
 
 def test_the_names_of_samplings_are_those_of_the_sampler():

@@ -10,7 +10,8 @@ import torch
 import yaml
 from formulas import ccc
 from mixed_sources import SECOND, UNRATED, write_mixed_recipe
-from tones import SIZES
+from safetensors.torch import load_file
+from tones import SIZES, write_recipe
 from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
 
 import train_distill
@@ -156,6 +157,19 @@ def test_a_share_of_the_labels(recipe, tmp_path):
     assert list(table["weight"] == 0) == silent and any(silent)  # those without words
     assert results["unlabelled"]["mean_weight"] == pytest.approx(1 - np.mean(silent))
     assert not set(judged) & set(pq.read_table(tmp_path / "share/conditioning/train.parquet")["id"].to_pylist())
+
+
+def test_a_run_with_all_labels_in_the_folder_of_one_with_few_is_as_in_a_new_folder(tmp_path):
+    """The first has judged what the second has labels of."""
+    recipe = write_recipe(tmp_path, num_epochs=1, stages=["teacher", "ts"], same_sentences="allow")
+    train_distill.main([str(recipe), "--labelled_share", "0.5"])
+    used, new = tmp_path / "run", tmp_path / "new"
+    assert len(pq.read_table(used / "conditioning/unlabelled.parquet")) == 12
+    train_distill.main([str(recipe), "--overwrite"])
+    train_distill.main([str(recipe), "--output_dir", str(new)])
+    assert not (used / "conditioning/unlabelled.parquet").exists()
+    found, expected = (load_file(folder / "ts/model.safetensors") for folder in (used, new))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def test_speech_without_labels_counts_as_far_as_the_teachers_of_the_folds_agree(tmp_path):

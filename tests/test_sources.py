@@ -18,6 +18,8 @@ from cmkd.corpora.sources import load_run_corpus, same_sounds, sentence_key
 from cmkd.corpora.transcripts import SCHEMA
 from cmkd.features.audio import digest_audio
 from cmkd.features.labels import unit_interval_labels
+from cmkd.runs.stage import training_rows
+from cmkd.stages import STAGES
 
 
 @pytest.fixture(autouse=True)
@@ -282,6 +284,25 @@ def test_a_larger_share_of_labels_has_those_of_a_smaller_one(tmp_path):
     assert "unlabelled" not in without and set(without["train"]["id"]) == labelled[0.3]
     with pytest.raises(ValueError, match="labelled_share is 0, but must be above 0 and at most 1"):
         load_run_corpus(given, labelled_share=0)
+
+
+def test_hours_of_no_unlabelled_speech_are_refused(first):
+    for settings in ({}, {"labelled_share": 0.5, "unlabelled_rest": False}, {"labelled_share": 0.99}):
+        with pytest.raises(ValueError, match="unlabelled_hours is 2, but there is no unlabelled speech"):
+            load_run_corpus(first, unlabelled_hours=2, **settings)
+
+
+def test_speech_beside_one_corpus_is_another_corpus(first, second, unrated):
+    """So that the loss takes its CCC within each; the rest of a corpus is of that corpus."""
+    student, teacher = STAGES["ts"], STAGES["teacher"]
+    assert "corpus" not in training_rows(student, load_run_corpus(first)).column_names
+    beside = load_run_corpus(first, unrated)
+    assert training_rows(student, beside)["corpus"][:] == [""] * 4 + ["plain"] * 5
+    assert "corpus" not in training_rows(teacher, beside).column_names
+    with_rest = load_run_corpus(first, unrated, labelled_share=0.5)
+    assert training_rows(student, with_rest)["corpus"][:] == [""] * 4 + ["plain"] * 5
+    both = load_run_corpus([first, second], unrated)
+    assert training_rows(student, both)["corpus"][:] == ["first"] * 4 + ["second"] * 3 + ["plain"] * 5
 
 
 def test_more_hours_have_those_of_fewer(tmp_path, first):

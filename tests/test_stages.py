@@ -24,11 +24,10 @@ COMMON = {
     "loss_over",
     "group_by_length",
     "summarizer",
-    "corpus_sampling",
-    "ccc_within",
     "labelled_share",
     "labelled_seed",
 }
+MIXED = {"corpus_sampling", "ccc_within"}
 TUNED = {
     "student_speech_encoder",
     "use_weighted_layer_sum",
@@ -43,18 +42,19 @@ DISTILLED = {
     "prediction_weight",
     "control",
 }
-UNLABELLED = {"unlabelled", "unlabelled_rest", "unlabelled_hours", "unlabelled_ratio", "same_sentences"}
+UNLABELLED = {"unlabelled", "unlabelled_rest", "unlabelled_hours", "same_sentences"}
 LEXICAL = {"text_encoder", "word_pieces", "lexical_epochs", "lexical_learning_rate", "lexical_temperature"}
 JUDGED = {"residual_threshold", "quality", "cross_fitting"}
 SETTINGS = {
-    "audio": COMMON | {"student_speech_encoder", "use_weighted_layer_sum"},
-    "text": COMMON | {"text_encoder"},
-    "teacher": COMMON | OF_TEACHER,
-    "finetune": COMMON | TUNED | {"ears"},
+    "audio": COMMON | MIXED | {"student_speech_encoder", "use_weighted_layer_sum"},
+    "text": COMMON | MIXED | {"text_encoder"},
+    "teacher": COMMON | MIXED | OF_TEACHER,
+    "finetune": COMMON | MIXED | TUNED | {"ears"},
     "lexical": COMMON | TUNED | UNLABELLED | LEXICAL,
-    "ts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | {"word_pieces", "ears"},
-    "cts": COMMON | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | JUDGED | {"word_pieces", "ears"},
-}
+    "ts": COMMON | MIXED | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | {"unlabelled_ratio", "word_pieces", "ears"},
+    "cts": COMMON | MIXED | TUNED | OF_TEACHER | DISTILLED | UNLABELLED | JUDGED
+    | {"unlabelled_ratio", "word_pieces", "ears"},
+}  # fmt: skip
 WRITTEN_IN_ANOTHER_FORM = {
     "batch_size",  # as utterances_a_step
     "gradient_accumulation_steps",  # as utterances_a_step

@@ -581,6 +581,7 @@ def test_every_row_that_can_be_run_has_a_recipe():
 
 def test_settings_are_those_that_stages_depend_on():
     every, tuned, taught = list(STAGES), ["finetune", "lexical", "ts", "cts"], ["ts", "cts"]
+    rating = [name for name in every if name != "lexical"]
     expected = {
         "num_epochs": every,
         "learning_rate": every,
@@ -589,8 +590,8 @@ def test_settings_are_those_that_stages_depend_on():
         "loss_over": every,
         "group_by_length": every,
         "summarizer": every,
-        "corpus_sampling": every,
-        "ccc_within": every,
+        "corpus_sampling": rating,
+        "ccc_within": rating,
         "labelled_share": every,
         "labelled_seed": every,
         "use_weighted_layer_sum": ["audio", "teacher", *tuned],
@@ -602,13 +603,13 @@ def test_settings_are_those_that_stages_depend_on():
         "lexical_temperature": ["lexical"],
         "unlabelled_rest": ["lexical", *taught],
         "unlabelled_hours": ["lexical", *taught],
-        "unlabelled_ratio": ["lexical", *taught],
         "same_sentences": ["lexical", *taught],
         "distillation_weight": taught,
         "embedding_distance": taught,
         "contrastive_temperature": taught,
         "prediction_weight": taught,
         "control": taught,
+        "unlabelled_ratio": taught,
         "residual_threshold": ["cts"],
         "quality": ["cts"],
         "cross_fitting": ["cts"],

@@ -52,7 +52,7 @@ def oracle(
     torch.manual_seed(0)
     model = Dropping().to(dtype).double()
     rows = sorted(masks)
-    data = {name: value[rows] for name, value in columns_beyond(dtype).items()}
+    data = {name: value[rows] for name, value in (columns_beyond if is_beyond else columns)(dtype).items()}
     mask = torch.stack([masks[row][-1] for row in rows]).double()
     embeddings = torch.tanh(model.embedding(data["inputs"].double() * mask))
     logits = model.prediction(embeddings)
@@ -67,10 +67,10 @@ def oracle(
     distance = torch.sqrt(((embeddings - data["teacher_embeddings"].double())[kept] ** 2).sum(1)).mean()
     loss = emotion + 2.0 * distance
     if is_beyond:
-        directions = [values[kept] for values in (embeddings, data["teacher_embeddings"].double())]
-        directions = [values / values.norm(dim=1, keepdim=True) for values in directions]
-        similarity = directions[0] @ directions[1].T / 0.2
-        loss = emotion + 2.0 * torch.nn.functional.cross_entropy(similarity, torch.arange(len(similarity)))
+        different, own = data["teacher_embeddings"].double()[kept].unique(dim=0, return_inverse=True)
+        assert len(different) < len(own)  # some of the step have one embedding, which is one to choose from
+        directions = [values / values.norm(dim=1, keepdim=True) for values in (embeddings[kept], different)]
+        loss = emotion + 2.0 * torch.nn.functional.cross_entropy(directions[0] @ directions[1].T / 0.2, own)
         for dimension in range(3):
             weights = data["dimension_weights"][:, dimension].double()
             pair = torch.stack([logits[:, dimension], data["teacher_predictions"][:, dimension].double()])
@@ -90,7 +90,7 @@ def mixed_oracle(masks: dict[int, torch.Tensor]) -> tuple[float, dict[str, torch
     """The same of a step of two corpora and unlabelled utterances, from the outputs of all of them together."""
     torch.manual_seed(0)
     model, rows = Dropping().double(), sorted(masks)
-    data = {name: value[rows] for name, value in columns(torch.float64, mixed=True).items()}
+    data = {name: value[rows] for name, value in columns_beyond(torch.float64, mixed=True).items()}
     embeddings = torch.tanh(model.embedding(data["inputs"] * torch.stack([masks[row][-1] for row in rows])))
     logits, labels, corpora = model.prediction(embeddings), data["labels"], data["corpora"]
     of_dimensions = []
@@ -109,6 +109,16 @@ def mixed_oracle(masks: dict[int, torch.Tensor]) -> tuple[float, dict[str, torch
     kept = data["quality_weights"] > 0  # of labelled and unlabelled utterances alike
     distances = (embeddings - data["teacher_embeddings"])[kept].norm(dim=1)
     loss = sum(of_dimensions) / 3 + 2.0 * distances.mean()
+    for dimension in range(3):
+        for corpus in (0, 1, 2):  # within which the teacher's predictions are compared, too
+            chosen = corpora == corpus
+            p, y, w = (
+                values[chosen, dimension] for values in (logits, data["teacher_predictions"], data["dimension_weights"])
+            )
+            moments = torch.cov(torch.stack([p, y]), correction=0, aweights=w)
+            bias = ((p - y) * w).sum() / w.sum()
+            share = w.sum() / data["dimension_weights"][:, dimension].sum()
+            loss = loss + 1.5 * share * (1 - 2 * moments[0, 1] / (moments.trace() + bias**2)) / 3
     loss.backward()
     return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 

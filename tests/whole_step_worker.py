@@ -1,9 +1,10 @@
 """Run by test_whole_step.py in 1, 2 and 4 processes: the first step of several trainers; each saves what it saw.
 
 A case is DTYPE-ACCUMULATION_STEPS-LOSS_OVER, and the name of its folder. Behind that it may have "-beyond", for the
-terms that the paper does not have, or "-mixed": the first `LABELLED` utterances are of two corpora, within each of
-which the CCC is taken, and the others have no labels. The case "sharded" is a step of one batch per device in fp64
-with FSDP in the place of DistributedDataParallel, which accelerate does not offer on a CPU.
+terms that the paper does not have, or "-mixed": the first `LABELLED` utterances are of two corpora, and the others have
+no labels; the CCC is taken within each of the three, of labels and of the teacher's predictions. The case "sharded" is
+a step of one batch per device in fp64 with FSDP in the place of DistributedDataParallel, which accelerate does not
+offer on a CPU.
 """
 
 import os
@@ -72,12 +73,15 @@ def columns(dtype: torch.dtype, mixed: bool = False) -> dict[str, torch.Tensor]:
     return found | {"row": torch.arange(NUMBER)}
 
 
-def columns_beyond(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The same, and what the teacher predicts, with weights of which some are 0."""
+def columns_beyond(dtype: torch.dtype, mixed: bool = False) -> dict[str, torch.Tensor]:
+    """The same, and what the teacher predicts, with weights of which some are 0. Some utterances have one embedding."""
     generator = torch.Generator().manual_seed(2)
     predictions = torch.randn(NUMBER, 3, generator=generator, dtype=dtype)
     weights = (torch.rand(NUMBER, 3, generator=generator, dtype=dtype) - 0.2).clamp(min=0)
-    return columns(dtype) | {"teacher_predictions": predictions, "dimension_weights": weights}
+    found = columns(dtype, mixed) | {"teacher_predictions": predictions, "dimension_weights": weights}
+    for name in ("teacher_embeddings", "quality_weights"):
+        found[name][30:] = found[name][:31].clone()
+    return found
 
 
 class SaveGradient(TrainerCallback):
@@ -108,7 +112,7 @@ def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str, ki
         distillation_weight=2.0,
         embedding_distance="contrastive" if kind == "beyond" else "norm",
         contrastive_temperature=0.2,
-        prediction_weight=1.5 if kind == "beyond" else 0.0,
+        prediction_weight=1.5 if kind in ("beyond", "mixed") else 0.0,
         eval_strategy="no",
         save_strategy="no",
         load_best_model_at_end=False,
@@ -118,7 +122,7 @@ def main(folder: Path, dtype: torch.dtype, accumulation: int, loss_over: str, ki
     trainer = CMKDTrainer(
         model=model,
         args=arguments,
-        train_dataset=UtteranceDataset(columns_beyond(dtype) if kind == "beyond" else columns(dtype, kind == "mixed")),
+        train_dataset=UtteranceDataset(columns_beyond(dtype, kind == "mixed") if kind else columns(dtype)),
         train_mixture=Mixture(CORPORA, "proportional", NUMBER - LABELLED, 0.5) if kind == "mixed" else None,
         data_collator=collate_utterances,
         callbacks=[SaveGradient(folder)],

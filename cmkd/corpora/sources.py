@@ -6,6 +6,10 @@ a mapping or list of speech without ratings. Beside the settings of its builder 
 
 - **Names.** In a run of several corpora, and in unlabelled speech, ids and speakers begin with the corpus's name, as in
   `crema-d/1001_DFA_ANG_XX`: the same id, or speaker, in two corpora is not the same utterance or person.
+- **Copies.** Corpora of one `name` (other than manifest and dataset, which say nothing about what they hold) are taken
+  to be copies of one corpus, such as clips as they were recorded and as they sound elsewhere: the same id is the same
+  utterance, and the same speaker the same person, whatever their aliases. Folds of cross-fitting and `labelled_share`
+  keep them together, and an utterance in two splits is refused.
 - **Labels** stay on their corpus's own scale, and are learned on the unit interval, each by its own scale.
 - **Splits** are those of each corpus. The same sound (by its samples, as in `cmkd.corpora.checks`) in two splits of two
   corpora is refused, or the utterance of the lesser split is left out where its corpus has `on_error: skip`; in the
@@ -15,7 +19,8 @@ a mapping or list of speech without ratings. Beside the settings of its builder 
   the teacher reads it, and would tell the student what the words of the test mean. Sentences are compared by their
   letters and digits, whatever case and punctuation.
 - **`labelled_share`** takes the labels of the other training utterances away, corpus by corpus. Which these are is
-  drawn from the ids and `labelled_seed`: a larger share has all utterances of a smaller one.
+  drawn from the ids and `labelled_seed`: a larger share has all utterances of a smaller one, and all copies of an
+  utterance keep their labels or none does.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
@@ -52,6 +57,9 @@ SameSentences = Literal["refuse", "leave_out", "allow"]
 """What to do about unlabelled speech that says a sentence of validation or test."""
 
 HELD_OUT = ("validation", "test")
+
+OWN_DATA = ("manifest", "dataset")
+"""The names of corpora that people bring themselves: two of the same name need have nothing in common."""
 
 _RANKS = {"train": 0, "validation": 1}  # of the splits; all others are like test
 _WORD = re.compile(r"[^\W_]+")
@@ -147,12 +155,14 @@ def load_run_corpus(
     Returns:
         The corpus, with the split `unlabelled` beside its own if there is such speech. With several corpora the rows
         have the column `corpus`, and `label_scale` is that of the row's own; unlabelled ones have the column
-        `asr_confidence`, see [`asr_confidence`].
+        `asr_confidence`, see [`asr_confidence`], and always the column `corpus`, which is "" for the rest of a single
+        one.
 
     Raises:
         CorpusError: a corpus has problems, or the same sound is in two splits or, in unlabelled speech, held out.
-        ValueError: a setting is not valid, two corpora have one name, or unlabelled speech has no words, or says a
-            sentence of validation or test.
+        ValueError: a setting is not valid, two corpora have one name, copies of one corpus are split differently, or
+            unlabelled speech has no words or says a sentence of validation or test, or hours of it are asked for and
+            there is none.
     """
     if not 0 < labelled_share <= 1:
         raise ValueError(f"labelled_share is {labelled_share}, but must be above 0 and at most 1.")
@@ -168,9 +178,14 @@ def load_run_corpus(
     rest: Dataset | None = None
     if labelled_share < 1:
         built, rest = _with_share(built, labelled, labelled_share, labelled_seed)
-        if not unlabelled_rest:
+        if not unlabelled_rest or not len(rest):
             rest = None
     if rest is None and not without:
+        if unlabelled_hours is not None:
+            raise ValueError(
+                f"unlabelled_hours is {unlabelled_hours:g}, but there is no unlabelled speech: name some as "
+                "`unlabelled`, take labels away with labelled_share, or leave it out."
+            )
         return built
     return _with_unlabelled(built, rest, without, same_sentences, unlabelled_hours, labelled_seed)
 
@@ -206,6 +221,44 @@ def asr_confidence(ids: Sequence[str], texts: Sequence[str], source: Source) -> 
 def corpora_of(rows: Dataset) -> list[str]:
     """The corpus of each row; empty where all are of the one corpus of a run."""
     return list(rows["corpus"]) if "corpus" in rows.column_names else []
+
+
+def copies_of(report: CorpusReport) -> dict[str, str]:
+    """The corpora of a run that are copies of one, as described at the top: for each the name of the first of them."""
+    corpora = report.corpora if isinstance(report, RunReport) else {}
+    members: dict[str, list[str]] = {}
+    for alias, of_corpus in corpora.items():
+        if of_corpus.name not in OWN_DATA:
+            members.setdefault(of_corpus.name, []).append(alias)
+    return {alias: aliases[0] for aliases in members.values() if len(aliases) > 1 for alias in aliases}
+
+
+def utterance_keys(rows: Dataset, copies: Mapping[str, str]) -> list[str]:
+    """The id of each row, that of the first copy where there are several.
+
+    Args:
+        rows: of a run.
+        copies: what [`copies_of`] returned.
+    """
+    return [_of_first(identifier, copies) for identifier in rows["id"]]
+
+
+def speaker_keys(rows: Dataset, copies: Mapping[str, str]) -> list[str]:
+    """Who speaks in each row, the same in all copies of a corpus.
+
+    It is "" where that is not known; but of a corpus with copies it is then the utterance, whose copies have at least
+    that in common.
+    """
+    keys = zip(rows["speaker"], rows["id"], utterance_keys(rows, copies), strict=True)
+    return [
+        _of_first(speaker, copies) or (f"speaker of {utterance}" if identifier.partition("/")[0] in copies else "")
+        for speaker, identifier, utterance in keys
+    ]
+
+
+def _of_first(name: str, copies: Mapping[str, str]) -> str:
+    alias, slash, own = name.partition("/")
+    return f"{copies[alias]}/{own}" if slash and alias in copies else name
 
 
 def sentence_key(text: str) -> str:
@@ -314,6 +367,7 @@ def _together(sources: Sequence[Source]) -> Corpus:
         corpora=reports,
     )
     left_out = _check_between(sources, splits, report)
+    _check_copies(splits, copies_of(report), left_out)
     report.digest = hashlib.sha256(repr((versions, sorted(left_out))).encode()).hexdigest()[:12]
     order = [*SPLITS, *dict.fromkeys(split for of in splits.values() for split in of if split not in SPLITS)]
     parts = {split: [of[split] for of in splits.values() if split in of] for split in order}
@@ -321,6 +375,29 @@ def _together(sources: Sequence[Source]) -> Corpus:
     for name, of_corpus in reports.items():
         _count(of_corpus, {split: rows for split, rows in _of_corpus(together, name).items() if len(rows)})
     return Corpus(_count(report, together), report)
+
+
+def _check_copies(
+    splits: Mapping[str, Mapping[str, Dataset]], copies: Mapping[str, str], left_out: Collection[str]
+) -> None:
+    """Refuses copies of one corpus that are split differently, so that one learns what the other is tested on.
+
+    Raises:
+        ValueError: an utterance that is not left out is in two splits.
+    """
+    known: dict[str, tuple[str, str]] = {}
+    for alias in copies:
+        for split, rows in splits[alias].items():
+            for identifier, key in zip(rows["id"], utterance_keys(rows, copies), strict=True):
+                if identifier in left_out:
+                    continue
+                other, other_split = known.setdefault(key, (identifier, split))
+                if other_split != split:
+                    raise ValueError(
+                        f"{identifier!r} is in the split {split}, and {other!r} in {other_split}: corpora of one name "
+                        f"are copies, whose utterances must be in the same split. Give {copies[alias]} and {alias} the "
+                        "same settings of splits."
+                    )
 
 
 def _check_between(
@@ -403,10 +480,13 @@ def _with_share(corpus: Corpus, sources: Sequence[Source], share: float, seed: i
     """The corpus with a share of its training split, and the rest of that without labels."""
     rows = corpus["train"]
     names = corpora_of(rows) or [""] * len(rows)
-    members: dict[str, list[tuple[str, int]]] = {}
-    for index, (name, drawn) in enumerate(zip(names, _drawn(rows["id"], seed), strict=True)):
-        members.setdefault(name, []).append((drawn, index))
-    kept = {index for of_one in members.values() for _, index in sorted(of_one)[: math.ceil(share * len(of_one))]}
+    copies = copies_of(corpus.report)
+    keys = _drawn(utterance_keys(rows, copies), seed)
+    members: dict[str, set[str]] = {}
+    for name, key in zip(names, keys, strict=True):
+        members.setdefault(copies.get(name, name), set()).add(key)
+    labelled_keys = {key for of_one in members.values() for key in sorted(of_one)[: math.ceil(share * len(of_one))]}
+    kept = {index for index, key in enumerate(keys) if key in labelled_keys}
     labelled = rows.select(sorted(kept))
     confidence = np.ones(len(rows), dtype=np.float32)
     all_ids, all_texts = list(rows["id"]), list(rows["transcript"])
@@ -417,9 +497,9 @@ def _with_share(corpus: Corpus, sources: Sequence[Source], share: float, seed: i
         own_ids = [one.removeprefix(f"{name}/") for one in ids] if name else ids
         confidence[own] = asr_confidence(own_ids, texts, source)
     rest = _unrated(rows, confidence).select([index for index in range(len(rows)) if index not in kept])
-    digest = hashlib.sha256(repr((corpus.report.version, share, seed)).encode()).hexdigest()[:12]
+    drawn = (corpus.report.version, share, seed, *(["copies together"] if copies else []))
     report = _run_report(corpus.report)
-    report.digest = digest
+    report.digest = hashlib.sha256(repr(drawn).encode()).hexdigest()[:12]
     report.notes.append(f"{len(labelled):,} of {len(rows):,} training utterances have kept their labels")
     splits = {**corpus, "train": labelled}
     for name, of_corpus in report.corpora.items():
@@ -443,7 +523,7 @@ def _with_unlabelled(
     report = _run_report(corpus.report)
     parts, versions = [], []
     if rest is not None:
-        parts.append(rest)
+        parts.append(rest if corpora_of(rest) else _replaced(rest, {"corpus": [""] * len(rest)}))
         versions.append(("rest of", corpus.report.version))
     for source in sources:
         has_setting = "rated" in corpus_settings(source.arguments["name"])
@@ -507,12 +587,13 @@ def _unrated(rows: Dataset, confidence: np.ndarray) -> Dataset:
 
 def _check_ids(rows: Dataset, corpus: Corpus) -> None:
     known = {identifier for of_split in corpus.values() for identifier in of_split["id"]}
-    twice = [identifier for identifier in rows["id"] if identifier in known]
-    if twice:
-        raise ValueError(
-            f"the unlabelled utterance {twice[0]!r} has the id of one of the corpus: give one of the two corpora "
-            "another alias."
-        )
+    for identifier in rows["id"]:
+        if identifier in known:
+            raise ValueError(
+                f"the unlabelled utterance {identifier!r} has the id of another one: give one of the two corpora "
+                "another alias."
+            )
+        known.add(identifier)
 
 
 def _check_held_out(rows: Dataset, corpus: Corpus, same_sentences: SameSentences, report: CorpusReport) -> set[str]:

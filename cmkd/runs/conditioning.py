@@ -102,20 +102,43 @@ def write_conditioning(recipe: Recipe, train: Dataset) -> None:
         pq.write_table(table, unfinished)
 
 
-def read_conditioning(run: Path, ids: Sequence[str]) -> Conditioning:
-    """What students take from the teacher about these utterances, with labels and without.
+def read_conditioning(run: Path, ids: Sequence[str], unlabelled: Sequence[str] = ()) -> Conditioning:
+    """What students take from the teacher about these utterances, first those with labels and then those without.
+
+    Each is looked up in the file of its kind alone, and `unlabelled.parquet` is opened only if it is asked for: what
+    lies there may be of an earlier run in the same folder, with another teacher.
+
+    Args:
+        run: the folder of the run.
+        ids: the utterances of the training split.
+        unlabelled: those of the speech without labels.
 
     Raises:
-        ValueError: the teacher has not seen an utterance.
+        FileNotFoundError: the teacher has not been judged, or has not judged the speech without labels.
+        ValueError: the teacher has not seen an utterance, or one is in both files.
     """
-    path = run / "conditioning" / "train.parquet"
-    tables = [pq.read_table(file) for file in (path, path.with_name("unlabelled.parquet")) if file.is_file()]
-    known = [identifier for table in tables for identifier in table["id"].to_pylist()]
-    rows = {identifier: row for row, identifier in enumerate(known)}
-    missing = [identifier for identifier in ids if identifier not in rows]
-    if missing:
-        raise ValueError(f"{path} lacks {len(missing)} utterances, such as {missing[0]!r}: repeat the stage teacher.")
-    order = np.array([rows[identifier] for identifier in ids])
+    tables: list[pa.Table] = []
+    rows: dict[str, int] = {}
+    for name, wanted in (("train.parquet", ids), ("unlabelled.parquet", unlabelled)):
+        if not len(wanted):
+            continue
+        path = run / "conditioning" / name
+        table = pq.read_table(path)
+        known = {identifier: row for row, identifier in enumerate(table["id"].to_pylist(), start=sum(map(len, tables)))}
+        missing = [identifier for identifier in wanted if identifier not in known]
+        if missing:
+            raise ValueError(
+                f"{path} lacks {len(missing)} utterances, such as {missing[0]!r}: repeat the stage teacher."
+            )
+        both = sorted(known.keys() & rows.keys())
+        if both:
+            raise ValueError(
+                f"{path} and train.parquet beside it both have {len(both)} utterances, such as {both[0]!r}, but each "
+                "either has labels or has none: remove the folder, which is written anew, and repeat the command."
+            )
+        tables.append(table)
+        rows |= known
+    order = np.array([rows[identifier] for identifier in [*ids, *unlabelled]])
     values = (
         [np.stack(table["embedding"].to_numpy(zero_copy_only=False)) for table in tables],
         [by_dimension(table, "predicted").astype(np.float32) for table in tables],

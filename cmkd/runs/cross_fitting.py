@@ -24,7 +24,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from cmkd.corpora.schema import Corpus
-from cmkd.corpora.sources import UNLABELLED, alike
+from cmkd.corpora.sources import UNLABELLED, alike, copies_of, speaker_keys
 from cmkd.features.labels import unit_interval_labels
 from cmkd.json_files import read_json
 from cmkd.runs.recipe import Recipe
@@ -36,7 +36,8 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 class Fold(Corpus):
     """A corpus of which a part of the training split is held out, as its split test.
 
-    Its version is that of the corpus, and of the speech without labels that it answers, if there is any.
+    Its version is that of the corpus, and of the speech without labels that it answers, if there is any; and it says so
+    if the corpus holds copies of one, which earlier versions dealt out apart.
 
     Args:
         corpus (`DatasetDict`): The corpus, with its report.
@@ -53,6 +54,8 @@ class Fold(Corpus):
         report = corpus.report
         if UNLABELLED in corpus:
             report = replace(report, digest=f"{report.digest}-{report.unlabelled_version}")
+        if copies_of(report):
+            report = replace(report, digest=f"{report.digest}-copies_together")
         super().__init__(splits | {"validation": corpus["validation"]}, report)
         self.whole = whole
 
@@ -94,7 +97,7 @@ def folds_of(corpus: DatasetDict, number: int) -> list[Fold]:
     """The corpus once for each fold.
 
     Utterances without any rating, and those of the split unlabelled, are in no fold: all teachers answer them, and none
-    learns from them.
+    learns from them. Speakers of copies of one corpus are one ([`cmkd.corpora.sources.copies_of`]).
 
     Raises:
         ValueError: there are fewer speakers than folds, or without one of the folds a dimension has fewer than two
@@ -104,7 +107,7 @@ def folds_of(corpus: DatasetDict, number: int) -> list[Fold]:
     labels = unit_interval_labels(whole)
     is_rated = ~np.isnan(labels).all(axis=1)
     fold_of = np.full(len(labels), -1)
-    speakers = np.array(whole["speaker"], dtype=object)
+    speakers = np.array(speaker_keys(whole, copies_of(corpus.report)), dtype=object)
     fold_of[is_rated] = deal_out(list(speakers[is_rated]), number)
     learned = [is_rated & (fold_of != fold) for fold in range(number)]
     for fold in range(number):

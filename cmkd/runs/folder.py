@@ -87,7 +87,8 @@ def stage_is_complete(
 ) -> bool:
     """Whether a stage need not be repeated; False if it never started or was interrupted.
 
-    A setting that its stage.json lacks, because it did not exist when the stage was trained, counts as the default.
+    A setting that its stage.json lacks, because it did not exist when the stage was trained, counts as the default. One
+    that has no effect on the stage, although stage.json has it from an earlier version, is not looked at.
 
     Args:
         run: the folder of the run.
@@ -109,8 +110,9 @@ def stage_is_complete(
     wanted = _stage_settings(stage, recipe, corpus_version, unlabelled_version)
     once = {name: field.get_default() for name, field in Recipe.model_fields.items() if name in wanted}
     once["precision"] = wanted["precision"] if state["complete"] else "fp32"
-    then = once | state["settings"]
-    lines = [_differences(then, dict.fromkeys(state["settings"]) | wanted)]
+    without_effect = Recipe.model_fields.keys() - {"batch_size", *STAGES[stage].settings}
+    then = {name: value for name, value in state["settings"].items() if name not in without_effect}
+    lines = [_differences(once | then, dict.fromkeys(then) | wanted)]
     loaded = STAGES[stage].pretrained(recipe.model_dump())
     lines.append(_encoder_differences(state.get("encoders", {}), recipe, commits or {}, loaded))
     differences = "\n".join(filter(None, lines))
@@ -223,6 +225,8 @@ def begin_stage(
         shutil.rmtree(folder, ignore_errors=True)
     for follower in followers(stage):
         shutil.rmtree(run / follower, ignore_errors=True)
+    if stage == TEACHER:  # what an earlier teacher said of speech without labels
+        (run / "conditioning" / "unlabelled.parquet").unlink(missing_ok=True)
     marker = folder / "stage.json"
     before = _read_json(marker) if marker.is_file() else {}
     for checkpoint in [] if before else find_checkpoints(folder):

@@ -52,12 +52,14 @@ class Recipe(BaseModel):
     corpus_sampling: Literal["proportional", "equal"] = Field(
         default="proportional",
         description="How often several corpora occur: by their sizes, each utterance once per epoch (`proportional`), "
-        "or equally often in every step, where those of the largest corpus occur once per epoch (`equal`).",
+        "or equally often in every step, where those of the largest corpus occur once per epoch (`equal`). The stage "
+        f"{LEXICAL} hears each utterance once per epoch all the same.",
     )
     ccc_within: Literal["corpus", "all"] = Field(
         default="corpus",
         description="What the CCC of the loss is computed within: each corpus (`corpus`), or all of them together "
-        "(`all`), in which case the student gains by telling corpora apart. Without effect on a single corpus.",
+        "(`all`), in which case the student gains by telling corpora apart. This goes for the distance between the "
+        "predictions of student and teacher too. Without effect where one corpus is all that is heard.",
     )
     labelled_share: float = Field(
         default=1.0,
@@ -86,7 +88,7 @@ class Recipe(BaseModel):
         default=1.0,
         gt=0,
         description="Unlabelled utterances for each labelled one in every step of a student. They come on top of "
-        "batch_size.",
+        f"batch_size. Without effect on the stage {LEXICAL}, for which all speech is alike.",
     )
     same_sentences: Literal["refuse", "leave_out", "allow"] = Field(
         default="refuse",
@@ -284,7 +286,8 @@ class Recipe(BaseModel):
     lexical_epochs: int | None = Field(
         default=None,
         ge=1,
-        description=f"How many times the stage {LEXICAL} goes through the training split; null stands for num_epochs.",
+        description=f"How many times the stage {LEXICAL} goes through all of its speech, the training split and "
+        "unlabelled speech, each utterance once; null stands for num_epochs.",
     )
     lexical_learning_rate: float | None = Field(
         default=None,
@@ -362,6 +365,20 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"corpus is a list of {len(self.corpus)}: a list is for two or more corpora, and one is a mapping."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_unlabelled_speech_that_it_speaks_of(self) -> "Recipe":
+        if self.unlabelled is not None or (self.labelled_share < 1 and self.unlabelled_rest):
+            return self
+        for name in ("unlabelled_hours", "unlabelled_ratio"):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name} is {value:g}, but there is no unlabelled speech: unlabelled is null, and labelled_share "
+                    f"{self.labelled_share:g}{'' if self.unlabelled_rest else ' with unlabelled_rest false'} leaves "
+                    f"none. Name some, or set {name} to {shown(default)}."
+                )
         return self
 
     @model_validator(mode="after")
@@ -590,9 +607,9 @@ def _read_with_inherited(path: Path) -> dict[str, Any]:
         inherited = _read(path.parent / base)
         if "inherits" in inherited:
             raise ValueError(f"{path}: inherits is {base!r}, which inherits itself; one level is all there is.")
-        sources = {field: _over_inherited(inherited.get(field), settings.get(field)) for field in SOURCES}
-        settings = _without_replaced(inherited, settings) | settings
-        settings |= {field: value for field, value in sources.items() if value is not None}
+        both = [field for field in SOURCES if field in inherited and field in settings]
+        sources = {field: _over_inherited(inherited[field], settings[field]) for field in both}
+        settings = _without_replaced(inherited, settings) | settings | sources
     for key in settings:
         if key not in Recipe.model_fields:
             raise ValueError(f"{path}: there is no setting {key!r}.{did_you_mean(key, Recipe.model_fields)}")
@@ -600,10 +617,8 @@ def _read_with_inherited(path: Path) -> dict[str, Any]:
 
 
 def _over_inherited(inherited: Any, own: Any) -> Any:
-    """Settings of a mapping come over those of the inherited one; a list stands for itself."""
-    if isinstance(inherited, dict) and isinstance(own, dict):
-        return inherited | own
-    return inherited if own is None else own
+    """Settings of a mapping come over those of the inherited one; a list, or null for none, stands for itself."""
+    return inherited | own if isinstance(inherited, dict) and isinstance(own, dict) else own
 
 
 def _without_replaced(settings: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

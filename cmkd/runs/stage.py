@@ -168,10 +168,16 @@ def cache_folder(recipe: Recipe) -> Path:
 
 
 def training_rows(stage: Stage, corpus: DatasetDict) -> Dataset:
-    """The utterances that a stage learns from: the training split, and where it needs no labels others behind it."""
+    """The utterances that a stage learns from: the training split, and where it needs no labels others behind it.
+
+    With these there is a column `corpus`; it is "" for utterances of the one corpus of a run.
+    """
+    rows = corpus["train"]
     if not stage.learns_unlabelled or UNLABELLED not in corpus:
-        return corpus["train"]
-    return alike([corpus["train"], corpus[UNLABELLED]])
+        return rows
+    if not corpora_of(rows):
+        rows = rows.add_column("corpus", [""] * len(rows))
+    return alike([rows, corpus[UNLABELLED]])
 
 
 def training_data(stage: Stage, run: Path, inputs: UtteranceDataset, rows: Dataset, recipe: Recipe) -> dict[str, Any]:
@@ -201,7 +207,9 @@ def training_columns(
     """
     columns = inputs.columns | {"id": list(rows["id"])}
     if stage.needs_teacher:
-        taught = read_conditioning(run, columns["id"]).controlled(recipe.control, recipe.seed)
+        labelled = len(rows) - list(rows["split"]).count(UNLABELLED)
+        ids, unlabelled = columns["id"][:labelled], columns["id"][labelled:]
+        taught = read_conditioning(run, ids, unlabelled).controlled(recipe.control, recipe.seed)
         columns["teacher_embeddings"] = taught.embeddings
         columns["quality_weights"] = taught.weights if stage.is_conditional else np.ones_like(taught.weights)
         if recipe.prediction_weight > 0:
@@ -214,7 +222,7 @@ def training_columns(
 
 
 def training_mixture(rows: Dataset, recipe: Recipe) -> Mixture | None:
-    """How the utterances of a stage are mixed; None if they are all of one corpus and have labels.
+    """How the utterances of a stage are mixed; None if they are all of the one corpus of a run and have labels.
 
     Args:
         rows: what [`training_rows`] returned.
@@ -224,7 +232,7 @@ def training_mixture(rows: Dataset, recipe: Recipe) -> Mixture | None:
     if not unlabelled and not corpora:
         return None
     labelled = len(rows) - unlabelled
-    numbers = numbered(corpora[:labelled]) if corpora else [0] * labelled
+    numbers = numbered(corpora[:labelled])
     return Mixture(numbers, recipe.corpus_sampling, unlabelled, recipe.unlabelled_ratio if unlabelled else 0.0)
 
 

@@ -5,7 +5,7 @@ predicted_valence and predicted_dominance (on the unit interval), asr_confidence
 ([`cmkd.corpora.sources.asr_confidence`]) and weight, which is the confidence, with `cross_fitting` times how far the
 teachers of the folds agree ([`cmkd.quality.agreement_weights`]); weight_activation, weight_valence and weight_dominance
 are the same number, since what is known is of the whole utterance. The file says of which teachers and which speech it
-is, and is made anew for any other.
+is, and is made anew for any other; a run without such speech has no such file.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from configuration_cmkd import EMOTION_DIMENSIONS
 def judge_unlabelled(recipe: Recipe, corpus: Corpus, complete: Collection[str]) -> None:
     """Lets the teacher judge the speech without labels, unless that is done or no student remains to be trained.
 
+    In a run without such speech what an earlier one has left of it is removed.
+
     All processes must call this, once the teacher is complete and was judged on the training split. What its frozen
     encoders compute is stored as in training.
 
@@ -50,10 +52,13 @@ def judge_unlabelled(recipe: Recipe, corpus: Corpus, complete: Collection[str]) 
         FileNotFoundError: a teacher of a fold is not complete.
         ValueError: the teachers of the folds have not answered this speech.
     """
-    untrained = set(recipe.stages) & set(STUDENTS) - set(complete)
-    if UNLABELLED not in corpus or not untrained:
-        return
     path = Path(recipe.output_dir) / "conditioning" / "unlabelled.parquet"
+    if UNLABELLED not in corpus:
+        if PartialState().is_main_process:
+            path.unlink(missing_ok=True)  # of an earlier run in this folder, which had such speech
+        return
+    if not set(recipe.stages) & set(STUDENTS) - set(complete):
+        return
     about = json.dumps(
         {
             "teacher": teacher_fingerprint(recipe.teacher_folder),

@@ -56,8 +56,8 @@ class CMKDTrainer(Trainer):
     above 0 a student also needs `teacher_predictions` (batch, 3), on the scale of the labels, and `dimension_weights`
     (batch, 3) in [0, 1]. `id`, a list of names, is for error messages. `docs/training.md` has an example with a model
     of one's own. With several corpora it may also hold `corpora` (batch,), the number of each utterance's corpus, and
-    L_EMO is then taken within each ([`cmkd.losses.ccc_loss`]). An utterance whose labels are all NaN counts in the
-    other terms only.
+    L_EMO and L_PRE are then taken within each ([`cmkd.losses.ccc_loss`]). An utterance whose labels are all NaN counts
+    in the other terms only.
 
     The loss and its gradient are those of all utterances of a step, however many devices and accumulation steps they
     are spread over (see `cmkd.training.whole_step`). If `args.loss_over` is "batch", the loss is the mean of the losses
@@ -139,7 +139,8 @@ class CMKDTrainer(Trainer):
                     f"prediction_weight is {args.prediction_weight}, but the data has no teacher_predictions or no "
                     "dimension_weights: add both columns, with weights of 1 to learn from every prediction."
                 )
-            loss = loss + args.prediction_weight * prediction_distance(logits, teacher_predictions, dimension_weights)
+            predicted = prediction_distance(logits, teacher_predictions, dimension_weights, groups=corpora)
+            loss = loss + args.prediction_weight * predicted
         return loss
 
     def epoch_line(self, args: TrainingArguments, state: TrainerState, logs: Mapping[str, float]) -> str:
