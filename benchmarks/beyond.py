@@ -193,9 +193,9 @@ def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
 
     Returns:
         Entries with `system`, `run`, `stage`, `seeds`, `updates`; `ways`, `settings`, `labelled`, `unlabelled`, `ears`,
-        `conditioning`, `lexical` and `train` as `System` has them; `ccc` (the mean), `std` over the seeds (None of one), `each`,
-        `interval` over speakers, and `against`, by the name of the other system `difference`, `interval`, `p`,
-        `smallest_p`, as `cmkd.paired_test` returns them, `std` and `each`; all by dimension.
+        `conditioning`, `lexical` and `train` as `System` has them; `ccc` (the mean), `std` over the seeds (None of
+        one), `each`, `interval` over speakers, and `against`, by the name of the other system `difference`, `interval`,
+        `p`, `smallest_p`, as `cmkd.paired_test` returns them, `std` and `each`; all by dimension.
     """
     answers = {id(system): system.answers for system in systems}
     bases = [system for system in systems if system.stage in TO_BEAT and not system.ways]
