@@ -70,7 +70,10 @@ class System:
     @property
     def each(self) -> list[dict[str, float | None]]:
         """The CCC on test by seed and dimension."""
-        scores = self.results["systems"][self.stage]["test"]
+        return self._each_on("test")
+
+    def _each_on(self, split: str) -> list[dict[str, float | None]]:
+        scores = self.results["systems"][self.stage][split]
         return scores["each"] if "seeds" in self.results else [scores["ccc"]]
 
     @property
@@ -95,7 +98,7 @@ class System:
         scores = self.results["systems"][self.stage].get("train")
         if scores is None:
             return None
-        each = scores["each"] if "seeds" in self.results else [scores["ccc"]]
+        each = self._each_on("train")
         return {"ccc": scores["ccc"], "std": _std(each), "each": each}
 
     @property
@@ -111,17 +114,17 @@ class System:
     @property
     def labelled(self) -> dict[str, Any]:
         """How many `utterances` with labels it learned from, and their `hours`."""
-        corpus = self.results["corpus"]
-        return {size: corpus[size]["train"] for size in ("utterances", "hours")}
+        return self._size_of("train")
 
     @property
     def unlabelled(self) -> dict[str, Any] | None:
         """The same of speech without labels, and `judged`: by seed, how good the teacher is there; None without any."""
-        corpus = self.results["corpus"]
-        if not STAGES[self.stage].learns_unlabelled or "unlabelled" not in corpus:
+        if not STAGES[self.stage].learns_unlabelled or "unlabelled" not in self.results["corpus"]:
             return None
-        sizes = {size: corpus[size]["unlabelled"] for size in ("utterances", "hours")}
-        return sizes | {"judged": [one.get("unlabelled") for one in self.each_results]}
+        return self._size_of("unlabelled") | {"judged": [one.get("unlabelled") for one in self.each_results]}
+
+    def _size_of(self, split: str) -> dict[str, Any]:
+        return {size: self.results["corpus"][size][split] for size in ("utterances", "hours")}
 
     @property
     def ears(self) -> dict[str, Any] | None:
