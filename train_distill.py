@@ -159,7 +159,7 @@ def train_stage(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: Ses
     model.to(PartialState().device)
     datasets = labelled_inputs(model, corpus, rows, labels, feature_extractor, tokenizer, recipe)
     begin_with_start(model, stage, recipe)  # after all is stored: its frozen layers are the same
-    hear_once(model, datasets)
+    hear_once(model, datasets, {name: of_name["duration"] for name, of_name in rows.items()})
 
     trainer = CMKDTrainer(
         model=model,

@@ -283,7 +283,7 @@ def test_what_frozen_ears_hear_is_computed_once(run, recipe, tmp_path, monkeypat
     train_distill.main([*arguments, "ts"])
     assert sum(heard) == sum(SIZES.values())
     once = load_file(tmp_path / "ts/model.safetensors")
-    monkeypatch.setattr(train_distill, "hear_once", lambda model, datasets: None)
+    monkeypatch.setattr(train_distill, "hear_once", lambda model, datasets, durations: None)
     train_distill.main([*arguments[:-1], "ts", "--overwrite"])
     assert sum(heard) == 2 * sum(SIZES.values()) + 2 * (SIZES["train"] + SIZES["validation"])
     for name, weights in load_file(tmp_path / "ts/model.safetensors").items():

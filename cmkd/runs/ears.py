@@ -4,7 +4,7 @@ They are a [`modeling_cmkd.WordPieceSummarizer`] and the names of the pieces tha
 one speech encoder says and make nothing of another one, so that both students must have the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,16 +101,19 @@ def take_ears(model: CMKDStudentModel, theirs: CMKDStudentModel) -> None:
     model.word_summarizer.load_state_dict(theirs.word_summarizer.state_dict())
 
 
-def hear_once(model: Any, datasets: Mapping[str, UtteranceDataset]) -> None:
+def hear_once(
+    model: Any, datasets: Mapping[str, UtteranceDataset], durations: Mapping[str, Sequence[float]]
+) -> None:
     """Adds how often each piece of words is heard to what a student is trained and evaluated on, as `word_counts`.
 
     The ears are frozen, and where the output of the whole encoder is stored, so is what they hear with: nothing of it
     changes while the rest trains, and it need not be computed again in every epoch, which is half of the work. The
-    counts are in memory, in fp32: 4 bytes for each utterance and piece.
+    counts are in memory, in fp32: 4 bytes for each utterance and piece. Utterances of like length are heard together.
 
     Args:
         model: on the device to compute on; one without ears, or whose encoder trains, is left to hear for itself.
         datasets: as [`cmkd.runs.stage.labelled_inputs`] returns them, where "train" is the beginning of "learned".
+        durations: of the utterances of each, in seconds.
     """
     if model.word_summarizer is None or model.speech_encoder.num_frozen_layers < len(model.speech_encoder.layers):
         return
@@ -119,11 +122,12 @@ def hear_once(model: Any, datasets: Mapping[str, UtteranceDataset]) -> None:
         if "speech_features" not in columns:
             continue
         counts = np.empty((len(datasets[name]), len(model.config.word_pieces)), dtype=np.float32)
-        for start in range(0, len(counts), _AT_ONCE):
-            rows = range(start, min(start + _AT_ONCE, len(counts)))
+        order = np.argsort(np.array(durations[name]), kind="stable")
+        for start in range(0, len(order), _AT_ONCE):
+            rows = order[start : start + _AT_ONCE]
             batch = collate_utterances([{"speech_features": columns["speech_features"][row]} for row in rows])
             speech = {key: value.to(model.device) for key, value in batch.items()}
-            counts[rows.start : rows.stop] = model.word_counts(**speech).cpu()
+            counts[rows] = model.word_counts(**speech).cpu()
         columns["word_counts"] = counts
         if name == "learned":
             datasets["train"].columns["word_counts"] = counts[: len(datasets["train"])]
