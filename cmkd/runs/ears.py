@@ -101,9 +101,7 @@ def take_ears(model: CMKDStudentModel, theirs: CMKDStudentModel) -> None:
     model.word_summarizer.load_state_dict(theirs.word_summarizer.state_dict())
 
 
-def hear_once(
-    model: Any, datasets: Mapping[str, UtteranceDataset], durations: Mapping[str, Sequence[float]]
-) -> None:
+def hear_once(model: Any, datasets: Mapping[str, UtteranceDataset], durations: Mapping[str, Sequence[float]]) -> None:
     """Adds how often each piece of words is heard to what a student is trained and evaluated on, as `word_counts`.
 
     The ears are frozen, and where the output of the whole encoder is stored, so is what they hear with: nothing of it
