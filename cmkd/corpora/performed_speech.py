@@ -187,6 +187,7 @@ def _perform(
     missing = [number for number in range(len(utterances)) if not _part(parts, number).is_file()]
     if not missing:
         return
+    awaited = {_part(parts, number).name for number in missing}
     with tempfile.TemporaryDirectory(prefix="cmkd-") as folder:
         path = Path(folder, "job.json")
         lines = {number: dataclasses.asdict(utterances[number]) for number in missing}
@@ -201,7 +202,8 @@ def _perform(
             with tqdm(total=len(missing), desc=f"speaking {name}", unit=" utterances", disable=None) as progress:
                 while running := [worker for worker in workers if worker.poll() is None]:
                     _raise_failures(workers, path)
-                    progress.update(sum(_part(parts, number).is_file() for number in missing) - progress.n)
+                    with suppress(FileNotFoundError):  # another process was faster, and has removed the folder
+                        progress.update(len(awaited.intersection(os.listdir(parts))) - progress.n)
                     with suppress(subprocess.TimeoutExpired):
                         running[0].wait(timeout=1)
             _raise_failures(workers, path)
