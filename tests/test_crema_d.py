@@ -19,6 +19,7 @@ from cmkd.corpora.schema import FEATURES
 from cmkd.corpora.sources import RunReport, Source, copies_of, load_run_corpus, speaker_keys
 from cmkd.features.audio import read_audio
 from cmkd.runs.cross_fitting import folds_of
+from cmkd.scoring.confidence import ccc_interval
 
 CLIPS = ("1002_DFA_ANG_XX", "1004_IEO_HAP_LO", "1001_DFA_SAD_HI", "1003_TIE_NEU_XX")
 COLUMNS = ("", *"ADFHNS", "fileName", "numResponses", *crema_d.INTENSITIES.values())
@@ -234,13 +235,28 @@ def test_a_clip_keeps_its_label_in_all_copies_or_in_none(copies):
     assert labelled[0.2] < labelled[0.5]
 
 
+def test_what_somebody_says_in_two_copies_counts_as_one_speaker(copies):
+    """The interval over both copies is as wide as that of the same answers under one corpus and one name."""
+    corpus = load_run_corpus(copies)
+    rows = corpus["train"]
+    assert corpus.report.speakers["train"] == len(TRAINED)
+    assert {name: report.speakers["train"] for name, report in corpus.report.corpora.items()} == {
+        "crema-d": len(TRAINED), "disturbed": len(TRAINED)
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    labels = rng.random((len(rows), 3))
+    predictions = labels + 0.3 * rng.standard_normal(labels.shape)
+    actors = [name.partition("/")[2][:4] for name in rows["id"]]
+    assert ccc_interval(labels, predictions, rows["speaker"]) == ccc_interval(labels, predictions, actors)
+
+
 def test_an_utterance_of_unknown_speaker_is_with_its_copy():
     report = RunReport("a + b", "several", (0, 1), {}, corpora={
         alias: CorpusReport("msp-podcast", "1.8", (1, 7), {}) for alias in ("a", "b")
     })  # fmt: skip
     copies = copies_of(report)
     assert copies == {"a": "a", "b": "a"}
-    rows = datasets.Dataset.from_dict({"id": ["a/1", "b/1", "b/2", "c/1"], "speaker": ["", "", "b/x", ""]})
+    rows = datasets.Dataset.from_dict({"id": ["a/1", "b/1", "b/2", "c/1"], "speaker": ["", "", "a/x", ""]})
     keys = speaker_keys(rows, copies)
     assert keys[0] == keys[1] != "" and keys[2:] == ["a/x", ""]
     own = {alias: CorpusReport("manifest", "", (1, 7), {}) for alias in ("a", "b")}

@@ -203,7 +203,7 @@ def _perform(
                 while running := [worker for worker in workers if worker.poll() is None]:
                     _raise_failures(workers, path)
                     with suppress(FileNotFoundError):  # another process was faster, and has removed the folder
-                        progress.update(len(awaited.intersection(os.listdir(parts))) - progress.n)
+                        progress.update(len(awaited & {entry.name for entry in os.scandir(parts)}) - progress.n)
                     with suppress(subprocess.TimeoutExpired):
                         running[0].wait(timeout=1)
             _raise_failures(workers, path)

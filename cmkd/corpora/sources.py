@@ -8,8 +8,9 @@ a mapping or list of speech without ratings. Beside the settings of its builder 
   `crema-d/1001_DFA_ANG_XX`: the same id, or speaker, in two corpora is not the same utterance or person.
 - **Copies.** Corpora of one `name` (other than manifest and dataset, which say nothing about what they hold) are taken
   to be copies of one corpus, such as clips as they were recorded and as they sound elsewhere: the same id is the same
-  utterance, and the same speaker the same person, whatever their aliases. Folds of cross-fitting and `labelled_share`
-  keep them together, and an utterance in two splits is refused.
+  utterance, whatever the alias, and the same speaker the same person, whose name begins with that of the first of them
+  in all. So intervals and tests take all copies of what one person says together. Folds of cross-fitting and
+  `labelled_share` keep them together too, and an utterance in two splits is refused.
 - **Labels** stay on their corpus's own scale, and are learned on the unit interval, each by its own scale.
 - **Splits** are those of each corpus. The same sound (by its samples, as in `cmkd.corpora.checks`) in two splits of two
   corpora is refused, or the utterance of the lesser split is left out where its corpus has `on_error: skip`; in the
@@ -226,10 +227,15 @@ def corpora_of(rows: Dataset) -> list[str]:
 def copies_of(report: CorpusReport) -> dict[str, str]:
     """The corpora of a run that are copies of one, as described at the top: for each the name of the first of them."""
     corpora = report.corpora if isinstance(report, RunReport) else {}
+    return _copies({alias: of_corpus.name for alias, of_corpus in corpora.items()})
+
+
+def _copies(names: Mapping[str, str]) -> dict[str, str]:
+    """What [`copies_of`] returns, from the name of each corpus by its alias."""
     members: dict[str, list[str]] = {}
-    for alias, of_corpus in corpora.items():
-        if of_corpus.name not in OWN_DATA:
-            members.setdefault(of_corpus.name, []).append(alias)
+    for alias, name in names.items():
+        if name not in OWN_DATA:
+            members.setdefault(name, []).append(alias)
     return {alias: aliases[0] for aliases in members.values() if len(aliases) > 1 for alias in aliases}
 
 
@@ -244,14 +250,14 @@ def utterance_keys(rows: Dataset, copies: Mapping[str, str]) -> list[str]:
 
 
 def speaker_keys(rows: Dataset, copies: Mapping[str, str]) -> list[str]:
-    """Who speaks in each row, the same in all copies of a corpus.
+    """Who speaks in each row.
 
     It is "" where that is not known; but of a corpus with copies it is then the utterance, whose copies have at least
     that in common.
     """
     keys = zip(rows["speaker"], rows["id"], utterance_keys(rows, copies), strict=True)
     return [
-        _of_first(speaker, copies) or (f"speaker of {utterance}" if identifier.partition("/")[0] in copies else "")
+        speaker or (f"speaker of {utterance}" if identifier.partition("/")[0] in copies else "")
         for speaker, identifier, utterance in keys
     ]
 
@@ -314,11 +320,12 @@ def _check_names(sources: Sequence[Source]) -> None:
         )
 
 
-def _named(rows: Dataset, alias: str) -> Dataset:
-    """The rows with the corpus's name before ids and speakers, and as a column."""
+def _named(rows: Dataset, alias: str, copies: Mapping[str, str]) -> Dataset:
+    """The rows with the corpus's name before ids, that of the first of its copies before speakers, and as a column."""
+    first = copies.get(alias, alias)
     prefixed = {
         "id": [f"{alias}/{value}" for value in rows["id"]],
-        "speaker": [value and f"{alias}/{value}" for value in rows["speaker"]],
+        "speaker": [value and f"{first}/{value}" for value in rows["speaker"]],
         "corpus": [alias] * len(rows),
     }
     return _replaced(rows, prefixed)
@@ -350,7 +357,10 @@ def _completed(parts: Sequence[Dataset]) -> list[Dataset]:
 
 def _together(sources: Sequence[Source]) -> Corpus:
     corpora = {source.alias: source.load() for source in sources}
-    splits = {name: {split: _named(rows, name) for split, rows in corpus.items()} for name, corpus in corpora.items()}
+    copies = _copies({source.alias: source.arguments["name"] for source in sources})
+    splits = {
+        name: {split: _named(rows, name, copies) for split, rows in corpus.items()} for name, corpus in corpora.items()
+    }
     reports = {name: corpus.report for name, corpus in corpora.items()}
     scales = {report.label_scale for report in reports.values()}
     terms = [f"{name}: {report.terms}" for name, report in reports.items() if report.terms]
@@ -367,7 +377,7 @@ def _together(sources: Sequence[Source]) -> Corpus:
         corpora=reports,
     )
     left_out = _check_between(sources, splits, report)
-    _check_copies(splits, copies_of(report), left_out)
+    _check_copies(splits, copies, left_out)
     report.digest = hashlib.sha256(repr((versions, sorted(left_out))).encode()).hexdigest()[:12]
     order = [*SPLITS, *dict.fromkeys(split for of in splits.values() for split in of if split not in SPLITS)]
     parts = {split: [of[split] for of in splits.values() if split in of] for split in order}
@@ -543,7 +553,7 @@ def _with_unlabelled(
         if not confidence.all():
             number = quantity(int((confidence == 0).sum()), "utterance")
             report.notes.append(f"{number} of the unlabelled corpus {source.alias} without words")
-        parts.append(_unrated(_named(rows, source.alias), confidence))
+        parts.append(_unrated(_named(rows, source.alias, {}), confidence))
         report.unlabelled[source.alias] = built.report
         versions.append((source.alias, built.report.version))
     together = alike(parts)
