@@ -475,6 +475,7 @@ def test_report(folder):
         "terms": "",
         "licence": "",
         "language": "",
+        "about": "",
     }
     assert re.fullmatch("[0-9a-f]{12}-[0-9a-f]{12}", report.version)
     assert str(report).splitlines() == [

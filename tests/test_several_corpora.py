@@ -1,5 +1,6 @@
 """A run of two corpora and of speech that nobody has rated, from the recipe to the report and the card."""
 
+import csv
 import json
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_a_card_needs_all_licences_and_takes_the_strictest(run, recipe, tmp_path
     settings = yaml.safe_load(recipe.read_text())
     settings["corpus"][1] |= {"licence": "cc-by-sa-4.0", "language": "de"}
     settings["corpus"][0] |= {"language": "de"}
-    settings["unlabelled"] |= {"licence": "cc0-1.0", "language": "de"}
+    settings["unlabelled"] |= {"licence": "cc0-1.0", "language": "de", "about": "Read by two synthesisers."}
     stated = recipe.with_name("stated.yaml")
     stated.write_text(yaml.safe_dump(settings))
     train_distill.main([str(stated)])  # nothing is trained again for that
@@ -121,10 +122,15 @@ def test_a_card_needs_all_licences_and_takes_the_strictest(run, recipe, tmp_path
     assert "license: cc-by-sa-4.0" in card and "language: de" in card
     for expected in (
         "first (manifest)", "25 training utterances, cc-by-4.0", "12 training utterances, cc-by-sa-4.0",
-        "speech whose labels were not used, judged by the teacher, cc0-1.0", "languages only: de",
+        "speech whose labels were not used, judged by the teacher, cc0-1.0. Read by two synthesisers.", "only: de",
         "and, without labels, on unlabelled", "speakers of different corpora were not compared",
     ):  # fmt: skip
         assert expected in " ".join(card.split()), expected
+    with (recipe.parent / "second/manifest.csv").open() as file:
+        learned = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    ratings = [np.array([float(row[name]) for row in learned]) / 5 for name in ("activation", "valence")]  # of 0 to 5
+    spread = " | ".join(f"{of_one.mean():.3f} ± {of_one.std():.3f}" for of_one in ratings)
+    assert f"| second | {spread} | not rated |" in card
     published = json.loads((tmp_path / "staged/results.json").read_text())
     assert all("data_dir" not in corpus for corpus in published["recipe"]["corpus"])
     assert published["corpus"]["corpora"]["first"]["notes"] == []

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
+from cmkd.corpora.settings import STATEMENTS
 from cmkd.corpora.speech_synthesis import HELD_OUT_VOICES, SAMPLING_RATE, speak
 from cmkd.runs.recipe import load_recipe
 from modeling_cmkd import CMKDStudentModel
@@ -82,7 +83,7 @@ def test_the_card_names_what_it_learned_from_and_its_licences():
 
 
 def test_it_is_the_student_of_the_recipe():
-    """What was trained has the recipe's settings, but for where things lie."""
+    """What was trained has the recipe's settings, but for where things lie, and what it says of them."""
     recipe = load_recipe(ROOT / "recipes/open/student.yaml").model_dump()
     trained = yaml.safe_load((OPEN / "recipe.yaml").read_text())
     places = {"output_dir", "cache_dir", "models_dir", "teacher_run", "dataloader_workers", "overwrite", "corpus"}
@@ -93,7 +94,7 @@ def test_it_is_the_student_of_the_recipe():
     for name in ("corpus", "unlabelled"):
         of_recipe = recipe[name] if isinstance(recipe[name], list) else [recipe[name]]
         of_trained = trained[name] if isinstance(trained[name], list) else [trained[name]]
-        lie = {"data_dir", "sentences", "speech_dir"}
+        lie = {"data_dir", "sentences", "speech_dir", *STATEMENTS}
         assert [{k: v for k, v in entry.items() if k not in lie} for entry in of_trained] == [
             {k: v for k, v in entry.items() if k not in lie} for entry in of_recipe
         ]

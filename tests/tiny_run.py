@@ -14,7 +14,7 @@ from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 
 from cmkd.scoring.evaluation import Predictions
 from cmkd.scoring.scores import score_systems
-from configuration_cmkd import CMKDStudentConfig, CMKDTeacherConfig
+from configuration_cmkd import EMOTION_DIMENSIONS, CMKDStudentConfig, CMKDTeacherConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
 TERMS = "Toys is licensed by the Institute of Toys to you alone."
@@ -52,7 +52,7 @@ def make_results(folder: Path, terms: str = TERMS, **arguments) -> dict:
             "utterances": {"train": 36, "validation": 36, "test": 36},
             "hours": {"train": 1.5, "validation": 0.1, "test": None},
             "speakers": {"train": 9, "validation": 9, "test": 9},
-            "labels": {},
+            "labels": {"train": {name: {"rated": 36, "mean": 4.0, "std": 1.2} for name in EMOTION_DIMENSIONS}},
             "durations": {"train": {"1-2": 30, "2-3": 6}},
             "skipped": {"empty audio": 3},
             "warnings": [f"there are 1.5 h in {folder}/corpus, but Toys 1.0 has 84 h"],

@@ -101,6 +101,7 @@ class CorpusReport:
         terms (`str`): The licence that forbids passing the corpus on, "" if there is none.
         licence (`str`): The licence as the user states it, by the Hub's name for it; "" if they do not.
         language (`str`): The language as the user states it; "" if they do not.
+        about (`str`): What the user says of it to readers of a card; "" if nothing.
         unlabelled_version (`str`): A digest of the speech without labels that a run learns from beside it; "" if there
             is none.
         is_rated (`bool`): Whether its utterances need ratings; if not, none are read.
@@ -127,6 +128,7 @@ class CorpusReport:
     terms: str = ""
     licence: str = ""
     language: str = ""
+    about: str = ""
     unlabelled_version: str = ""
     is_rated: bool = True
     label_limits: tuple[float, float] | None = None
@@ -183,6 +185,7 @@ class CorpusReport:
             "terms": self.terms,
             "licence": self.licence,
             "language": self.language,
+            "about": self.about,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:

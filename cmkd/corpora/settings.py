@@ -63,8 +63,17 @@ SOURCE_SETTINGS = {
         "The language of the speech, such as en; null where the package knows it. Cards show it; nothing that is "
         "learned depends on it.",
     ),
+    "about": Setting(
+        str | None,
+        None,
+        "What a reader of the card should know of this corpus, in a sentence or two: what was done to it, or where its "
+        "sentences are from. Nothing that is learned depends on it.",
+    ),
 }
 """What a recipe may say of a corpus beside the settings of its builder."""
+
+STATEMENTS = tuple(name for name in SOURCE_SETTINGS if name != "alias")
+"""Those of them that are for readers only."""
 
 
 class CorpusSettings(dict[str, Any]):

@@ -44,7 +44,7 @@ from cmkd.corpora import load_corpus
 from cmkd.corpora.licences import check_licence
 from cmkd.corpora.report import CorpusError, CorpusProblem, CorpusReport, quantity
 from cmkd.corpora.schema import SPLITS, Corpus
-from cmkd.corpora.settings import SOURCE_SETTINGS, corpus_settings
+from cmkd.corpora.settings import SOURCE_SETTINGS, STATEMENTS, corpus_settings
 from cmkd.corpora.transcripts import read_transcripts
 from cmkd.features.audio import digest_audio
 from cmkd.features.labels import unit_interval_labels
@@ -76,14 +76,13 @@ class Source:
     Attributes:
         alias: what the corpus is called in the run.
         arguments: of [`cmkd.corpora.load_corpus`].
-        licence: as the recipe states it; "" if it does not.
-        language: as the recipe states it; "" if it does not.
+        statements: what the recipe says of it for readers, by the names in
+            [`cmkd.corpora.settings.STATEMENTS`]; "" where it says nothing.
     """
 
     alias: str
     arguments: Mapping[str, Any]
-    licence: str
-    language: str
+    statements: Mapping[str, str]
 
     def load(self, **settings: Any) -> Corpus:
         """Builds the corpus.
@@ -97,7 +96,8 @@ class Source:
                 f"corpus.streaming of {self.alias} is True, but training hears every utterance many times: leave it "
                 "out."
             )
-        corpus.report.licence, corpus.report.language = self.licence, self.language
+        for name, text in self.statements.items():
+            setattr(corpus.report, name, text)
         return corpus
 
 
@@ -309,7 +309,7 @@ def _source(given: Mapping[str, Any]) -> Source:
         raise ValueError(f"alias is {alias!r}, but must consist of letters, digits and '_', '.', '-'.")
     if stated.get("licence"):
         check_licence(stated["licence"])
-    return Source(alias, arguments, stated.get("licence", ""), stated.get("language", ""))
+    return Source(alias, arguments, {name: stated.get(name, "") for name in STATEMENTS})
 
 
 def _check_names(sources: Sequence[Source]) -> None:

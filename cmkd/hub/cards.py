@@ -53,7 +53,8 @@ OPEN_CORPORA = {
         "cc-by-sa-4.0",
         "The sentences and their valence are EmoBank's (Sven Buechel and Udo Hahn, 2017, "
         "https://github.com/JULIELab/EmoBank), CC-BY-SA 4.0, spoken by a synthesiser (espeak-ng or Kokoro-82M): "
-        "attribute EmoBank, and share what is derived from it under the same licence.",
+        "attribute EmoBank, and share what is derived from it under the same licence. Activation and dominance are not "
+        "ratings: they are settings, by which the voice was made faster, higher, wider or louder.",
     ),
 }
 """Corpora that CMKD makes itself, all of synthetic speech."""
@@ -97,6 +98,17 @@ class TrainingSource:
     def is_synthetic(self) -> bool:
         """Whether nobody speaks in it."""
         return self.corpus["name"] in SYNTHETIC_CORPORA
+
+    @property
+    def labels(self) -> dict[str, tuple[float, float] | None]:
+        """Mean and standard deviation of its training labels by dimension, on the unit interval; None if not rated."""
+        low, high = self.corpus["label_scale"]
+        found: dict[str, tuple[float, float] | None] = {}
+        for dimension in EMOTION_DIMENSIONS:
+            of_it = self.corpus["labels"]["train"][dimension]
+            rated = of_it["mean"] is not None
+            found[dimension] = ((of_it["mean"] - low) / (high - low), of_it["std"] / (high - low)) if rated else None
+        return found
 
     @property
     def language(self) -> str:
@@ -402,16 +414,17 @@ def _base_models(config: Mapping[str, Any], ears: Mapping[str, Any] | None) -> l
 def _eval_results(sources: Sequence[TrainingSource], scores: Mapping[str, Any]) -> list[EvalResult]:
     labelled = {source.name: source.corpus for source in sources if source.is_labelled}
     by_corpus = scores["by_corpus"] if len(labelled) > 1 else dict.fromkeys(labelled, scores)
-    return [result for name, of_it in by_corpus.items() for result in _eval_results_of(labelled[name], of_it)]
+    return [result for name, of_it in by_corpus.items() for result in _eval_results_of(name, labelled[name], of_it)]
 
 
-def _eval_results_of(corpus: Mapping[str, Any], scores: Mapping[str, Any]) -> list[EvalResult]:
+def _eval_results_of(name: str, corpus: Mapping[str, Any], scores: Mapping[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="audio-classification",
             task_name="dimensional speech emotion recognition",
             dataset_type=corpus["name"],
-            dataset_name=f"{corpus['name']} {corpus['version']}",
+            dataset_name=f"{name} {corpus['version']}",
+            dataset_config=name if name != corpus["name"] else None,  # which of several of that name it is
             dataset_split="test",
             metric_type="concordance_cc",
             metric_name=f"CCC of {dimension}",

@@ -34,7 +34,7 @@ from datasets import Dataset
 
 from cmkd.atomic import folder_written_whole, sync, written_whole
 from cmkd.corpora.schema import SPLITS
-from cmkd.corpora.settings import SOURCES
+from cmkd.corpora.settings import SOURCES, STATEMENTS
 from cmkd.formats import check_version, with_version
 from cmkd.identity import precision
 from cmkd.json_files import read_json, write_json
@@ -381,7 +381,10 @@ def keep_student(run: Path, kept: str) -> dict[str, str] | None:
             for name, answer in answers.items()
         }
         listed = ", ".join(f"{STAGES[name].short_name} {score:.3f}" for name, score in scores.items())
-        stage, reason = max(scores, key=scores.__getitem__), f"better mean CCC on validation ({listed})"
+        stage = max(scores, key=scores.__getitem__)
+        reason = f"better mean CCC on validation ({listed})"
+        if len(scores) == 1:
+            reason = f"no other student was trained (mean CCC on validation: {listed})"
     left_out = ("stage.json", "training_log.json", "checkpoint-*", f"{SET_ASIDE}*", "*.parquet")
     with folder_written_whole(run / "student") as unfinished:
         shutil.copytree(run / stage, unfinished, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
@@ -423,7 +426,7 @@ def _without_statements(source: Any) -> Any:
     """A corpus of a recipe, or a list of them, without what the recipe only states of it."""
     if isinstance(source, list):
         return [_without_statements(one) for one in source]
-    return source and {key: value for key, value in source.items() if key not in ("licence", "language")}
+    return source and {key: value for key, value in source.items() if key not in STATEMENTS}
 
 
 def _encoders(stage: str, recipe: Recipe, commits: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
