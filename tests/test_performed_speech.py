@@ -406,8 +406,8 @@ def test_what_goes_wrong_in_a_process_is_raised_here(espeak, cache, tmp_path, mo
 
 EMOBANK = """\
 id,split,V,A,D,text
-a_1,train,3.0,3.1,3.2,Remember what she said in my last letter?
-a_2,dev,2.8,3.1,2.8,If I wasn't working here.
+a_1,train,3.0,3.1,3.2,Did anybody ask where the red boat went?
+a_2,dev,2.8,3.1,2.8,When I wasn't looking there.
 a_3,train,3.0,3.0,3.0,It rained all day long.
 a_4,test,4.6,4.4,3.22,"What a well-known, wonderful day!"
 """

@@ -32,8 +32,8 @@ TEXT_ENCODER = REPOSITORY / "demo_models" / "text"
 
 EMOBANK = """\
 id,split,V,A,D,text
-a_1,train,3.0,3.1,3.2,"Remember what she said in my last letter? "\""
-a_2,dev,2.8,3.1,2.8,If I wasn't working here.
+a_1,train,3.0,3.1,3.2,"Did anybody ask where the red boat went? "\""
+a_2,dev,2.8,3.1,2.8,When I wasn't looking there.
 a_3,train,3.0,3.0,3.0,".."\""
 a_4,test,4.6,4.4,3.22,"What a well-known, wonderful day!"
 a_5,train,1.2,3.27,3.46,Too short.
@@ -347,13 +347,13 @@ def test_emobank_rows(espeak, cache, emobank):
     assert {split: data.select_columns(columns)[:] for split, data in corpus.items()} == {
         "train": {
             "id": ["a_1"],
-            "transcript": ['Remember what she said in my last letter? "'],
+            "transcript": ['Did anybody ask where the red boat went? "'],
             "split": ["train"],
             "label_scale": [[1.0, 5.0]],
         },
         "validation": {
             "id": ["a_2"],
-            "transcript": ["If I wasn't working here."],
+            "transcript": ["When I wasn't looking there."],
             "split": ["validation"],
             "label_scale": [[1.0, 5.0]],
         },
@@ -429,7 +429,7 @@ def test_emobank_one_split_alone_is_that_of_the_whole(plan, emobank):
 
 
 def test_emobank_sentences_in_two_splits_are_noted(plan, emobank):
-    emobank.write_text(EMOBANK + "a_7,train,2,2,2,IF I wasn't working here\n", encoding="utf-8")
+    emobank.write_text(EMOBANK + "a_7,train,2,2,2,WHEN I wasn't looking there\n", encoding="utf-8")
     assert plan("spoken-emobank", data_dir=emobank)[1].notes[-1].endswith("in more than one split: 1")
 
 

@@ -38,8 +38,9 @@ README.md                               the twelve sentences; or the file that t
   for test: see `VALIDATION_ACTORS` and `TEST_ACTORS`. Those two have seven women and eight men each, drawn within
   strata of race and age.
 - **Who the actors are**: the columns `age` (in years), `race` and `ethnicity`, as published, beside `gender`.
-- **Transcripts** are the sentence of the clip. The same twelve are said in all emotions, so that the words tell nothing
-  about the labels: a teacher that reads must not be better than one that does not.
+- **Transcripts** are the sentence of the clip. The same twelve are said in all emotions, so that the words tell hardly
+  anything about the labels (a little, since an emotion is heard otherwise in one sentence than in another): a teacher
+  that reads must not be better than one that does not.
 - **Names** are actor, sentence, emotion and level: `1001_DFA_ANG_XX`. One is odd: the clip `1040_ITH_SAD_X` has the
   votes of `1040_ITH_SAD_XX`. A level X is read as XX, and the report names each.
 """

@@ -270,7 +270,7 @@ def _of_first(name: str, copies: Mapping[str, str]) -> str:
 def sentence_key(text: str) -> str:
     """What two transcripts have in common that say the same sentence; "" if there are no words.
 
-    >>> sentence_key("Dear Mr./Ms. Lastname:") == sentence_key("dear MR Ms lastname")
+    >>> sentence_key("Good morning, Mr./Ms. Smith:") == sentence_key("good MORNING mr ms smith")
     True
     """
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))

@@ -14,8 +14,8 @@ writers averaged) and text. `data_dir` is that file or its folder.
   (`cmkd.corpora.expression` has the mapping). Ratings and splits do not depend on who speaks.
 - **Splits** are EmoBank's own; dev is called validation. The speakers of train (24 of espeak-ng, 20 of Kokoro) are not
   those of validation (4) and test (4). Those of espeak-ng are also new to the demo's speech encoder. A few sentences
-  occur in more than one of EmoBank's splits, such as "Dear Mr./Ms. Lastname:"; they are left where EmoBank has them,
-  and the report has a note of their number.
+  occur in more than one of EmoBank's splits, such as salutations; they are left where EmoBank has them, and the report
+  has a note of their number.
 - **Length**: sentences of `min_words` to `max_words` words. A word is a run of letters and digits, with single
   apostrophes, hyphens, dots or commas inside ("don't", "well-known", "U.S", "1,900"). 5,660 sentences have 3 to 16:
   4,570 in train, 566 in validation, 524 in test. Those without any word, such as '"', are left out whatever the length.
