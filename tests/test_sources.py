@@ -86,6 +86,30 @@ def test_two_corpora_keep_names_and_scales_of_their_own(first, second):
     assert "[first] manifest" in str(report) and "[second] manifest" in str(report)
 
 
+def test_of_a_corpus_only_some_dimensions_may_be_used(first, second):
+    whole = load_run_corpus([first, second])
+    corpus = load_run_corpus([first | {"rated_dimensions": ["valence"]}, second])
+    expected = [[math.nan, 0.5, math.nan]] * 4 + [[i / 5, 1, math.nan] for i in range(3)]
+    np.testing.assert_allclose(unit_interval_labels(corpus["train"]), expected, atol=1e-6)
+    assert np.isnan(corpus["test"]["activation"][:2]).all() and not np.isnan(corpus["test"]["valence"]).any()
+    assert {name: rows["id"] for name, rows in corpus.items()} == {name: rows["id"] for name, rows in whole.items()}
+    labels = corpus.report.corpora["first"].labels["train"]
+    assert {name: of_one["rated"] for name, of_one in labels.items()} == {"activation": 0, "valence": 4, "dominance": 0}
+    assert "first: ratings that are not used: activation, dominance" in corpus.report.notes
+    assert corpus.report.version != whole.report.version
+    alone = load_run_corpus(first | {"rated_dimensions": ["valence"]})
+    np.testing.assert_allclose(unit_interval_labels(alone["train"]), expected[:4], atol=1e-6)
+
+
+def test_dimensions_that_are_not_rated_cannot_be_used(first, second, unrated):
+    rated = "activation, valence"
+    for named in (["valence", "dominance"], []):
+        with pytest.raises(ValueError, match=f"rated_dimensions of second is .* of those that it rates: {rated}."):
+            load_run_corpus([first, second | {"rated_dimensions": named}])
+    with pytest.raises(ValueError, match="rated_dimensions of plain is .*no ratings of unlabelled speech are used"):
+        load_run_corpus(first, unrated | {"rated_dimensions": ["valence"]})
+
+
 def test_one_scale_of_all_stays_the_scale(first, second):
     second["label_scale"] = [1, 7]
     second["on_error"] = "skip"  # of labels of 0

@@ -51,6 +51,12 @@ SOURCE_SETTINGS = {
         None,
         "What ids, speakers and scores call this corpus, where several are learned from; null stands for its name.",
     ),
+    "rated_dimensions": Setting(
+        list[Literal["activation", "valence", "dominance"]] | None,
+        None,
+        "The dimensions whose ratings are used; those of others are dropped, in all splits. Null stands for all that "
+        "the corpus rates. For a corpus that is to teach only some of what it knows.",
+    ),
     "licence": Setting(
         str | None,
         None,
@@ -72,7 +78,7 @@ SOURCE_SETTINGS = {
 }
 """What a recipe may say of a corpus beside the settings of its builder."""
 
-STATEMENTS = tuple(name for name in SOURCE_SETTINGS if name != "alias")
+STATEMENTS = ("licence", "language", "about")
 """Those of them that are for readers only."""
 
 

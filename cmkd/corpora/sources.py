@@ -76,19 +76,22 @@ class Source:
     Attributes:
         alias: what the corpus is called in the run.
         arguments: of [`cmkd.corpora.load_corpus`].
+        rated_dimensions: those whose ratings are used; None for all.
         statements: what the recipe says of it for readers, by the names in
             [`cmkd.corpora.settings.STATEMENTS`]; "" where it says nothing.
     """
 
     alias: str
     arguments: Mapping[str, Any]
+    rated_dimensions: Sequence[str] | None
     statements: Mapping[str, str]
 
     def load(self, **settings: Any) -> Corpus:
         """Builds the corpus.
 
         Raises:
-            ValueError: it is a stream, which has to be heard anew in every epoch; or as for `load_corpus`.
+            ValueError: it is a stream, which has to be heard anew in every epoch; `rated_dimensions` names one that
+                the corpus does not rate, or none; or as for `load_corpus`.
         """
         corpus = load_corpus(**(dict(self.arguments) | settings))
         if not isinstance(corpus, Corpus):
@@ -98,7 +101,29 @@ class Source:
             )
         for name, text in self.statements.items():
             setattr(corpus.report, name, text)
+        if self.rated_dimensions is not None:
+            self._drop_ratings(corpus, self.rated_dimensions)
         return corpus
+
+    def _drop_ratings(self, corpus: Corpus, kept: Sequence[str]) -> None:
+        rated = {
+            dimension
+            for dimension in EMOTION_DIMENSIONS
+            if any(of_split[dimension]["rated"] for of_split in corpus.report.labels.values())
+        }
+        if not kept or not set(kept) <= rated:
+            raise ValueError(
+                f"rated_dimensions of {self.alias} is {list(kept)}, but must be one or more of those that it rates: "
+                f"{', '.join(name for name in EMOTION_DIMENSIONS if name in rated) or 'none'}."
+            )
+        dropped = [dimension for dimension in EMOTION_DIMENSIONS if dimension not in kept]
+        for split, rows in corpus.items():
+            unknown = np.full(len(rows), np.nan)
+            corpus[split] = _replaced(rows, dict.fromkeys(dropped, unknown), _NUMBER)
+        report = corpus.report
+        report.digest = hashlib.sha256(repr((report.digest, dropped)).encode()).hexdigest()[:12]
+        report.notes.append(f"ratings that are not used: {', '.join(dropped) or 'none'}")
+        _count(report, corpus)
 
 
 @dataclass
@@ -174,6 +199,12 @@ def load_run_corpus(
     labelled = [_source(corpus)] if isinstance(corpus, Mapping) else [_source(one) for one in corpus]
     given = [unlabelled] if isinstance(unlabelled, Mapping) else list(unlabelled or [])
     without = [_source(one) for one in given]
+    for source in without:
+        if source.rated_dimensions is not None:
+            raise ValueError(
+                f"rated_dimensions of {source.alias} is {list(source.rated_dimensions)}, but no ratings of unlabelled "
+                "speech are used: leave it out."
+            )
     _check_names([*labelled, *without])
     built = labelled[0].load() if isinstance(corpus, Mapping) else _together(labelled)
     rest: Dataset | None = None
@@ -309,7 +340,8 @@ def _source(given: Mapping[str, Any]) -> Source:
         raise ValueError(f"alias is {alias!r}, but must consist of letters, digits and '_', '.', '-'.")
     if stated.get("licence"):
         check_licence(stated["licence"])
-    return Source(alias, arguments, {name: stated.get(name, "") for name in STATEMENTS})
+    statements = {name: stated.get(name, "") for name in STATEMENTS}
+    return Source(alias, arguments, given.get("rated_dimensions"), statements)
 
 
 def _check_names(sources: Sequence[Source]) -> None:
