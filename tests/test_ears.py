@@ -6,8 +6,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from formulas import ccc
 from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
 from small_models import WAVEFORM_CONFIGS, student, tiny_text
@@ -21,7 +24,7 @@ from cmkd.runs.ears import load_ears
 from cmkd.runs.folder import begin_stage, complete_stage, stage_is_complete
 from cmkd.runs.preflight import check_encoders, check_words
 from cmkd.runs.recipe import Recipe, load_recipe
-from configuration_cmkd import CMKDTeacherConfig
+from configuration_cmkd import EMOTION_DIMENSIONS, CMKDTeacherConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -87,6 +90,11 @@ def test_a_run_records_whose_ears_it_took(run, recipe):
     results = json.loads((run / "results.json").read_text())
     assert results["encoders"]["ears"] == expected and results["recipe"]["ears"] == "./listener"
     assert results["starts_from"] == {}
+    table = pq.read_table(run / "predictions/ts_validation.parquet").to_pandas()
+    kept = np.mean([ccc(table[f"predicted_{name}"], table[name]) for name in EMOTION_DIMENSIONS])
+    assert results["student"] == {
+        "stage": "ts", "reason": f"no other student was trained (mean CCC on validation: T/S {kept:.3f})"
+    }  # fmt: skip
     states = {name: json.loads((run / name / "stage.json").read_text()) for name in ("teacher", "finetune", "ts")}
     assert {name: state["encoders"].get("ears") for name, state in states.items()} == {
         "teacher": None,
