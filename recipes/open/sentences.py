@@ -1,4 +1,4 @@
-"""Writes the sentences of the speech without labels in ears.yaml and student.yaml: EmoBank's of train, then WordNet's examples.
+"""Writes the sentences of the speech without labels: EmoBank's of train, then WordNet's examples.
 
     python recipes/open/sentences.py path/to/emobank.csv /usr/share/wordnet sentences.txt
 
