@@ -56,9 +56,9 @@ def test_the_scores_of_a_run_are_its_own(place, model, stage, more):
         of_run, here = expected["systems"][stage][split], found["splits"][split]
         assert here["n"] == of_run["n"]
         for metric in ("ccc", "pearson", "mae"):
-            assert here[metric] == pytest.approx(of_run[metric], abs=1e-6)
+            assert here[metric] == pytest.approx(of_run[metric], abs=1e-5)  # from predictions that agree to 1e-6
         for name in EMOTION_DIMENSIONS:
-            assert here["interval"][name] == pytest.approx(of_run["interval"][name], abs=1e-6)
+            assert here["interval"][name] == pytest.approx(of_run["interval"][name], abs=1e-5)
         columns = ["id", *EMOTION_DIMENSIONS, *(f"predicted_{name}" for name in EMOTION_DIMENSIONS)]
         table, of_table = (
             pq.read_table(path).to_pandas()

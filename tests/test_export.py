@@ -294,7 +294,9 @@ def test_smaller_graphs_are_smaller_and_near(exported):
     expected = np.stack([by_torch(model, "hubert", wave)[0] for wave in waves])
     sizes = {name: (folder / file).stat().st_size for name, file in FILES.items()}
     assert sizes["fp16"] < 0.6 * sizes["fp32"] and sizes["int8"] < sizes["fp32"]
-    for name, tolerance in (("fp16", 1e-3), ("int8", 0.01), ("int8-activations", 0.03)):
+    cpuinfo = Path("/proc/cpuinfo")
+    saturates = cpuinfo.exists() and "vnni" not in cpuinfo.read_text()  # see docs/export.md
+    for name, tolerance in (("fp16", 1e-3), ("int8", 0.01), ("int8-activations", 0.1 if saturates else 0.03)):
         found = OnnxStudent(folder / FILES[name])
         assert found.metadata["precision"] == name
         alone = np.concatenate([found.run(wave[None], np.array([len(wave)]))[0] for wave in waves])
