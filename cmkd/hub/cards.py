@@ -100,6 +100,11 @@ class TrainingSource:
         return self.corpus["name"] in SYNTHETIC_CORPORA
 
     @property
+    def terms(self) -> str:
+        """What the recipe says about it, if anything, and its licence."""
+        return " ".join(filter(None, [self.corpus.get("about"), self.licence.text]))
+
+    @property
     def labels(self) -> dict[str, tuple[float, float] | None]:
         """Mean and standard deviation of its training labels by dimension, on the unit interval; None if not rated."""
         low, high = self.corpus["label_scale"]
