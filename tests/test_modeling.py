@@ -327,7 +327,11 @@ def test_a_whisper_needs_no_decoder_either(tmp_path):
 
 @pytest.mark.slow
 def test_real_moonshine_weights_hear_real_speech_as_the_stock_encoder_does(shared_dir):
-    """Alone, and in a batch with padding twice as long as the longest, to 1e-5 of the stock encoder alone."""
+    """Alone, and in a batch with padding twice as long as the longest, to 1e-6 of the stock encoder alone.
+
+    In double precision: in single, the stock encoder itself is up to 3e-5 from its own exact answer, and where it rounds
+    depends on the processor.
+    """
     folder = shared_dir / "models/UsefulSensors/moonshine-tiny-encoder"
     stock = MoonshineEncoder(MoonshineConfig.from_pretrained(folder)).eval()
     weights = load_file(folder / "model.safetensors")
@@ -346,18 +350,19 @@ def test_real_moonshine_weights_hear_real_speech_as_the_stock_encoder_does(share
     for row, item in enumerate(items):
         batch["input_values"][row, : item["input_values"].shape[1]] = item["input_values"][0]
     extractor = AutoFeatureExtractor.from_pretrained(folder)
+    stock, model, waves = stock.double(), model.double(), batch["input_values"].double()
     with torch.no_grad():
-        together, mask = model.speech_encoder(batch["input_values"], batch["attention_mask"])
-        features, _ = model.extract_speech_features(batch["input_values"], batch["attention_mask"])
+        together, mask = model.speech_encoder(waves, batch["attention_mask"])
+        features, _ = model.extract_speech_features(waves, batch["attention_mask"])
         above = model.speech_encoder.states_above(features, mask)[-1]
         for row, item in enumerate(items):
             wave = item["input_values"]
             given = extractor(wave[0].numpy(), sampling_rate=16000, return_tensors="pt")["input_values"]
             assert torch.equal(given, wave)  # as it is, not scaled to unit variance
-            expected = stock(wave).last_hidden_state
-            torch.testing.assert_close(model.speech_encoder(wave)[0], expected, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(together[row][mask[row]], expected[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(above[row][mask[row]], expected[0], atol=1e-5, rtol=1e-5)
+            expected = stock(wave.double()).last_hidden_state
+            torch.testing.assert_close(model.speech_encoder(wave.double())[0], expected, atol=1e-6, rtol=0)
+            torch.testing.assert_close(together[row][mask[row]], expected[0], atol=1e-6, rtol=0)
+            torch.testing.assert_close(above[row][mask[row]], expected[0], atol=1e-6, rtol=0)
 
 
 def test_thirty_seconds_are_encoded_as_the_stock_whisper_does():
