@@ -329,7 +329,7 @@ def test_a_whisper_needs_no_decoder_either(tmp_path):
 def test_real_moonshine_weights_hear_real_speech_as_the_stock_encoder_does(shared_dir):
     """Alone, and in a batch with padding twice as long as the longest, to 1e-6 of the stock encoder alone.
 
-    In double precision: in single, the stock encoder itself is up to 3e-5 from its own exact answer, and where it rounds
+    In double precision: in single, the stock encoder itself is up to 3e-5 from its own exact answer, and how it rounds
     depends on the processor.
     """
     folder = shared_dir / "models/UsefulSensors/moonshine-tiny-encoder"

@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -357,6 +359,30 @@ def test_after_an_interruption_what_is_done_is_not_done_again(espeak, cache, tmp
     corpus = performed(splits, tmp_path / "speech")
     assert [path.parent.name for path in (tmp_path / "speech").rglob("*.flac")] == [VOICES[1].name]
     assert len(corpus["train"]) == 3 and not parts.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
+def test_a_corpus_that_two_ask_for_at_once_is_made_once(espeak, cache, tmp_path, monkeypatch, caplog):
+    """While the first one collects what was spoken, the second one comes; it waits, and says so."""
+    collects, made, write = threading.Event(), [], performed_speech._write
+
+    def slow_write(*given):
+        made.append(given)
+        collects.set()
+        end = time.monotonic() + 300
+        while "another process is speaking it" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.01)
+        write(*given)
+
+    monkeypatch.setattr(performed_speech, "_write", slow_write)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(performed, {"train": script(3)}, tmp_path / "speech")
+        assert collects.wait(300)
+        second = pool.submit(performed, {"train": script(3)}, tmp_path / "speech")
+        found = [one.result()["train"]["audio"][:] for one in (first, second)]
+    assert found[0] == found[1] and len(found[0]) == 3
+    assert len(made) == 1 and "script: another process is speaking it; waiting until it is done" in caplog.text
 
 
 @pytest.mark.slow

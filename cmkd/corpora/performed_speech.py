@@ -18,16 +18,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from cmkd.atomic import written_whole
 from cmkd.corpora import expression, speech_synthesis, synthesisers
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 
     from cmkd.corpora.report import CorpusReport
     from cmkd.corpora.schema import Corpus
+
+_logger = logging.getLogger(__name__)
 
 _ROWS_A_BATCH = 64
 _DIGEST = "digest.txt"
@@ -121,31 +126,56 @@ def performed_corpus(
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "cmkd"
     folder = cache / f"{report.name}-{report.release}"
     if not folder.exists():
-        parts = cache / f".{report.name}-{report.release}.parts"
-        parts.mkdir(parents=True, exist_ok=True)
         job = {
             "voices": voices,
             "models_dir": None if models_dir is None else str(Path(models_dir).absolute()),
             "speech_dir": str((cache / "speech" if speech_dir is None else Path(speech_dir)).absolute()),
             "acted": acted,
         }
-        utterances = [utterance for of_split in splits.values() for utterance in of_split]
-        _perform(utterances, job, parts, report.name, num_proc)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{report.name}-") as unfinished:
-            spoken = Path(unfinished) / "spoken"
-            spoken.mkdir()
-            _write(spoken, splits, parts, report)
-            try:
-                spoken.rename(folder)
-            except OSError:  # another process was faster
-                if not folder.exists():
-                    raise
-        shutil.rmtree(parts, ignore_errors=True)
+        with _alone(cache, report):
+            if not folder.exists():  # another process has not made it meanwhile
+                _make(folder, splits, job, report, num_proc)
     corpus = Corpus({split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits}, report)
     report.digest = (folder / _DIGEST).read_text(encoding="utf-8")
     columns = ["speaker", "duration", *EMOTION_DIMENSIONS]
     report.count({split: list(rows.select_columns(columns)) for split, rows in corpus.items()})
     return corpus
+
+
+@contextmanager
+def _alone(cache: Path, report: CorpusReport) -> Iterator[None]:
+    """Waits until no other process makes the same corpus, whose parts are in one folder, so that it is made once."""
+    cache.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache / f".{report.name}-{report.release}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _logger.warning("%s: another process is speaking it; waiting until it is done", report.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(
+    folder: Path,
+    splits: Mapping[str, Sequence[ActedUtterance]],
+    job: Mapping[str, Any],
+    report: CorpusReport,
+    num_proc: int,
+) -> None:
+    """Speaks what has not been spoken yet, and collects it in a folder, which appears whole or not at all."""
+    parts = folder.with_name(f".{folder.name}.parts")
+    parts.mkdir(exist_ok=True)
+    utterances = [utterance for of_split in splits.values() for utterance in of_split]
+    _perform(utterances, job, parts, report.name, num_proc)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{report.name}-") as unfinished:
+        spoken = Path(unfinished) / "spoken"
+        spoken.mkdir()
+        _write(spoken, splits, parts, report)
+        spoken.rename(folder)
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _key(
@@ -202,8 +232,7 @@ def _perform(
             with tqdm(total=len(missing), desc=f"speaking {name}", unit=" utterances", disable=None) as progress:
                 while running := [worker for worker in workers if worker.poll() is None]:
                     _raise_failures(workers, path)
-                    with suppress(FileNotFoundError):  # another process was faster, and has removed the folder
-                        progress.update(len(awaited & {entry.name for entry in os.scandir(parts)}) - progress.n)
+                    progress.update(len(awaited & {entry.name for entry in os.scandir(parts)}) - progress.n)
                     with suppress(subprocess.TimeoutExpired):
                         running[0].wait(timeout=1)
             _raise_failures(workers, path)
