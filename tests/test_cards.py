@@ -156,6 +156,29 @@ def test_a_student_with_the_ears_of_another_one_owes_it_licence_and_data(results
     assert teacher.data.license_name == "toys-terms" and name not in teacher.text
 
 
+@pytest.mark.parametrize(
+    ("own", "of_ears", "expected"),
+    [
+        ("mit", ("cc-by-sa-4.0", None), ("cc-by-sa-4.0", None)),
+        ("cc-by-nc-4.0", ("other", "odbl-and-cc-by-sa-4.0"), ("cc-by-nc-4.0", None)),
+        ("apache-2.0", ("other", "odbl-and-cc-by-sa-4.0"), ("other", "odbl-and-cc-by-sa-4.0")),
+        ("odbl", ("other", "odbl-and-cc-by-sa-4.0"), ("other", "odbl-and-cc-by-sa-4.0")),
+        ("mit", ("other", "toys-terms"), ("other", "mit-and-toys-terms")),
+        ("mit", ("openrail", None), ("other", "mit-and-openrail")),
+        ("mit", None, ("other", "mit-and-that-of-the-ears")),
+    ],
+)
+def test_the_licence_of_the_ears_counts_as_that_of_a_corpus(results, own, of_ears, expected):
+    results["corpus"] |= {"terms": "", "licence": own}
+    stated = None if of_ears is None else dict(zip(("identifier", "name"), of_ears, strict=True))
+    results["encoders"] = {"ears": {"name": "user/x", "revision": None, "commit": "0123abc", "licence": stated}}
+    listening = CONFIG | {"word_pieces": ["▁a", "b"]}
+    card = model_card(results, listening, FILES, "user/toys", "cmkd-0123")
+    assert (card.data.license, card.data.license_name) == expected
+    name = "" if of_ears is None else f", {of_ears[1] or of_ears[0]}"
+    assert f"and so does its licence{name}: read the card" in " ".join(card.text.split())
+
+
 def test_what_is_spoken_for_the_teacher_to_judge_is_english_and_synthetic():
     corpus = {"terms": "", "licence": "cc-by-sa-4.0"}
     source = training_sources(corpus | {"name": "spoken-sentences"})[0]

@@ -20,7 +20,7 @@ from tones import write_recipe
 import train_distill
 from cmkd.hub.staging import published_results
 from cmkd.identity import folder_digest
-from cmkd.runs.ears import load_ears
+from cmkd.runs.ears import load_ears, stated_licence
 from cmkd.runs.folder import begin_stage, complete_stage, stage_is_complete
 from cmkd.runs.preflight import check_encoders, check_words
 from cmkd.runs.recipe import Recipe, load_recipe
@@ -83,12 +83,34 @@ def test_the_students_of_a_run_hear_what_the_other_one_hears(run, recipe):
     assert len(log) == 2 and log[0]["train_loss"] != log[1]["train_loss"]  # all the same it has learned
 
 
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: cc-by-sa-4.0\n---\n# X", ("cc-by-sa-4.0", None)),
+        ("---\nlicense: other\nlicense_name: odbl-and-cc-by-sa-4.0\n---\n", ("other", "odbl-and-cc-by-sa-4.0")),
+        ("---\nlicense: other\n---\n", None),
+        ("---\nlicense: [mit, odbl]\n---\n", None),
+        ("---\nlicense: [mit\n---\n", None),
+        ("# X", None),
+        (None, None),
+    ],
+)
+def test_the_licence_of_ears_is_that_of_their_card(tmp_path, card, expected):
+    recipe = load_recipe(write_recipe(tmp_path), ["--ears", str(tmp_path / "listener")])
+    (tmp_path / "listener").mkdir()
+    if card is not None:
+        (tmp_path / "listener/README.md").write_text(card, encoding="utf-8")
+    found = stated_licence(recipe, "sha256-0123")
+    assert found == (expected and dict(zip(("identifier", "name"), expected, strict=True)))
+
+
 @pytest.mark.slow
 def test_a_run_records_whose_ears_it_took(run, recipe):
     digest = folder_digest(recipe.parent / "listener")
     expected = {"name": "./listener", "revision": None, "commit": digest}
     results = json.loads((run / "results.json").read_text())
-    assert results["encoders"]["ears"] == expected and results["recipe"]["ears"] == "./listener"
+    assert results["encoders"]["ears"] == expected | {"licence": None}  # it has no card
+    assert results["recipe"]["ears"] == "./listener"
     assert results["starts_from"] == {}
     table = pq.read_table(run / "predictions/ts_validation.parquet").to_pandas()
     rated = {name: table[table[name].notna()] for name in EMOTION_DIMENSIONS}

@@ -30,6 +30,11 @@ STRICTNESS: tuple[tuple[str, tuple[str, ...]], ...] = (
 _RANKS = {licence: rank for rank, (_, licences) in enumerate(STRICTNESS) for licence in licences}
 
 
+def is_known(licence: str) -> bool:
+    """Whether a licence is one of the Hub's whose strictness is known, and not an agreement of its own."""
+    return licence in _RANKS and licence != "other"
+
+
 def check_licence(licence: str) -> None:
     """Checks that a licence is one whose strictness is known.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, UndefinedError
 
-from cmkd.corpora.licences import strictest
+from cmkd.corpora.licences import is_known, strictest
 from cmkd.identity import is_folder_digest
 from cmkd.places import of_root
 from cmkd.scoring.scores import describe_intervals, describe_test, format_p
@@ -162,14 +162,28 @@ def _licence_of_all(sources: Sequence[TrainingSource]) -> tuple[str, str | None]
     return (most[0], None) if len(most) == 1 else ("other", "-and-".join(most))
 
 
-def _with_that_of_ears(licence: tuple[str, str | None]) -> tuple[str, str]:
-    """The licence of a student whose ears another one has learned, of which the run knows the name alone.
+def _with_that_of_ears(
+    licence: tuple[str, str | None], of_ears: Mapping[str, str | None] | None
+) -> tuple[str, str | None]:
+    """The licence of a student whose ears another one has learned, whose own licence counts, too.
 
-    >>> _with_that_of_ears(("apache-2.0", None))
+    Args:
+        licence: that of the student's own data.
+        of_ears: `identifier` and `name` of the other one, None if it is not known.
+
+    >>> _with_that_of_ears(("apache-2.0", None), {"identifier": "other", "name": "odbl-and-cc-by-sa-4.0"})
+    ('other', 'odbl-and-cc-by-sa-4.0')
+    >>> _with_that_of_ears(("apache-2.0", None), None)
     ('other', 'apache-2.0-and-that-of-the-ears')
     """
-    identifier, name = licence
-    return "other", f"{name or identifier}-and-that-of-the-ears"
+    names = [*_names(*licence), *(["that-of-the-ears"] if of_ears is None else _names(**of_ears))]
+    known = strictest(names) if all(map(is_known, names)) else list(dict.fromkeys(names))
+    return (known[0], None) if len(known) == 1 and is_known(known[0]) else ("other", "-and-".join(known))
+
+
+def _names(identifier: str | None, name: str | None) -> list[str]:
+    """The names of which a licence is made up, as `_licence_of_all` puts them together."""
+    return name.split("-and-") if identifier == "other" and name is not None else [str(identifier)]
 
 
 def training_licence(corpus: Mapping[str, Any]) -> Licence:
@@ -313,7 +327,7 @@ def _model_card(
     sources = training_sources(corpus)
     ears = None if is_teacher else results.get("encoders", {}).get(EARS)
     of_data = _licence_of_all(sources)
-    identifier, licence_name = _with_that_of_ears(of_data) if ears else of_data
+    identifier, licence_name = _with_that_of_ears(of_data, ears.get("licence")) if ears else of_data
     languages = list(dict.fromkeys(source.language for source in sources))
     comparisons = {
         entry["split"]: entry

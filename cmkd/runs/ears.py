@@ -5,11 +5,14 @@ one speech encoder says and make nothing of another one, so that both students m
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, hf_hub_download
 from transformers import PreTrainedConfig
+from yaml import YAMLError
 
 from cmkd.features.inputs import UtteranceDataset
 from cmkd.runs.recipe import Recipe
@@ -53,6 +56,31 @@ def read_ears(source: str, revision: str | None = None) -> CMKDStudentConfig:
             f"{layers} layers, that of its ears too: name a student with as many."
         )
     return config
+
+
+def stated_licence(recipe: Recipe, commit: str | None) -> dict[str, str | None] | None:
+    """What the card of the student with the ears states as its licence.
+
+    Args:
+        recipe: with `ears`.
+        commit: of that student, if it is on the Hub; None: that of `ears_revision`.
+
+    Returns:
+        `identifier`, as the Hub calls it, and `name`, its own one if the Hub has none. None if there is no card, as in
+        the folder of a run, or it states none or cannot be read.
+    """
+    assert recipe.ears is not None
+    source = recipe.locate(recipe.ears)
+    try:
+        in_folder = Path(source).is_dir()
+        revision = None if in_folder else commit or recipe.ears_revision
+        path = Path(source, "README.md") if in_folder else hf_hub_download(source, "README.md", revision=revision)
+        stated = ModelCard.load(path).data
+    except (OSError, ValueError, YAMLError):  # whatever it is, a finished training does not fail for it
+        return None
+    identifier, name = stated.license, stated.license_name
+    is_stated = isinstance(identifier, str) and (identifier != "other" or name is not None)
+    return {"identifier": identifier, "name": name} if is_stated else None
 
 
 def check_ears(recipe: Recipe) -> None:

@@ -42,11 +42,12 @@ from cmkd.runs.checkpoints import SET_ASIDE, find_checkpoints, set_aside
 from cmkd.runs.conditioning import describe_conditioning, write_conditioning
 from cmkd.runs.cost import total_cost
 from cmkd.runs.cross_fitting import fold_folders
+from cmkd.runs.ears import stated_licence
 from cmkd.runs.recipe import Recipe
 from cmkd.scoring.evaluation import ccc_by_which_to_choose, mean_over_corpora, read_predictions
 from cmkd.scoring.scores import score_systems
 from cmkd.spelling import enumerated
-from cmkd.stages import LEXICAL, STAGES, STUDENTS, TEACHER, followers
+from cmkd.stages import EARS, LEXICAL, STAGES, STUDENTS, TEACHER, followers
 
 _OF_THIS_MACHINE = {"output_dir", "teacher_run", "models_dir", "cache_dir", "hub_model_id", "hub_private"}
 
@@ -476,12 +477,17 @@ def _cost(stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _encoders_of(run: Path, recipe: Recipe, stages: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
-    """The name, revision and commit of every encoder, including those of a teacher that was trained in another run."""
+    """The name, revision and commit of every encoder, including those of a teacher that was trained in another run.
+
+    And of the student whose ears were taken over, with the licence that its card states.
+    """
     encoders: dict[str, Any] = {}
     if recipe.teacher_run is not None and _is_complete(recipe.teacher_folder, TEACHER):
         encoders |= _read_json(recipe.teacher_folder / TEACHER / "stage.json").get("encoders", {})
     for state in stages.values():
         encoders |= state.get("encoders", {})
+    if EARS in encoders and recipe.ears == encoders[EARS]["name"]:
+        encoders[EARS] = encoders[EARS] | {"licence": stated_licence(recipe, encoders[EARS]["commit"])}
     return encoders
 
 
