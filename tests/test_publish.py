@@ -124,6 +124,17 @@ def test_half_of_the_size_and_loaded_as_before(run, tmp_path):
     assert not torch.equal(scores[1], scores[0])
 
 
+def test_notices_travel_with_the_weights(run, tmp_path):
+    notice = tmp_path / "notices.txt"
+    notice.write_text("Words © 2006 Princeton University\n", encoding="utf-8")
+    plain, noticed = staged(run, tmp_path / "plain"), staged(run, tmp_path / "noticed", notice=notice)
+    assert {path.name for path in noticed.folder.iterdir()} == STUDENT | {"NOTICE"}
+    assert (noticed.folder / "NOTICE").read_bytes() == notice.read_bytes()
+    assert noticed.tag != plain.tag
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
+        staged(run, tmp_path / "x", notice=tmp_path / "nowhere.txt")
+
+
 def test_a_weight_that_fp16_cannot_hold_is_refused(run, tmp_path):
     other = copy_run(run, tmp_path / "run")
     path = other / "student/model.safetensors"

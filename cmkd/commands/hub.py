@@ -27,6 +27,7 @@ def push(
     teacher: bool = False,
     half: bool = False,
     audit: Path | None = None,
+    notice: Path | None = None,
     dry_run: bool = False,
     output: Path | None = None,
     revision: str | None = None,
@@ -47,6 +48,7 @@ def push(
         teacher: Whether to push the teacher instead of the student.
         half: Whether to round the weights to 16 bits, which halves the files; they are loaded as before.
         audit: The folder of an audit of what --output wrote, whose section goes into the card.
+        notice: A text with the notices that licences of the data ask for; it goes along as NOTICE.
         dry_run: Whether only to list the files and print the card.
         output: A new folder to write the repository to, in place of the Hub; null pushes it.
         revision: The branch to push to; null stands for the main one.
@@ -55,7 +57,13 @@ def push(
     from cmkd.hub.push import push_run
     from cmkd.hub.staging import stage_run
 
-    options: dict[str, Any] = {"is_teacher": teacher, "licence": license, "half": half, "audit": audit}
+    options: dict[str, Any] = {
+        "is_teacher": teacher,
+        "licence": license,
+        "half": half,
+        "audit": audit,
+        "notice": notice,
+    }
     if output is not None:
         if dry_run or public or revision is not None:
             raise ValueError(

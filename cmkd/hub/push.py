@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -67,6 +67,7 @@ def push_run(
     licence: str | None = None,
     half: bool = False,
     audit: Path | None = None,
+    notice: Path | None = None,
     token: str | None = None,
 ) -> Pushed:
     """Pushes the student of a run, or its teacher, in one commit, and tags it.
@@ -85,6 +86,8 @@ def push_run(
         licence: the Hub's identifier of the licence on the card; None is that of the training data.
         half: whether the weights are rounded to fp16, which halves the files.
         audit: the folder of an audit of these very weights, whose section goes into the card; None: there is none.
+        notice: a text with the notices that licences of the data ask for, which goes along as `NOTICE`; None: there is
+            none, and one that is in the repository stays.
         token: the user's token; None is the stored one.
 
     Raises:
@@ -95,9 +98,8 @@ def push_run(
     """
     token = token or check_push(repo_id)
     with tempfile.TemporaryDirectory(prefix="cmkd-push-") as folder:
-        staged = stage_run(
-            run, repo_id, Path(folder), is_teacher=is_teacher, licence=licence, half=half, audit=audit, token=token
-        )
+        options: dict[str, Any] = {"licence": licence, "half": half, "audit": audit, "notice": notice}
+        staged = stage_run(run, repo_id, Path(folder), is_teacher=is_teacher, token=token, **options)
         terms = staged.terms
         api = HfApi(token=token)
 

@@ -110,6 +110,7 @@ def stage_run(
     licence: str | None = None,
     half: bool = False,
     audit: Path | None = None,
+    notice: Path | None = None,
     token: str | None = None,
 ) -> Staged:
     """Puts what a push would send into a folder; does not use the network.
@@ -123,10 +124,12 @@ def stage_run(
         half: whether the weights are rounded to fp16, which halves the files; config.json keeps the number format that
             they are loaded in.
         audit: the folder of an audit of these very weights, whose section goes into the card; None: there is none.
+        notice: a text with the notices that licences of the data ask for, which goes along as `NOTICE`; None: there is
+            none, and one that is in the repository stays.
         token: a token to search for in every file; None searches only for what looks like one.
 
     Raises:
-        FileNotFoundError: the run, the checkpoint or one of its files does not exist.
+        FileNotFoundError: the run, the checkpoint or one of its files does not exist, or there is no such notice.
         ValueError: `repo_id` is not a valid name; a file holds a token or a path of this machine; a weight is beyond
             the range of fp16; the audit is of another model; or the card cannot be made.
     """
@@ -161,6 +164,8 @@ def stage_run(
     recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
     header = _RECIPE_HEADER.format(places=" ".join(_places(results["recipe"])))
     (folder / "recipe.yaml").write_text(header + recipe, encoding="utf-8")
+    if notice is not None:
+        shutil.copyfile(notice, folder / "NOTICE")
     tag = f"cmkd-{_digest(folder)}"
     config = _read(folder / "config.json")
     card = str(model_card(results, config, going, repo_id, tag, is_teacher, licence))
