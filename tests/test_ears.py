@@ -88,6 +88,7 @@ def test_the_students_of_a_run_hear_what_the_other_one_hears(run, recipe):
     [
         ("---\nlicense: cc-by-sa-4.0\n---\n# X", ("cc-by-sa-4.0", None)),
         ("---\nlicense: other\nlicense_name: odbl-and-cc-by-sa-4.0\n---\n", ("other", "odbl-and-cc-by-sa-4.0")),
+        ("---\nlicense: other\nlicense_name: mit-and-that-of-the-ears\n---\n", None),
         ("---\nlicense: other\n---\n", None),
         ("---\nlicense: [mit, odbl]\n---\n", None),
         ("---\nlicense: [mit\n---\n", None),

@@ -71,7 +71,9 @@ def test_nothing_of_this_machine_and_of_the_corpus_goes_along(run, tmp_path, is_
         content = path.read_bytes()
         for private in (SECRET, str(run.parent), run.parent.name, str(Path.home()) + "/"):
             assert private.encode() not in content, (path.name, private)
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    text = (folder / "recipe.yaml").read_text()
+    assert "cmkd train recipe.yaml --corpus.data_dir ... --corpus.transcripts ... --output_dir ..." in text
+    recipe = yaml.safe_load(text)
     assert recipe["corpus"] == {"name": "toys", "transcripts": "words.parquet"}
     assert recipe["teacher_speech_encoder"] == "big" and recipe["num_epochs"] == 3
     config = json.loads((folder / "config.json").read_text())

@@ -124,6 +124,7 @@ def test_a_card_needs_all_licences_and_takes_the_strictest(run, recipe, tmp_path
         "first (manifest)", "25 training utterances, cc-by-4.0", "12 training utterances, cc-by-sa-4.0",
         "speech whose labels were not used, judged by the teacher, cc0-1.0. Read by two synthesisers.", "only: de",
         "and, without labels, on unlabelled", "speakers of different corpora were not compared",
+        "rating scale of each training corpus, and 1 its maximum (first: 1 to 7, second: 0 to 5). They are not clipped",
     ):  # fmt: skip
         assert expected in " ".join(card.split()), expected
     with (recipe.parent / "second/manifest.csv").open() as file:

@@ -30,6 +30,10 @@ STRICTNESS: tuple[tuple[str, tuple[str, ...]], ...] = (
 _RANKS = {licence: rank for rank, (_, licences) in enumerate(STRICTNESS) for licence in licences}
 
 
+OF_THE_EARS = "that-of-the-ears"
+"""Stands in the name of a licence for that of another student's ears, whose card states none."""
+
+
 def is_known(licence: str) -> bool:
     """Whether a licence is one of the Hub's whose strictness is known, and not an agreement of its own."""
     return licence in _RANKS and licence != "other"

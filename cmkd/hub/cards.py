@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined, UndefinedError
 
-from cmkd.corpora.licences import is_known, strictest
+from cmkd.corpora.licences import OF_THE_EARS, is_known, strictest
 from cmkd.identity import is_folder_digest
 from cmkd.places import of_root
 from cmkd.scoring.scores import describe_intervals, describe_test, format_p
@@ -52,7 +52,7 @@ OPEN_CORPORA = {
     "spoken-emobank": Licence(
         "cc-by-sa-4.0",
         "The sentences and their valence are EmoBank's (Sven Buechel and Udo Hahn, 2017, "
-        "https://github.com/JULIELab/EmoBank), CC-BY-SA 4.0, spoken by a synthesiser (espeak-ng or Kokoro-82M): "
+        "https://github.com/JULIELab/EmoBank), CC-BY-SA 4.0, spoken by a synthesiser: "
         "attribute EmoBank, and share what is derived from it under the same licence. Activation and dominance are not "
         "ratings: they are settings, by which the voice was made faster, higher, wider or louder.",
     ),
@@ -103,6 +103,12 @@ class TrainingSource:
     def terms(self) -> str:
         """What the recipe says about it, if anything, and its licence."""
         return " ".join(filter(None, [self.corpus.get("about"), self.licence.text]))
+
+    @property
+    def scale(self) -> str:
+        """Its rating scale, such as "1 to 7"."""
+        low, high = self.corpus["label_scale"]
+        return f"{low:g} to {high:g}"
 
     @property
     def labels(self) -> dict[str, tuple[float, float] | None]:
@@ -176,7 +182,7 @@ def _with_that_of_ears(
     >>> _with_that_of_ears(("apache-2.0", None), None)
     ('other', 'apache-2.0-and-that-of-the-ears')
     """
-    names = [*_names(*licence), *(["that-of-the-ears"] if of_ears is None else _names(**of_ears))]
+    names = [*_names(*licence), *([OF_THE_EARS] if of_ears is None else _names(**of_ears))]
     known = strictest(names) if all(map(is_known, names)) else list(dict.fromkeys(names))
     return (known[0], None) if len(known) == 1 and is_known(known[0]) else ("other", "-and-".join(known))
 

@@ -62,7 +62,7 @@ MADE_HERE = ("README.md", "recipe.yaml", "results.json")
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 _RECIPE_HEADER = """\
-# The settings of the run. To repeat it, say where your copy of the corpus is and where the run is to go:
+# The settings of the run. To repeat it, say where your copies of corpora and files are, and where the run is to go:
 #   cmkd train recipe.yaml {places} --output_dir ...
 """
 _AUDIT_BEFORE = "## Compute\n"
@@ -159,10 +159,10 @@ def stage_run(
             _write_half(checkpoint / name, folder / name)
         else:
             shutil.copyfile(checkpoint / name, folder / name)
-    results = published_results(results) | of_seeds
+    recorded, results = results, published_results(results) | of_seeds
     write_json(folder / "results.json", results)
     recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
-    header = _RECIPE_HEADER.format(places=" ".join(_places(results["recipe"])))
+    header = _RECIPE_HEADER.format(places=" ".join(_places(recorded["recipe"])))
     (folder / "recipe.yaml").write_text(header + recipe, encoding="utf-8")
     if notice is not None:
         shutil.copyfile(notice, folder / "NOTICE")
@@ -178,14 +178,22 @@ def stage_run(
 
 
 def _places(recipe: Mapping[str, Any]) -> list[str]:
-    """The options that say where the corpora of a recipe are; of several, each has the name of its own."""
-    options = []
+    """The options that say where the corpora of a recipe are, and their other files; of several, each has its own name.
+
+    Args:
+        recipe: as the run records it, with the paths of this machine.
+    """
+    named = []
     for setting in SOURCES:
-        corpora = recipe.get(setting) or []
-        if isinstance(corpora, Mapping):
-            options.append(f"--{setting}.data_dir ...")
+        given = recipe.get(setting) or []
+        if isinstance(given, Mapping):
+            named.append((f"--{setting}", given))
         else:
-            options += [f"--{setting}.{corpus.get('alias', corpus['name'])}.data_dir ..." for corpus in corpora]
+            named += [(f"--{setting}.{corpus.get('alias', corpus['name'])}", corpus) for corpus in given]
+    options = []
+    for option, corpus in named:
+        files = [key for key, value in corpus.items() if isinstance(value, str) and Path(value).is_absolute()]
+        options += [f"{option}.{key} ..." for key in dict.fromkeys(["data_dir", *files])]
     return options
 
 

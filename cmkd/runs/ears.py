@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, hf_hub_download
 from transformers import PreTrainedConfig
 from yaml import YAMLError
 
+from cmkd.corpora.licences import OF_THE_EARS
 from cmkd.features.inputs import UtteranceDataset
 from cmkd.runs.recipe import Recipe
 from cmkd.training.collator import collate_utterances
@@ -67,7 +68,7 @@ def stated_licence(recipe: Recipe, commit: str | None) -> dict[str, str | None] 
 
     Returns:
         `identifier`, as the Hub calls it, and `name`, its own one if the Hub has none. None if there is no card, as in
-        the folder of a run, or it states none or cannot be read.
+        the folder of a run, if it cannot be read, or if it states none or leaves open that of ears of its own.
     """
     assert recipe.ears is not None
     source = recipe.locate(recipe.ears)
@@ -80,6 +81,7 @@ def stated_licence(recipe: Recipe, commit: str | None) -> dict[str, str | None] 
         return None
     identifier, name = stated.license, stated.license_name
     is_stated = isinstance(identifier, str) and (identifier != "other" or name is not None)
+    is_stated = is_stated and OF_THE_EARS not in (name or "")
     return {"identifier": identifier, "name": name} if is_stated else None
 
 
