@@ -7,10 +7,12 @@
         --text_encoder sentence-transformers/all-MiniLM-L6-v2 --output docs/results/open_hours.json
 
 Each row is one system with several seeds, on sentences and voices that no training had: the test split of SpokenEmoBank
-in Kokoro's voices. `ccc` is the mean over the seeds, the interval is that of the mean over the speakers, and `against`
-has the paired test against fine-tuning, as `cmkd table` has them. `gap` is the share of the way from fine-tuning to the
-teacher in valence. A row of fewer seeds is compared with the first as many of these. Two rows are controls: the teacher
-that is given the words of another sentence, and the teacher that hears silence.
+in Kokoro's voices, or with `--voices espeak` in those of espeak-ng. A row that is no T/S system, or another one, has a
+name after its hours, as "10.4 h, cT/S", and is beside the curve. `ccc` is the mean over the seeds, the interval is that
+of the mean over the speakers, and `against` has the paired test against fine-tuning, as `cmkd table` has them. `gap` is
+the share of the way from fine-tuning to the teacher in valence. A row of fewer seeds is compared with the first as many
+of these. Two rows are controls: the teacher that is given the words of another sentence, and the teacher that hears
+silence.
 
 `perfect_ears` bounds what can be learned from so many sentences, whatever the ears: a listener who makes out every word
 and knows none beforehand, a ridge regression on which words are said, from the rated sentences and as many others as
@@ -25,6 +27,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.explain_transfer import SCALES, ccc, perfect_ears, words_in
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS
+from cmkd.corpora.spoken_emobank import SPEAKERS
 from cmkd.json_files import write_json
 from cmkd.reporting.figures import DIMENSION_COLOURS
 from cmkd.runs.answers import answer, load_checkpoint
@@ -137,7 +141,8 @@ def draw(rows: dict[str, Any], teacher: float, finetuned: float, ears: dict[int,
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     colour = DIMENSION_COLOURS["valence"]
-    hours = [row["hours"] for row in rows.values()]
+    curve = [row for name, row in rows.items() if "," not in name]
+    hours = [row["hours"] for row in curve]
     axes.axhline(teacher, color="0.4", linestyle="--", label="teacher, which reads")
     axes.plot(
         list(ears),
@@ -146,11 +151,14 @@ def draw(rows: dict[str, Any], teacher: float, finetuned: float, ears: dict[int,
         marker="s",
         label="perfect ears, no words known",
     )
-    axes.plot(hours, [row["ccc"]["valence"] for row in rows.values()], color=colour, marker="o", label="T/S, mean")
-    for row in rows.values():
+    axes.plot(hours, [row["ccc"]["valence"] for row in curve], color=colour, marker="o", label="T/S, mean")
+    for row in curve:
         axes.plot(
             [row["hours"]] * len(row["each"]), [one["valence"] for one in row["each"]], ".", color=colour, alpha=0.5
         )
+    beside = {name: row for name, row in rows.items() if "," in name}
+    for marker, (name, row) in zip(cycle("x+dv^"), beside.items(), strict=False):
+        axes.plot([row["hours"]], [row["ccc"]["valence"]], marker, color="0.2", label=name)
     axes.axhline(finetuned, color=colour, linestyle=":", label="fine-tuned, no teacher")
     axes.set_xscale("symlog", linthresh=3)
     ticks = sorted({*hours, *(at for at in ears if all(abs(at - hour) > 1 for hour in hours))})  # no two on one place
@@ -171,7 +179,8 @@ def main() -> None:
     parser.add_argument("--finetuned", nargs="+", required=True, help="checkpoints, one a seed")
     parser.add_argument("--teachers", nargs="+", required=True, help="checkpoints, one a seed")
     parser.add_argument("--emobank", type=Path, required=True, help="emobank.csv")
-    parser.add_argument("--kokoro", type=Path, required=True, help="the folder of Kokoro's files")
+    parser.add_argument("--voices", choices=tuple(SPEAKERS), default="kokoro", help="who speaks the test sentences")
+    parser.add_argument("--kokoro", type=Path, help="the folder of Kokoro's files; else from the Hub")
     parser.add_argument("--kokoro_speech", type=Path, help="the folder of what Kokoro has spoken already")
     parser.add_argument(
         "--sentences", type=Path, required=True, help="sentences that the teacher may judge, one a line"
@@ -180,8 +189,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a JSON file; a picture of its name is beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    kokoro = {"voices": "kokoro", "models_dir": options.kokoro, "speech_dir": options.kokoro_speech}
-    corpus = load_corpus("spoken-emobank", options.emobank, only_split="test", **kokoro)
+    files = {"models_dir": options.kokoro, "speech_dir": options.kokoro_speech} if options.voices == "kokoro" else {}
+    corpus = load_corpus("spoken-emobank", options.emobank, only_split="test", voices=options.voices, **files)
     finetuned, teachers = (answers_of(folders, corpus["test"]) for folders in (options.finetuned, options.teachers))
     low, high = scored(finetuned), scored(teachers)
     controls = {
@@ -192,12 +201,12 @@ def main() -> None:
     rows = {}
     for entry in options.systems:
         name, folders = entry.split("=", 1)
-        hours = re.match(r"[\d.]+", name)
+        hours = re.match(r"([\d.]+) h(?:, .+)?$", name)
         if hours is None:
-            parser.error(f"{entry!r} does not begin with hours, as in '10.4 h=runs/a/ts'")
+            parser.error(f"{entry!r} does not begin with hours, as in '10.4 h=runs/a/ts' or '10.4 h, cT/S=runs/a/cts'")
         ours = answers_of(folders.split(","), corpus["test"])
         first = slice(len(ours.predictions))
-        row = scored(ours) | {"hours": float(hours[0])}
+        row = scored(ours) | {"hours": float(hours[1])}
         row["against"] = compare(ours, replace(finetuned, predictions=finetuned.predictions[first]))
         start, end = (np.mean([one["valence"] for one in of["each"][first]]) for of in (low, high))
         rows[name] = row | {"gap": float((row["ccc"]["valence"] - start) / (end - start))}

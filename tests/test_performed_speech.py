@@ -323,8 +323,28 @@ def test_a_corpus_is_the_same_whoever_speaks_it_and_however_often(espeak, cache,
     assert [rows.to_dict() for rows in second.values()] == [rows.to_dict() for rows in first.values()]
     monkeypatch.setattr(performed_speech, "_perform", None)  # is not needed again
     assert performed(splits, tmp_path / "speech")["test"].to_dict() == first["test"].to_dict()
-    names = {path.name for path in (tmp_path / "another/cmkd").iterdir()}
-    assert names == {f"script-{second.report.release}", f".script-{second.report.release}.lock"}
+    (folder,) = (tmp_path / "another/cmkd").glob("script-*")
+    assert folder.name.startswith(f"script-{second.report.release}-")
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f".{folder.name}.lock"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
+def test_code_that_changes_no_sound_leaves_the_version(espeak, cache, tmp_path, monkeypatch):
+    splits = {"train": script(2)}
+    first = performed(splits, tmp_path / "speech")
+    monkeypatch.setattr(performed_speech, "_code", lambda: "newer")
+    again = performed(splits, tmp_path / "speech")
+    made = [Path(corpus["train"].cache_files[0]["filename"]).parent for corpus in (first, again)]
+    assert made[0] != made[1]  # it was made anew, since nobody knows what the code changes
+    assert again.report.version == first.report.version
+
+    for path in (tmp_path / "speech").rglob("*.flac"):  # as if that code spoke more softly
+        samples, sampling_rate = soundfile.read(path)
+        soundfile.write(path, samples / 2, sampling_rate)
+    monkeypatch.setattr(performed_speech, "_code", lambda: "newest")
+    softer = performed(splits, tmp_path / "speech")
+    assert softer.report.release == first.report.release and softer.report.version != first.report.version
 
 
 @pytest.mark.slow

@@ -98,7 +98,8 @@ def performed_corpus(
 ) -> Corpus:
     """Speaks a corpus, or takes it from the disk if exactly the same one was spoken before.
 
-    It is kept as [`cmkd.corpora.acted_speech.spoken_corpus`] keeps one, and has a digest of all sounds.
+    It is kept as [`cmkd.corpora.acted_speech.spoken_corpus`] keeps one, and has a digest of all sounds. So its version
+    changes with what is said, by whom and how it sounds, and not with code of ours that changes none of it.
 
     Args:
         splits (`dict[str, list[ActedUtterance]]`): The utterances by split, in voices of the synthesiser.
@@ -124,7 +125,7 @@ def performed_corpus(
     synthesiser = make_synthesiser(voices, models_dir)
     report.release = _key(splits, report.label_scale, synthesiser, acted)
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "cmkd"
-    folder = cache / f"{report.name}-{report.release}"
+    folder = cache / f"{report.name}-{report.release}-{_code()}"
     if not folder.exists():
         job = {
             "voices": voices,
@@ -132,7 +133,7 @@ def performed_corpus(
             "speech_dir": str((cache / "speech" if speech_dir is None else Path(speech_dir)).absolute()),
             "acted": acted,
         }
-        with _alone(cache, report):
+        with _alone(folder, report.name):
             if not folder.exists():  # another process has not made it meanwhile
                 _make(folder, splits, job, report, num_proc)
     corpus = Corpus({split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in splits}, report)
@@ -143,14 +144,14 @@ def performed_corpus(
 
 
 @contextmanager
-def _alone(cache: Path, report: CorpusReport) -> Iterator[None]:
+def _alone(folder: Path, name: str) -> Iterator[None]:
     """Waits until no other process makes the same corpus, whose parts are in one folder, so that it is made once."""
-    cache.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(cache / f".{report.name}-{report.release}.lock")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _logger.warning("%s: another process is speaking it; waiting until it is done", report.name)
+        _logger.warning("%s: another process is speaking it; waiting until it is done", name)
         lock.acquire()
     try:
         yield
@@ -184,11 +185,18 @@ def _key(
     synthesiser: Synthesiser,
     acted: bool,
 ) -> str:
+    """Stands for what is said, by whom and how."""
     world = _pyworld_version() if acted else ""
     key = hashlib.sha256(repr((synthesiser.name, synthesiser.digest, world, label_scale, splits)).encode())
+    return key.hexdigest()[:12]
+
+
+def _code() -> str:
+    """Stands for this code, for which a corpus is made anew; if it sounds the same, its version stays."""
+    key = hashlib.sha256()
     for module in (__file__, expression.__file__, synthesisers.__file__, speech_synthesis.__file__):
         key.update(Path(module).read_bytes())
-    return key.hexdigest()[:12]
+    return key.hexdigest()[:8]
 
 
 def _pyworld_version() -> str:
