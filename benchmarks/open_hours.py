@@ -167,7 +167,7 @@ def draw(rows: dict[str, Any], teacher: float, finetuned: float, ears: dict[int,
         xlabel="hours that only the teacher judged", ylabel="valence CCC, new sentences, new voices", ylim=(0, 0.8)
     )
     axes.minorticks_off()
-    axes.legend(frameon=False, loc="upper left", fontsize="small")
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize="small")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(picture, dpi=110)
