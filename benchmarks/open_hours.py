@@ -7,12 +7,11 @@
         --text_encoder sentence-transformers/all-MiniLM-L6-v2 --output docs/results/open_hours.json
 
 Each row is one system with several seeds, on sentences and voices that no training had: the test split of SpokenEmoBank
-in Kokoro's voices, or with `--voices espeak` in those of espeak-ng. A row that is no T/S system, or another one, has a
-name after its hours, as "10.4 h, cT/S", and is beside the curve. `ccc` is the mean over the seeds, the interval is that
-of the mean over the speakers, and `against` has the paired test against fine-tuning, as `cmkd table` has them. `gap` is
-the share of the way from fine-tuning to the teacher in valence. A row of fewer seeds is compared with the first as many
-of these. Two rows are controls: the teacher that is given the words of another sentence, and the teacher that hears
-silence.
+in Kokoro's voices, or with `--voices espeak` in those of espeak-ng. Another system than T/S has its name after its
+hours, as "10.4 h, cT/S", and is beside the curve. `ccc` is the mean over the seeds, the interval is that of the mean
+over the speakers, and `against` has the paired test against fine-tuning, as `cmkd table` has them. `gap` is the share
+of the way from fine-tuning to the teacher in valence. A row of fewer seeds is compared with the first as many of these.
+Two rows are controls: the teacher that is given the words of another sentence, and the teacher that hears silence.
 
 `perfect_ears` bounds what can be learned from so many sentences, whatever the ears: a listener who makes out every word
 and knows none beforehand, a ridge regression on which words are said, from the rated sentences and as many others as
@@ -141,7 +140,8 @@ def draw(rows: dict[str, Any], teacher: float, finetuned: float, ears: dict[int,
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     colour = DIMENSION_COLOURS["valence"]
-    curve = [row for name, row in rows.items() if "," not in name]
+    beside = {name: row for name, row in rows.items() if "," in name}
+    curve = [row for name, row in rows.items() if name not in beside]
     hours = [row["hours"] for row in curve]
     axes.axhline(teacher, color="0.4", linestyle="--", label="teacher, which reads")
     axes.plot(
@@ -156,7 +156,6 @@ def draw(rows: dict[str, Any], teacher: float, finetuned: float, ears: dict[int,
         axes.plot(
             [row["hours"]] * len(row["each"]), [one["valence"] for one in row["each"]], ".", color=colour, alpha=0.5
         )
-    beside = {name: row for name, row in rows.items() if "," in name}
     for marker, (name, row) in zip(cycle("x+dv^"), beside.items(), strict=False):
         axes.plot([row["hours"]], [row["ccc"]["valence"]], marker, color="0.2", label=name)
     axes.axhline(finetuned, color=colour, linestyle=":", label="fine-tuned, no teacher")
@@ -189,8 +188,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a JSON file; a picture of its name is beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    files = {"models_dir": options.kokoro, "speech_dir": options.kokoro_speech} if options.voices == "kokoro" else {}
-    corpus = load_corpus("spoken-emobank", options.emobank, only_split="test", voices=options.voices, **files)
+    spoken = {"voices": options.voices, "models_dir": options.kokoro, "speech_dir": options.kokoro_speech}
+    corpus = load_corpus("spoken-emobank", options.emobank, only_split="test", **spoken)
     finetuned, teachers = (answers_of(folders, corpus["test"]) for folders in (options.finetuned, options.teachers))
     low, high = scored(finetuned), scored(teachers)
     controls = {
