@@ -328,6 +328,10 @@ class CMKDStudentConfig(_CMKDConfig):
             apart; "▁" begins a word. With None it has no such part.
         word_hidden_size (`int`, *optional*, defaults to 256):
             Hidden units of the GRU, of `gru_num_layers` layers, that tells the pieces apart.
+        num_layers_of_ears (`int`, *optional*, defaults to 0):
+            How many of the encoder's top layers came with the part that tells the pieces apart, because they were
+            trained with it, so that they are not those of `speech_config`'s encoder. It says where they are from, and
+            changes nothing.
         kwargs:
             The other fields, with the meaning and defaults of those of [`CMKDTeacherConfig`], except `text_config`.
 
@@ -342,6 +346,7 @@ class CMKDStudentConfig(_CMKDConfig):
         speech_config: PreTrainedConfig | dict[str, Any] | None = None,
         word_pieces: Sequence[str] | None = None,
         word_hidden_size: int = 256,
+        num_layers_of_ears: int = 0,
         **kwargs: Any,
     ) -> None:
         if word_pieces is not None and (
@@ -352,6 +357,7 @@ class CMKDStudentConfig(_CMKDConfig):
             )
         self.word_pieces = None if word_pieces is None else list(word_pieces)
         self.word_hidden_size = word_hidden_size
+        self.num_layers_of_ears = num_layers_of_ears
         super().__init__(speech_config={"model_type": "hubert"} if speech_config is None else speech_config, **kwargs)
 
     def _check_fields(self) -> None:

@@ -24,6 +24,8 @@ from cmkd.runs.ears import load_ears, stated_licence
 from cmkd.runs.folder import begin_stage, complete_stage, stage_is_complete
 from cmkd.runs.preflight import check_encoders, check_words
 from cmkd.runs.recipe import Recipe, load_recipe
+from cmkd.runs.stage import build_model
+from cmkd.stages import STAGES
 from configuration_cmkd import EMOTION_DIMENSIONS, CMKDTeacherConfig
 from modeling_cmkd import CMKDStudentModel, CMKDTeacherModel
 
@@ -179,6 +181,65 @@ def test_ears_of_another_encoder_are_refused_before_anything_trains(recipe, tmp_
     refused(recipe, tmp_path, changed, said)
     student(WAVEFORM_CONFIGS["wav2vec2"], word_pieces=PIECES).save_pretrained(tmp_path / "wav2vec2")
     refused(recipe, tmp_path, tmp_path / "wav2vec2", "which hears with another encoder than 'tones/speech': of")
+
+
+def retrained(speech: Path, folder: Path, weight: str) -> dict[str, torch.Tensor]:
+    """A listener whose encoder was trained from that of the recipe, as its configuration says, and its weights."""
+    model = make_listener(speech, folder)
+    model.config.speech_config.name_or_path = "tones/speech"
+    model.save_pretrained(folder)
+    change_weight(folder, f"speech_encoder.encoder.{weight}")
+    return load_file(folder / "model.safetensors")
+
+
+def encoder_weights(model: CMKDStudentModel) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if name.startswith("speech_encoder.encoder.")}
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"), [("layers.1.final_layer_norm.weight", 1), ("layers.0.attention.k_proj.weight", 2)]
+)
+def test_layers_that_were_trained_with_the_ears_are_taken_with_them(recipe, tmp_path, weight, expected):
+    speech = recipe.parent / "tones/speech"
+    theirs = retrained(speech, tmp_path / "ears", f"encoder.{weight}")
+    found = load_recipe(recipe, ["--ears", str(tmp_path / "ears")])
+    assert check_encoders(found)["ears"] == folder_digest(tmp_path / "ears")
+    model, _, _ = build_model(STAGES["finetune"], found, np.eye(3), [0.0, 1.0])
+    original = encoder_weights(make_listener(speech, tmp_path / "original"))
+    ours = encoder_weights(model)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert [name for name in ours if not torch.equal(ours[name], original[name])] == [
+        f"speech_encoder.encoder.encoder.{weight}"
+    ]
+    assert model.config.num_layers_of_ears == expected
+
+
+def test_ears_of_the_same_encoder_bring_no_layers(recipe):
+    model, _, _ = build_model(STAGES["finetune"], load_recipe(recipe), np.eye(3), [0.0, 1.0])
+    assert model.config.num_layers_of_ears == 0
+
+
+@pytest.mark.slow
+def test_ears_are_taken_from_the_stage_that_taught_them(recipe, tmp_path):
+    """Its encoder was trained with them; the run that takes them has it too, and needs no student of the other run."""
+    settings = ["--ears", "null", "--stages", "lexical", "--word_pieces", "30", "--num_trainable_layers", "1"]
+    taught = tmp_path / "taught"
+    train_distill.main([str(recipe), *settings, "--lexical_dropout", ".1", "--output_dir", str(taught)])
+    start = load_file(taught / "lexical/start.safetensors")
+    train_distill.main(
+        [str(recipe), "--ears", str(taught / "lexical"), "--stages", "finetune", "--output_dir", str(tmp_path / "run")]
+    )
+    model = CMKDStudentModel.from_pretrained(tmp_path / "run/finetune")
+    pieces = json.loads((taught / "lexical/config.json").read_text())["word_pieces"]
+    assert model.config.word_pieces == pieces and model.config.num_layers_of_ears == 1
+    heard = encoder_weights(model) | model.word_summarizer.state_dict(prefix="word_summarizer.")
+    assert len(heard) > 40 and all(torch.equal(value, start[name]) for name, value in heard.items())
+    untrained = encoder_weights(make_listener(recipe.parent / "tones/speech", tmp_path / "untrained"))
+    is_other = [name for name, value in untrained.items() if not torch.equal(value, heard[name])]
+    assert is_other and all(".layers.1." in name for name in is_other)
+    del start["word_summarizer.piece_head.bias"]
+    save_file(start, taught / "lexical/start.safetensors")
+    refused(recipe, tmp_path, taught / "lexical", "1 weights of the student that .* describes are missing and 0 are")
 
 
 def test_what_has_no_ears_for_words_is_refused_before_anything_trains(recipe, tmp_path):

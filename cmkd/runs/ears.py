@@ -1,7 +1,10 @@
 """Ears for words that a student takes over from another one, as `ears` of a recipe says.
 
 They are a [`modeling_cmkd.WordPieceSummarizer`] and the names of the pieces that it hears. They were learned from what
-one speech encoder says and make nothing of another one, so that both students must have the same.
+one speech encoder says and make nothing of another one, so that both students must have the same. Where layers of it
+were trained with the ears, these layers belong to them, and are taken over too.
+
+What has ears is a student, or the folder of a stage `lexical` that has taught them and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import ModelCard, hf_hub_download
+from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 from yaml import YAMLError
 
@@ -22,6 +26,9 @@ from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
 from speech_encoder_cmkd import load_speech_encoder
 
+START = "start.safetensors"
+"""The file in which a stage `lexical` leaves its student, all but the prediction head."""
+
 _STORED_IN = (torch.float32, torch.float16, torch.bfloat16)
 
 _AT_ONCE = 64  # utterances
@@ -31,7 +38,7 @@ def read_ears(source: str, revision: str | None = None) -> CMKDStudentConfig:
     """The configuration of a student that hears pieces of words.
 
     Args:
-        source: Hub name or folder.
+        source: Hub name or folder, that of a student or of a stage `lexical`.
         revision: Branch, tag or commit on the Hub; None: its main branch.
 
     Raises:
@@ -42,7 +49,8 @@ def read_ears(source: str, revision: str | None = None) -> CMKDStudentConfig:
     if model_type != CMKDStudentConfig.model_type:
         raise ValueError(
             f"it is of the model type {model_type!r}, but must be {CMKDStudentConfig.model_type!r}: name a student "
-            "that CMKD has trained. That of a run is in its folder student/."
+            "that CMKD has trained. That of a run is in its folder student/, and what its stage lexical has taught in "
+            "lexical/."
         )
     config = CMKDStudentConfig.from_pretrained(source, revision=revision)
     if config.word_pieces is None:
@@ -86,49 +94,77 @@ def stated_licence(recipe: Recipe, commit: str | None) -> dict[str, str | None] 
 
 
 def check_ears(recipe: Recipe) -> None:
-    """Checks that what `ears` names hears with the encoder of the recipe's students.
+    """Checks that what `ears` names hears with the encoder of the recipe's students, or with one trained from it.
 
     Args:
         recipe: with `ears`.
 
     Raises:
-        ValueError: one weight of its encoder is another one, and not only rounded to half precision; or weights are
-            missing.
+        ValueError: its encoder is another one: of another architecture; or with other weights than half precision
+            rounds, and its configuration does not say that they were trained from `student_speech_encoder`; or weights
+            are missing.
     """
     encoder = recipe.locate(recipe.student_speech_encoder)
-    ours = load_speech_encoder(encoder, recipe.student_speech_encoder_revision).state_dict()
-    listening = load_ears(recipe).speech_encoder
-    assert listening is not None  # a student has one
-    theirs = listening.encoder.state_dict()
-    different = [name for name in ours | theirs if not _is_same(ours.get(name), theirs.get(name))]
-    if different:
+    ours: dict[str, torch.Tensor] = load_speech_encoder(encoder, recipe.student_speech_encoder_revision).state_dict()
+    model = load_ears(recipe)
+    assert model.speech_encoder is not None  # a student has one
+    theirs = model.speech_encoder.encoder.state_dict()
+    different = _different(ours, theirs)
+    has_its_shape = {name: value.shape for name, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    trained_from = model.config.speech_config.name_or_path
+    if different and not (has_its_shape and trained_from == recipe.student_speech_encoder):
         raise ValueError(
             f"ears is {recipe.ears!r}, which hears with another encoder than {recipe.student_speech_encoder!r}: of "
             f"{len(ours | theirs)} weights {len(different)} are different, such as {different[0]}. Ears make nothing "
-            "of an encoder that they were not learned with, or whose layers were trained afterwards. Name as "
-            "student_speech_encoder the one that they were learned with, or other ears."
+            "of an encoder that they were not learned with. Name as student_speech_encoder the one that they were "
+            f"learned with, {trained_from!r}, whose trained layers are taken over with them, or other ears."
         )
 
 
 def load_ears(recipe: Recipe) -> CMKDStudentModel:
-    """The student that has the ears, in fp32."""
+    """The student that has the ears, in fp32; that of a stage `lexical` has a random prediction head.
+
+    Raises:
+        ValueError: what the stage has left lacks weights.
+    """
     assert recipe.ears is not None
+    source = recipe.locate(recipe.ears)
+    start = Path(source, START)
     # Its class is ours, so that nothing runs that the repository may bring.
-    model: CMKDStudentModel = CMKDStudentModel.from_pretrained(
-        recipe.locate(recipe.ears), revision=recipe.ears_revision, dtype=torch.float32
-    )
+    if not start.is_file():
+        model: CMKDStudentModel = CMKDStudentModel.from_pretrained(
+            source, revision=recipe.ears_revision, dtype=torch.float32
+        )
+        return model
+    model = CMKDStudentModel(CMKDStudentConfig.from_pretrained(source))
+    missing, unknown = model.load_state_dict(load_file(start), strict=False)
+    lacking = [name for name in missing if not name.startswith("prediction_head.")]
+    if lacking or unknown:
+        raise ValueError(
+            f"{start}: {len(lacking)} weights of the student that {source}/config.json describes are missing and "
+            f"{len(unknown)} are not its own, such as {(lacking + unknown)[0]}: train the stage lexical again."
+        )
     return model
 
 
 def take_ears(model: CMKDStudentModel, theirs: CMKDStudentModel) -> None:
-    """Gives a student the ears of another one.
+    """Gives a student the ears of another one, and the layers of its encoder that were trained.
 
     Args:
-        model: a student with the `word_pieces` and the `word_hidden_size` of the other one, and its encoder.
-        theirs: as [`load_ears`] returns it.
+        model: a student with the `word_pieces` and the `word_hidden_size` of the other one, and the encoder that the
+            other one's was trained from, if it was.
+        theirs: as [`load_ears`] returns it, which [`check_ears`] lets pass.
     """
     assert model.word_summarizer is not None and theirs.word_summarizer is not None  # both have word_pieces
+    assert model.speech_encoder is not None and theirs.speech_encoder is not None  # students have one
     model.word_summarizer.load_state_dict(theirs.word_summarizer.state_dict())
+    encoder, weights = model.speech_encoder.encoder, theirs.speech_encoder.encoder.state_dict()
+    trained = _different(encoder.state_dict(), weights)  # what is only rounded keeps its digits
+    encoder.load_state_dict({name: weights[name] for name in trained}, strict=False)
+    changed = {id(parameter) for name, parameter in encoder.named_parameters() if name in trained}
+    layers = model.speech_encoder.layers
+    is_changed = [any(id(parameter) in changed for parameter in layer.parameters()) for layer in layers]
+    model.config.num_layers_of_ears = len(layers) - is_changed.index(True) if any(is_changed) else 0
 
 
 def hear_once(model: Any, datasets: Mapping[str, UtteranceDataset], durations: Mapping[str, Sequence[float]]) -> None:
@@ -159,6 +195,11 @@ def hear_once(model: Any, datasets: Mapping[str, UtteranceDataset], durations: M
         columns["word_counts"] = counts
         if name == "learned":
             datasets["train"].columns["word_counts"] = counts[: len(datasets["train"])]
+
+
+def _different(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
+    """The names of the weights that are not the same, or that only one of the two has."""
+    return [name for name in ours | theirs if not _is_same(ours.get(name), theirs.get(name))]
 
 
 def _is_same(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:

@@ -2,6 +2,7 @@
 
 ```
 <run>/lexical/start.safetensors   the weights of the student, without those of its prediction head
+<run>/lexical/config.json         its configuration, by which other runs take these ears over (`ears`)
 <run>/lexical/learned.json        what they know about words, as in results.json
 <run>/lexical/word_pieces.json    with `word_pieces`, the pieces that it has learned to hear
 ```
@@ -36,6 +37,7 @@ from cmkd.json_files import write_json
 from cmkd.processes import main_process_first, print_once, wait_for_all
 from cmkd.runs.checkpoints import find_checkpoints, usable_checkpoint
 from cmkd.runs.cost import SessionCost
+from cmkd.runs.ears import START
 from cmkd.runs.folder import complete_stage, start_of
 from cmkd.runs.recipe import Recipe
 from cmkd.runs.stage import (
@@ -61,7 +63,6 @@ Sentences = dict[str, np.ndarray]
 """The columns `sentences` (n, size), `sentence_groups` (n,) and `has_words` (n,) of some utterances, by which they are
 told apart."""
 
-_START = "start.safetensors"
 _LEARNED = "learned.json"
 _HEAD = "prediction_head."
 _ROUNDING = 1e-6  # of a number in fp32: a coordinate that varies by less does not
@@ -74,7 +75,7 @@ class Target:
     Attributes:
         sentences: takes the recipe, the utterances by name, the tokenizer of the text encoder and the device, and
             returns what is to be learned of the utterances, by the same names.
-        network: makes what is trained of the student and what is to be learned.
+        network: makes what is trained of the student, what is to be learned and the recipe.
         trainer: trains it.
         schedule: arguments of that training that are not the recipe's.
         found: takes the (n, size) `embeddings` and `student_embeddings` of that network, and returns what is to be
@@ -82,7 +83,7 @@ class Target:
     """
 
     sentences: Callable[[Recipe, Mapping[str, Dataset], Any, torch.device], dict[str, Sentences]]
-    network: Callable[[Any, Sentences], nn.Module]
+    network: Callable[[Any, Sentences, Recipe], nn.Module]
     trainer: type[LexicalTrainer]
     schedule: Mapping[str, Any]
     found: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -116,7 +117,7 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
         "learning_rate": recipe.lexical_learning_rate or recipe.learning_rate,
     }
     trainer = target.trainer(
-        model=target.network(student, sentences["learned"]),
+        model=target.network(student, sentences["learned"], recipe),
         args=training_arguments(
             recipe.model_copy(update=settings), folder, metric_for_best_model=METRIC, **target.schedule
         ),
@@ -147,6 +148,7 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     if trainer.is_world_process_zero():
         write_json(folder / _LEARNED, what_was_learned(found, embeddings, sentences, labels))
         write_start(folder, weights)
+        student.config.save_pretrained(folder)
         write_json(folder / "training_log.json", training_log(trainer.state.log_history))
         complete_stage(run, stage, cost.so_far())
     wait_for_all(f"save the stage {stage}")
@@ -240,7 +242,7 @@ def read_sentences(
 
 _SPELLING = Target(
     sentences=lambda recipe, rows, tokenizer, device: spelled_sentences(recipe, rows),
-    network=lambda student, learned: SpellingStudent(student),
+    network=lambda student, learned, recipe: SpellingStudent(student, recipe.lexical_dropout, recipe.lexical_masking),
     trainer=SpellingTrainer,
     schedule={
         "lr_scheduler_type": "cosine",
@@ -252,7 +254,7 @@ _SPELLING = Target(
 )
 _PLACES = Target(
     sentences=read_sentences,
-    network=lambda student, learned: ProjectedStudent(student, learned["sentences"].shape[1]),
+    network=lambda student, learned, recipe: ProjectedStudent(student, learned["sentences"].shape[1]),
     trainer=LexicalTrainer,
     schedule={},
     found=lambda answers, embeddings: answers,
@@ -302,7 +304,7 @@ def write_start(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         for name, value in weights.items()
         if name.startswith("student.") and not name.startswith(f"student.{_HEAD}")
     }
-    with written_whole(folder / _START) as unfinished:
+    with written_whole(folder / START) as unfinished:
         save_file(kept, unfinished)
 
 
@@ -322,7 +324,7 @@ def begin_with_start(model: Any, stage: str, recipe: Recipe) -> None:
     start = start_of(stage, recipe)
     if start is None:
         return
-    path = Path(recipe.output_dir, start, _START)
+    path = Path(recipe.output_dir, start, START)
     weights = load_file(path)
     wanted = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_HEAD)}
     if {name: value.shape for name, value in weights.items()} != wanted:

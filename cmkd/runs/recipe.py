@@ -155,8 +155,9 @@ class Recipe(BaseModel):
     ears: str | None = Field(
         default=None,
         description="Student that has learned to hear pieces of words, as word_pieces says, with the encoder "
-        "student_speech_encoder: Hub name or folder, as for the encoder. The stages "
-        f"{enumerated([BASELINE, *STUDENTS])} listen for the same pieces with its ears, which stay as they are. Null "
+        "student_speech_encoder or with layers trained from it: Hub name or folder, as for the encoder, or the folder "
+        f"of the stage {LEXICAL} of another run. The stages {enumerated([BASELINE, *STUDENTS])} listen for the same "
+        "pieces with its ears, and with those layers, which stay as they are. Null "
         f"stands for none but those that the stage {LEXICAL} of the run gives to {enumerated(followers(LEXICAL))}.",
     )
     ears_revision: str | None = Field(
@@ -300,6 +301,19 @@ class Recipe(BaseModel):
         description=f"How many pieces of words the stage {LEXICAL} teaches the student to hear, by CTC on the words of "
         "its corpora; the students after it then listen for them besides. Null teaches where the text encoder puts the "
         "sentence instead.",
+    )
+    lexical_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description=f"Dropout of what the stage {LEXICAL} with word_pieces hears, and of the states of its GRU.",
+    )
+    lexical_masking: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description=f"Share of the time that the stage {LEXICAL} with word_pieces does not hear while it learns, in "
+        "spans about as long as a short word.",
     )
     lexical_temperature: float = Field(
         default=0.1,
