@@ -19,30 +19,25 @@ asked about the same corpora again.
 import argparse
 import hashlib
 import time
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoFeatureExtractor, pipeline
+from transformers import pipeline
 
+from benchmarks.ears import word_error_rate, words_of_people
 from benchmarks.processor import processor
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import Corpus
 from cmkd.features.audio import read_audio
-from cmkd.features.inputs import SpeechInputs
-from cmkd.features.word_pieces import spoken_letters
 from cmkd.json_files import read_json, write_json
 from cmkd.reporting.evaluation_report import evaluate_checkpoint
 from cmkd.reporting.figures import DIMENSION_COLOURS
 from cmkd.runs.answers import load_checkpoint
-from cmkd.transcription.recognizers import load_recognizer
 from configuration_cmkd import EMOTION_DIMENSIONS
-from modeling_cmkd import CMKDStudentModel
 
 RATE = 16000
 
@@ -59,42 +54,6 @@ def scores(model: str, corpora: dict[str, Corpus]) -> dict[str, Any]:
         if name.startswith("SpokenEmoBank"):
             found[name]["word_error_rate"] = word_error_rate(model, corpus)
     return found
-
-
-def word_error_rate(model: str, corpus: Corpus) -> float | None:
-    """Of the words of the test split, as `jiwer` counts them; None of a student that does not listen for words."""
-    rows = corpus["test"].filter(lambda row: spoken_letters(row["transcript"]) != "", load_from_cache_file=False)
-    waves = SpeechInputs(rows, AutoFeatureExtractor.from_pretrained(model))
-    return wrong_words(model, waves, [spoken_letters(words) for words in rows["transcript"]])
-
-
-def wrong_words(model: str, waves: Iterable[torch.Tensor], said: list[str]) -> float | None:
-    """The word error rate of the student, (samples,) each wave; None if it does not listen for words."""
-    student = CMKDStudentModel.from_pretrained(model).eval()
-    if student.config.word_pieces is None:
-        return None
-    heard = []
-    for wave in waves:
-        with torch.no_grad():
-            scores, _ = student.piece_logits(input_values=wave[None])
-        steps = torch.unique_consecutive(scores[0].argmax(-1)).tolist()
-        spelled = "".join(student.config.word_pieces[step - 1] for step in steps if step > 0)
-        heard.append(" ".join(spelled.replace("▁", " ").split()))
-    return jiwer.wer(said, heard)
-
-
-def words_of_people(models: dict[str, str], files: list[Path], recognizer: str) -> dict[str, Any]:
-    """How many words of the files each model hears otherwise than the recogniser, one of `cmkd transcribe`."""
-    waves = [read_audio(path, RATE) for path in files]
-    network = load_recognizer(recognizer)
-    said = [spoken_letters(hypothesis.text) for hypothesis in network.recognize(waves)]
-    tensors = [torch.from_numpy(wave) for wave in waves]
-    return {
-        "recognizer": {"name": Path(network.name).name, "revision": network.revision},
-        "files": len(files),
-        "words": sum(len(words.split()) for words in said),
-        "word_error_rate": {name: wrong_words(folder, tensors, said) for name, folder in models.items()},
-    }
 
 
 def digest(path: Path) -> str:

@@ -161,7 +161,7 @@ def test_ears_in_half_precision_are_taken(recipe, tmp_path, stored_in, loaded_in
     assert {value.dtype for value in stored.values()} == {stored_in}
     found = load_recipe(recipe, ["--ears", str(tmp_path)])
     assert check_encoders(found)["ears"] == folder_digest(tmp_path)
-    for name, value in load_ears(found).word_summarizer.state_dict().items():
+    for name, value in load_ears(found.ears).word_summarizer.state_dict().items():
         assert value.dtype == torch.float32 and torch.equal(value, stored[f"word_summarizer.{name}"].float())
 
 

@@ -106,7 +106,8 @@ def check_ears(recipe: Recipe) -> None:
     """
     encoder = recipe.locate(recipe.student_speech_encoder)
     ours: dict[str, torch.Tensor] = load_speech_encoder(encoder, recipe.student_speech_encoder_revision).state_dict()
-    model = load_ears(recipe)
+    assert recipe.ears is not None
+    model = load_ears(recipe.locate(recipe.ears), recipe.ears_revision)
     assert model.speech_encoder is not None  # a student has one
     theirs = model.speech_encoder.encoder.state_dict()
     different = _different(ours, theirs)
@@ -121,20 +122,20 @@ def check_ears(recipe: Recipe) -> None:
         )
 
 
-def load_ears(recipe: Recipe) -> CMKDStudentModel:
+def load_ears(source: str, revision: str | None = None) -> CMKDStudentModel:
     """The student that has the ears, in fp32; that of a stage `lexical` has a random prediction head.
+
+    Args:
+        source: Hub name or folder, as for [`read_ears`].
+        revision: Branch, tag or commit on the Hub; None: its main branch.
 
     Raises:
         ValueError: what the stage has left lacks weights.
     """
-    assert recipe.ears is not None
-    source = recipe.locate(recipe.ears)
     start = Path(source, START)
     # Its class is ours, so that nothing runs that the repository may bring.
     if not start.is_file():
-        model: CMKDStudentModel = CMKDStudentModel.from_pretrained(
-            source, revision=recipe.ears_revision, dtype=torch.float32
-        )
+        model: CMKDStudentModel = CMKDStudentModel.from_pretrained(source, revision=revision, dtype=torch.float32)
         return model
     model = CMKDStudentModel(CMKDStudentConfig.from_pretrained(source))
     missing, unknown = model.load_state_dict(load_file(start), strict=False)

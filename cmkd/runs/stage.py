@@ -62,7 +62,8 @@ def build_model(
     text, text_revision = encoder(stage.text_encoder)
     if stage.only_hears:
         layers = recipe.num_trainable_layers if stage.trains_encoder else 0
-        ears = load_ears(recipe) if EARS in stage.pretrained(settings) else None
+        takes_ears = EARS in stage.pretrained(settings)
+        ears = load_ears(recipe.locate(settings[EARS]), recipe.ears_revision) if takes_ears else None
         if ears is None:
             config["word_pieces"] = word_pieces_of(stage, recipe)
         else:
