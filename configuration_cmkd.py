@@ -330,8 +330,8 @@ class CMKDStudentConfig(_CMKDConfig):
             Hidden units of the GRU, of `gru_num_layers` layers, that tells the pieces apart.
         num_layers_of_ears (`int`, *optional*, defaults to 0):
             How many of the encoder's top layers came with the part that tells the pieces apart, because they were
-            trained with it, so that they are not those of `speech_config`'s encoder. It says where they are from, and
-            changes nothing.
+            trained with it, so that they are not those of `speech_config`'s encoder; -1 if all of the encoder did. It
+            says where they are from, and changes nothing.
         kwargs:
             The other fields, with the meaning and defaults of those of [`CMKDTeacherConfig`], except `text_config`.
 

@@ -7,7 +7,8 @@
 Each is a student or the folder of a stage `lexical`. What it hears is the likeliest piece at each step, without a
 language model. Synthetic voices are those of the test split of SpokenEmoBank, in Kokoro's voices and in espeak-ng's, of
 which no training has heard a voice or a sentence. Clips of people need no transcripts: there the words are those that
-the recogniser hears, which is not always right itself.
+the recogniser hears, which is not always right itself. Their encoders are of those that hear waves as they are, such as
+Moonshine.
 """
 
 import argparse
@@ -25,12 +26,13 @@ from cmkd.corpora.schema import Corpus
 from cmkd.features.audio import read_audio
 from cmkd.features.inputs import SpeechInputs
 from cmkd.features.word_pieces import spoken_letters
-from cmkd.identity import folder_digest
+from cmkd.identity import EARS_CONFIG, folder_digest
 from cmkd.json_files import write_json
 from cmkd.runs.ears import load_ears
 from cmkd.transcription.recognizers import load_recognizer
 
 RATE = 16000
+SOUND = (".flac", ".wav", ".mp3", ".opus")
 
 
 def word_error_rate(model: str, corpus: Corpus, encoder: str | None = None) -> float | None:
@@ -39,11 +41,16 @@ def word_error_rate(model: str, corpus: Corpus, encoder: str | None = None) -> f
     Args:
         model: a student or the folder of a stage `lexical`.
         corpus: with a test split.
-        encoder: that the model's is or was trained from, whose feature extractor the folder of a stage lacks.
+        encoder: whose feature extractor is taken where the model has none, as the folder of a stage.
     """
     rows = corpus["test"].filter(lambda row: spoken_letters(row["transcript"]) != "", load_from_cache_file=False)
-    waves = SpeechInputs(rows, AutoFeatureExtractor.from_pretrained(encoder or model))
+    waves = SpeechInputs(rows, AutoFeatureExtractor.from_pretrained(encoder if is_stage(model) else model))
     return wrong_words(model, waves, [spoken_letters(words) for words in rows["transcript"]])
+
+
+def is_stage(model: str) -> bool:
+    """Whether it is the folder of a stage `lexical`."""
+    return Path(model, EARS_CONFIG).is_file()
 
 
 def wrong_words(model: str, waves: Iterable[torch.Tensor], said: list[str]) -> float | None:
@@ -92,7 +99,7 @@ def main() -> None:
         "Kokoro": load_corpus("spoken-emobank", arguments.emobank, only_split="test", **kokoro),
         "espeak-ng": load_corpus("spoken-emobank", arguments.emobank, only_split="test"),
     }
-    files = sorted(path for path in arguments.speech.rglob("*") if path.suffix in (".flac", ".wav"))
+    files = sorted(path for path in arguments.speech.iterdir() if path.suffix in SOUND)
     people = words_of_people(models, files, arguments.recognizer)
     rows = {}
     for name, folder in models.items():

@@ -28,7 +28,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import pipeline
 
-from benchmarks.ears import word_error_rate, words_of_people
+from benchmarks.ears import SOUND, word_error_rate, words_of_people
 from benchmarks.processor import processor
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import Corpus
@@ -155,7 +155,7 @@ def main() -> None:
     }
     reports = {name: corpus.report.to_dict() for name, corpus in corpora.items()}
     known = answered(arguments.output, reports)
-    files = sorted(path for path in arguments.speech.iterdir() if path.suffix in (".flac", ".wav", ".mp3", ".opus"))
+    files = sorted(path for path in arguments.speech.iterdir() if path.suffix in SOUND)
     speed = speeds(models, files)
     picture = arguments.output.with_suffix(".png")
     digests = {name: digest(Path(folder, "model.safetensors")) for name, folder in models.items()}

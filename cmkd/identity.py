@@ -10,6 +10,9 @@ from accelerate.utils import parse_choice_from_env
 from huggingface_hub import hf_hub_download
 from transformers import AutoConfig
 
+EARS_WEIGHTS, EARS_CONFIG = "start.safetensors", "ears.json"
+"""The files in which a stage `lexical` leaves ears for words, and all that counts of its folder where it has both."""
+
 _DIGEST = "sha256-"  # how that of a folder begins
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
@@ -50,9 +53,14 @@ def hub_commit(name: str, revision: str | None = None) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """A short name for what the folder of a model holds (weights, settings, vocabulary): "sha256-" and 12 digits."""
+    """A short name for what the folder of a model holds (weights, settings, vocabulary): "sha256-" and 12 digits.
+
+    Of a stage `lexical` it is that of the ears: when it was trained, and for how long, is in its folder too.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    of_ears = [folder / EARS_CONFIG, folder / EARS_WEIGHTS]
+    has_ears = all(path.is_file() for path in of_ears)
+    for path in of_ears if has_ears else sorted(folder.iterdir()):
         if path.is_file() and path.suffix in _WEIGHTS_AND_SETTINGS:
             digest.update(path.name.encode())
             with path.open("rb") as file:

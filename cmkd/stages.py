@@ -306,7 +306,9 @@ def describe_variant(stage: str, results: Mapping[str, Any], reading: str | None
         if settings.get("control") is not None:
             ways["control"] = f"control {settings['control']}"
     if about.takes_ears and settings.get(EARS) is not None:
-        ways["ears"] = f"ears of {PurePath(settings[EARS]).name}"
+        folder = PurePath(settings[EARS])
+        is_in_run = folder.name in (LEXICAL, "student") and folder.parent.name not in ("", "..")
+        ways["ears"] = f"ears of {folder.parent.name if is_in_run else folder.name}"
     if about.learns_unlabelled and "unlabelled" in results["corpus"]:
         ways["unlabelled"] = "and unlabelled speech"
     return ways

@@ -157,6 +157,18 @@ def test_a_student_with_the_ears_of_another_one_owes_it_licence_and_data(results
 
 
 @pytest.mark.parametrize(
+    ("number", "said"), [(2, "the top 2 as trained with"), (-1, "all of it as trained with"), (0, None)]
+)
+def test_layers_that_came_with_the_ears_are_named(results, number, said):
+    results["encoders"] = {"ears": {"name": "user/x", "revision": None, "commit": "0123abc"}}
+    config = CONFIG | {"word_pieces": ["a"], "num_trainable_layers": 0, "num_layers_of_ears": number}
+    text = re.sub(r"\s+", " ", str(model_card(results, config, FILES, "user/toys", "cmkd-0123")))
+    assert ("and the layers of its encoder that were trained with them, are those of another" in text) == bool(number)
+    assert ("layers, frozen. ##" in text) == (number == 0)
+    assert said is None or f"2 layers, frozen: {said} its ears for words." in text
+
+
+@pytest.mark.parametrize(
     ("own", "of_ears", "expected"),
     [
         ("mit", ("cc-by-sa-4.0", None), ("cc-by-sa-4.0", None)),

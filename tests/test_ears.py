@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from small_models import WAVEFORM_CONFIGS, student, tiny_text
 from tiny_run import make_results
 from tones import write_recipe
+from transformers import AutoFeatureExtractor
 
 import train_distill
+from cmkd.features.inputs import SpeechInputs
 from cmkd.hub.staging import published_results
 from cmkd.identity import folder_digest
 from cmkd.runs.ears import load_ears, stated_licence
@@ -37,8 +39,9 @@ PIECES = ["▁high", "▁low", "ong"]
 def make_listener(encoder: Path, folder: Path, **config) -> CMKDStudentModel:
     """A student with random ears, which differs from those of a recipe in all but its encoder."""
     torch.manual_seed(1)
-    settings = {"word_pieces": PIECES, "word_hidden_size": 6, "gru_hidden_size": 5, "embedding_size": 7} | config
-    model = CMKDStudentModel.from_pretrained_encoder(str(encoder), num_trainable_layers=0, **settings)
+    settings = {"word_pieces": PIECES, "word_hidden_size": 6, "gru_hidden_size": 5, "embedding_size": 7}
+    settings |= {"num_trainable_layers": 0} | config
+    model = CMKDStudentModel.from_pretrained_encoder(str(encoder), **settings)
     model.save_pretrained(folder)
     return model
 
@@ -183,11 +186,9 @@ def test_ears_of_another_encoder_are_refused_before_anything_trains(recipe, tmp_
     refused(recipe, tmp_path, tmp_path / "wav2vec2", "which hears with another encoder than 'tones/speech': of")
 
 
-def retrained(speech: Path, folder: Path, weight: str) -> dict[str, torch.Tensor]:
-    """A listener whose encoder was trained from that of the recipe, as its configuration says, and its weights."""
-    model = make_listener(speech, folder)
-    model.config.speech_config.name_or_path = "tones/speech"
-    model.save_pretrained(folder)
+def retrained(speech: Path, folder: Path, weight: str, **config) -> dict[str, torch.Tensor]:
+    """A listener of which a weight of the encoder was trained, and its weights."""
+    make_listener(speech, folder, **config)
     change_weight(folder, f"speech_encoder.encoder.{weight}")
     return load_file(folder / "model.safetensors")
 
@@ -196,50 +197,132 @@ def encoder_weights(model: CMKDStudentModel) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.state_dict().items() if name.startswith("speech_encoder.encoder.")}
 
 
-@pytest.mark.parametrize(
-    ("weight", "expected"), [("layers.1.final_layer_norm.weight", 1), ("layers.0.attention.k_proj.weight", 2)]
-)
-def test_layers_that_were_trained_with_the_ears_are_taken_with_them(recipe, tmp_path, weight, expected):
-    speech = recipe.parent / "tones/speech"
-    theirs = retrained(speech, tmp_path / "ears", f"encoder.{weight}")
-    found = load_recipe(recipe, ["--ears", str(tmp_path / "ears")])
-    assert check_encoders(found)["ears"] == folder_digest(tmp_path / "ears")
+def built(found: Recipe) -> CMKDStudentModel:
     model, _, _ = build_model(STAGES["finetune"], found, np.eye(3), [0.0, 1.0])
-    original = encoder_weights(make_listener(speech, tmp_path / "original"))
-    ours = encoder_weights(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("weight", "number"),
+    [
+        ("encoder.layers.1.final_layer_norm.weight", 1),
+        ("encoder.layers.0.attention.k_proj.weight", 2),
+        ("feature_extractor.conv_layers.0.conv.weight", -1),
+    ],
+)
+def test_layers_that_were_trained_with_the_ears_are_taken_with_them(recipe, tmp_path, weight, number):
+    speech, ears = recipe.parent / "tones/speech", tmp_path / "ears"
+    theirs = retrained(speech, ears, weight, num_layers_of_ears=number)
+    found = load_recipe(recipe, ["--ears", str(ears)])
+    assert check_encoders(found)["ears"] == folder_digest(ears)
+    model = built(found)
+    ours, original = encoder_weights(model), encoder_weights(make_listener(speech, tmp_path / "original"))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    assert [name for name in ours if not torch.equal(ours[name], original[name])] == [
-        f"speech_encoder.encoder.encoder.{weight}"
-    ]
-    assert model.config.num_layers_of_ears == expected
+    is_other = [name for name in ours if not torch.equal(ours[name], original[name])]
+    assert is_other == [f"speech_encoder.encoder.{weight}"]
+    assert model.config.num_layers_of_ears == number and model.config.num_trainable_layers == 0
+
+
+@pytest.mark.parametrize(
+    ("weight", "number"),
+    [("encoder.layers.0.attention.k_proj.weight", 1), ("feature_extractor.conv_layers.0.conv.weight", 2)],
+)
+def test_other_weights_below_the_layers_of_the_ears_are_refused(recipe, tmp_path, weight, number):
+    retrained(recipe.parent / "tones/speech", tmp_path / "ears", weight, num_layers_of_ears=number)
+    said = rf"another encoder than 'tones/speech': of \d+ weights 1 are different, such as {weight}"
+    refused(recipe, tmp_path, tmp_path / "ears", said)
+
+
+def test_layers_that_were_trained_on_ratings_are_refused(recipe, tmp_path):
+    speech, weight = recipe.parent / "tones/speech", "encoder.layers.1.final_layer_norm.weight"
+    retrained(speech, tmp_path / "ears", weight, num_trainable_layers=1)
+    refused(
+        recipe, tmp_path, tmp_path / "ears", "whose config.num_trainable_layers is 1, but must be 0: .* Name the fol"
+    )
+
+
+def test_what_half_precision_has_only_rounded_keeps_its_digits(recipe, tmp_path):
+    speech = recipe.parent / "tones/speech"
+    make_listener(speech, tmp_path, num_layers_of_ears=1).to(torch.bfloat16).save_pretrained(tmp_path)
+    rounded = load_file(tmp_path / "model.safetensors")
+    ours = encoder_weights(built(load_recipe(recipe, ["--ears", str(tmp_path)])))
+    original = encoder_weights(make_listener(speech, tmp_path / "original"))
+    for name, value in ours.items():
+        expected = rounded[name].float() if ".layers.1." in name else original[name]
+        assert torch.equal(value, expected), name
+    assert any(not torch.equal(value, rounded[name].float()) for name, value in ours.items())
 
 
 def test_ears_of_the_same_encoder_bring_no_layers(recipe):
-    model, _, _ = build_model(STAGES["finetune"], load_recipe(recipe), np.eye(3), [0.0, 1.0])
-    assert model.config.num_layers_of_ears == 0
+    assert built(load_recipe(recipe)).config.num_layers_of_ears == 0
+
+
+@pytest.fixture(scope="module")
+def taught(recipe, tmp_path_factory) -> Path:
+    """The stage `lexical` of a run that has no other, which trained the top layer of the encoder, too."""
+    settings = ["--ears", "null", "--stages", "lexical", "--word_pieces", "30", "--num_trainable_layers", "1"]
+    folder = tmp_path_factory.mktemp("taught")
+    train_distill.main([str(recipe), *settings, "--lexical_dropout", ".1", "--output_dir", str(folder)])
+    return folder / "lexical"
 
 
 @pytest.mark.slow
-def test_ears_are_taken_from_the_stage_that_taught_them(recipe, tmp_path):
-    """Its encoder was trained with them; the run that takes them has it too, and needs no student of the other run."""
-    settings = ["--ears", "null", "--stages", "lexical", "--word_pieces", "30", "--num_trainable_layers", "1"]
-    taught = tmp_path / "taught"
-    train_distill.main([str(recipe), *settings, "--lexical_dropout", ".1", "--output_dir", str(taught)])
-    start = load_file(taught / "lexical/start.safetensors")
+def test_ears_are_taken_from_the_stage_that_taught_them(recipe, taught, tmp_path):
+    """Its encoder was trained with them; the run that takes them hears with it, and answers so."""
+    start = load_file(taught / "start.safetensors")
     train_distill.main(
-        [str(recipe), "--ears", str(taught / "lexical"), "--stages", "finetune", "--output_dir", str(tmp_path / "run")]
+        [str(recipe), "--ears", str(taught), "--stages", "finetune", "--output_dir", str(tmp_path / "run")]
     )
-    model = CMKDStudentModel.from_pretrained(tmp_path / "run/finetune")
-    pieces = json.loads((taught / "lexical/config.json").read_text())["word_pieces"]
-    assert model.config.word_pieces == pieces and model.config.num_layers_of_ears == 1
+    model = CMKDStudentModel.from_pretrained(tmp_path / "run/finetune").eval()
+    assert model.config.word_pieces == json.loads((taught / "ears.json").read_text())["word_pieces"]
+    assert model.config.num_layers_of_ears == 1 and model.config.num_trainable_layers == 0
     heard = encoder_weights(model) | model.word_summarizer.state_dict(prefix="word_summarizer.")
     assert len(heard) > 40 and all(torch.equal(value, start[name]) for name, value in heard.items())
     untrained = encoder_weights(make_listener(recipe.parent / "tones/speech", tmp_path / "untrained"))
     is_other = [name for name, value in untrained.items() if not torch.equal(value, heard[name])]
     assert is_other and all(".layers.1." in name for name in is_other)
-    del start["word_summarizer.piece_head.bias"]
-    save_file(start, taught / "lexical/start.safetensors")
-    refused(recipe, tmp_path, taught / "lexical", "1 weights of the student that .* describes are missing and 0 are")
+    # What was stored, and heard once, in training is what the saved student hears: its answers are the same.
+    answers = pq.read_table(tmp_path / "run/predictions/finetune_test.parquet").to_pandas()
+    corpus = load_recipe(recipe).load_corpus()
+    features = AutoFeatureExtractor.from_pretrained(recipe.parent / "tones/speech")
+    speech = SpeechInputs(corpus["test"], features)
+    with torch.no_grad():
+        again = torch.cat([model(input_values=speech[row][None]).logits for row in range(len(speech))])
+    expected = answers[[f"predicted_{name}" for name in EMOTION_DIMENSIONS]].to_numpy()
+    assert list(answers["id"]) == list(corpus["test"]["id"])
+    np.testing.assert_allclose(again.numpy(), expected, atol=1e-4)
+
+
+def test_the_folder_of_a_stage_is_known_by_its_ears_alone(taught, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("start.safetensors", "ears.json"):
+        shutil.copy(taught / name, copy)
+    assert folder_digest(copy) == folder_digest(taught)
+    weights = load_file(copy / "start.safetensors")
+    weights["word_summarizer.piece_head.bias"] += 1
+    save_file(weights, copy / "start.safetensors")
+    assert folder_digest(copy) != folder_digest(taught)
+
+
+def test_what_a_stage_has_left_in_part_is_refused(recipe, taught, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(taught, copy)
+    (copy / "ears.json").unlink()
+    refused(recipe, tmp_path, copy, r"ears='.*copy' cannot be loaded: it is a stage lexical without ears\.json")
+    shutil.copy(taught / "ears.json", copy)
+    weights = load_file(copy / "start.safetensors")
+    del weights["word_summarizer.piece_head.bias"]
+    save_file(weights, copy / "start.safetensors")
+    refused(recipe, tmp_path, copy, r"start\.safetensors does not have the weights of the student that ears\.json")
+
+
+def test_ears_of_a_stage_leave_the_random_numbers_alone(taught):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    load_ears(str(taught))
+    assert torch.equal(torch.rand(2), expected)
 
 
 def test_what_has_no_ears_for_words_is_refused_before_anything_trains(recipe, tmp_path):

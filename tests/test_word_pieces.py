@@ -24,6 +24,7 @@ from cmkd.features.word_pieces import (
     save_word_pieces,
     spoken_letters,
 )
+from cmkd.runs.lexical import SPELLING
 from cmkd.runs.preflight import check_words
 from cmkd.runs.recipe import load_recipe
 from cmkd.training.lexical import SPAN, SpellingStudent, SpellingTrainer, masked_spans
@@ -218,6 +219,17 @@ def test_dropout_is_that_of_the_inputs_the_layers_and_the_outputs_of_the_ears():
     for name, values in seen.items():
         assert (values == 0).float().mean() == pytest.approx(0.25, abs=0.03), name
     assert model.word_summarizer.gru.dropout == 0.25 and model.word_summarizer.gru.num_layers > 1
+
+
+def test_dropout_and_masks_are_those_of_the_recipe_and_need_word_pieces(tmp_path):
+    path = write_recipe(tmp_path, word_pieces=30, lexical_dropout=0.1, lexical_masking=0.3)
+    model = student(WAVEFORM_CONFIGS["hubert"], word_pieces=PIECES)
+    network = SPELLING.network(model, {}, load_recipe(path))
+    assert (network.dropout, network.masking) == (0.1, 0.3)
+    without = ["--word_pieces", "null", "--lexical_dropout", "0", "--lexical_masking", "0"]
+    for setting in ("lexical_dropout", "lexical_masking"):
+        with pytest.raises(ValueError, match=f"{setting} is 0.2, but word_pieces is null, and without ears that learn"):
+            load_recipe(path, [*without, f"--{setting}", "0.2"])
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,17 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 from yaml import YAMLError
 
+from cmkd.atomic import written_whole
 from cmkd.corpora.licences import OF_THE_EARS
 from cmkd.features.inputs import UtteranceDataset
+from cmkd.identity import EARS_CONFIG, EARS_WEIGHTS
 from cmkd.runs.recipe import Recipe
 from cmkd.training.collator import collate_utterances
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
 from speech_encoder_cmkd import load_speech_encoder
 
-START = "start.safetensors"
-"""The file in which a stage `lexical` leaves its student, all but the prediction head."""
+_HEAD = "prediction_head."  # which a stage `lexical` does not teach, and does not keep
 
 _STORED_IN = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -45,6 +46,13 @@ def read_ears(source: str, revision: str | None = None) -> CMKDStudentConfig:
         ValueError: it is no student, or none that the students of a recipe can take ears from.
         OSError: there is no such model, or no such revision of it.
     """
+    if Path(source, EARS_CONFIG).is_file():
+        return _of_stage(Path(source))
+    if Path(source, EARS_WEIGHTS).is_file():
+        raise ValueError(
+            f"it is a stage lexical without {EARS_CONFIG}: it was trained without word_pieces, or by an earlier "
+            "version. Train it again with word_pieces, in a new folder, or name a student that began with it."
+        )
     model_type = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     if model_type != CMKDStudentConfig.model_type:
         raise ValueError(
@@ -64,6 +72,22 @@ def read_ears(source: str, revision: str | None = None) -> CMKDStudentConfig:
             f"its config.gru_num_layers is {config.gru_num_layers}, but the GRUs of a student that a recipe makes have "
             f"{layers} layers, that of its ears too: name a student with as many."
         )
+    return config
+
+
+def write_ears_config(config: CMKDStudentConfig, folder: Path) -> None:
+    """Writes the configuration of a student of the stage `lexical`, by which others take its ears over.
+
+    Not as config.json, since what is there rates nothing and is no checkpoint.
+    """
+    with written_whole(folder / EARS_CONFIG) as unfinished:
+        config.to_json_file(unfinished)
+
+
+def _of_stage(folder: Path) -> CMKDStudentConfig:
+    """The configuration of a student of a stage `lexical`, as the one who takes its ears over has it: all is frozen."""
+    config: CMKDStudentConfig = CMKDStudentConfig.from_json_file(str(folder / EARS_CONFIG))
+    config.num_layers_of_ears, config.num_trainable_layers = config.num_trainable_layers, 0
     return config
 
 
@@ -94,31 +118,36 @@ def stated_licence(recipe: Recipe, commit: str | None) -> dict[str, str | None] 
 
 
 def check_ears(recipe: Recipe) -> None:
-    """Checks that what `ears` names hears with the encoder of the recipe's students, or with one trained from it.
+    """Checks that what `ears` names hears with the encoder of the recipe's students, but for layers trained with them.
 
     Args:
         recipe: with `ears`.
 
     Raises:
-        ValueError: its encoder is another one: of another architecture; or with other weights than half precision
-            rounds, and its configuration does not say that they were trained from `student_speech_encoder`; or weights
-            are missing.
+        ValueError: a weight below those layers is another one, and not only rounded to half precision; layers were
+            trained on ratings after the ears; or weights are missing.
     """
-    encoder = recipe.locate(recipe.student_speech_encoder)
-    ours: dict[str, torch.Tensor] = load_speech_encoder(encoder, recipe.student_speech_encoder_revision).state_dict()
     assert recipe.ears is not None
     model = load_ears(recipe.locate(recipe.ears), recipe.ears_revision)
+    if model.config.num_trainable_layers != 0:
+        raise ValueError(
+            f"ears is {recipe.ears!r}, whose config.num_trainable_layers is {model.config.num_trainable_layers}, but "
+            "must be 0: layers that its ears hear with were trained on ratings afterwards, and who takes them over "
+            "would begin with what another teacher gave. Name the folder of the stage lexical that taught the ears, "
+            "or a student whose encoder is frozen."
+        )
+    encoder = recipe.locate(recipe.student_speech_encoder)
+    ours: dict[str, torch.Tensor] = load_speech_encoder(encoder, recipe.student_speech_encoder_revision).state_dict()
     assert model.speech_encoder is not None  # a student has one
     theirs = model.speech_encoder.encoder.state_dict()
-    different = _different(ours, theirs)
-    has_its_shape = {name: value.shape for name, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
-    trained_from = model.config.speech_config.name_or_path
-    if different and not (has_its_shape and trained_from == recipe.student_speech_encoder):
+    own = {name for name, value in _own_weights(model).items() if name in ours and ours[name].shape == value.shape}
+    different = [name for name in ours | theirs if name not in own and not _is_same(ours.get(name), theirs.get(name))]
+    if different:
         raise ValueError(
             f"ears is {recipe.ears!r}, which hears with another encoder than {recipe.student_speech_encoder!r}: of "
             f"{len(ours | theirs)} weights {len(different)} are different, such as {different[0]}. Ears make nothing "
             "of an encoder that they were not learned with. Name as student_speech_encoder the one that they were "
-            f"learned with, {trained_from!r}, whose trained layers are taken over with them, or other ears."
+            "learned with, or other ears."
         )
 
 
@@ -132,40 +161,51 @@ def load_ears(source: str, revision: str | None = None) -> CMKDStudentModel:
     Raises:
         ValueError: what the stage has left lacks weights.
     """
-    start = Path(source, START)
+    folder = Path(source)
     # Its class is ours, so that nothing runs that the repository may bring.
-    if not start.is_file():
+    if not (folder / EARS_CONFIG).is_file():
         model: CMKDStudentModel = CMKDStudentModel.from_pretrained(source, revision=revision, dtype=torch.float32)
         return model
-    model = CMKDStudentModel(CMKDStudentConfig.from_pretrained(source))
-    missing, unknown = model.load_state_dict(load_file(start), strict=False)
-    lacking = [name for name in missing if not name.startswith("prediction_head.")]
-    if lacking or unknown:
+    with torch.random.fork_rng(devices=[]):  # who takes the ears draws the same numbers afterwards, whoever has them
+        model = CMKDStudentModel(_of_stage(folder))
+    weights = load_file(folder / EARS_WEIGHTS)
+    wanted = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_HEAD)}
+    if {name: value.shape for name, value in weights.items()} != wanted:
         raise ValueError(
-            f"{start}: {len(lacking)} weights of the student that {source}/config.json describes are missing and "
-            f"{len(unknown)} are not its own, such as {(lacking + unknown)[0]}: train the stage lexical again."
+            f"{folder / EARS_WEIGHTS} does not have the weights of the student that {EARS_CONFIG} beside it describes: "
+            "train the stage lexical again."
         )
+    model.load_state_dict(weights, strict=False)
     return model
 
 
 def take_ears(model: CMKDStudentModel, theirs: CMKDStudentModel) -> None:
-    """Gives a student the ears of another one, and the layers of its encoder that were trained.
+    """Gives a student the ears of another one, and the layers of its encoder that were trained with them.
 
     Args:
-        model: a student with the `word_pieces` and the `word_hidden_size` of the other one, and the encoder that the
-            other one's was trained from, if it was.
+        model: a student with the `word_pieces` and the `word_hidden_size` of the other one, and its encoder but for
+            these layers.
         theirs: as [`load_ears`] returns it, which [`check_ears`] lets pass.
     """
     assert model.word_summarizer is not None and theirs.word_summarizer is not None  # both have word_pieces
-    assert model.speech_encoder is not None and theirs.speech_encoder is not None  # students have one
+    assert model.speech_encoder is not None  # a student has one
     model.word_summarizer.load_state_dict(theirs.word_summarizer.state_dict())
-    encoder, weights = model.speech_encoder.encoder, theirs.speech_encoder.encoder.state_dict()
-    trained = _different(encoder.state_dict(), weights)  # what is only rounded keeps its digits
-    encoder.load_state_dict({name: weights[name] for name in trained}, strict=False)
-    changed = {id(parameter) for name, parameter in encoder.named_parameters() if name in trained}
-    layers = model.speech_encoder.layers
-    is_changed = [any(id(parameter) in changed for parameter in layer.parameters()) for layer in layers]
-    model.config.num_layers_of_ears = len(layers) - is_changed.index(True) if any(is_changed) else 0
+    # The others are the same, but may be rounded; then ours have more digits.
+    model.speech_encoder.encoder.load_state_dict(_own_weights(theirs), strict=False)
+    model.config.num_layers_of_ears = theirs.config.num_layers_of_ears
+
+
+def _own_weights(model: CMKDStudentModel) -> dict[str, torch.Tensor]:
+    """Those of its encoder that were trained with its ears: of its top `num_layers_of_ears`, of all if that is -1."""
+    number = model.config.num_layers_of_ears
+    assert model.speech_encoder is not None  # a student has one
+    weights: dict[str, torch.Tensor] = model.speech_encoder.encoder.state_dict()
+    if number in (0, -1):
+        return weights if number else {}
+    layers, final_norm = model.speech_encoder.layers, model.speech_encoder.final_norm
+    trained = [*layers[len(layers) - number :], *([] if final_norm is None else [final_norm])]
+    places = {parameter.data_ptr() for module in trained for parameter in module.parameters()}
+    return {name: value for name, value in weights.items() if value.data_ptr() in places}
 
 
 def hear_once(model: Any, datasets: Mapping[str, UtteranceDataset], durations: Mapping[str, Sequence[float]]) -> None:
@@ -196,11 +236,6 @@ def hear_once(model: Any, datasets: Mapping[str, UtteranceDataset], durations: M
         columns["word_counts"] = counts
         if name == "learned":
             datasets["train"].columns["word_counts"] = counts[: len(datasets["train"])]
-
-
-def _different(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
-    """The names of the weights that are not the same, or that only one of the two has."""
-    return [name for name in ours | theirs if not _is_same(ours.get(name), theirs.get(name))]
 
 
 def _is_same(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:

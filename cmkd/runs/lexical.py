@@ -2,7 +2,7 @@
 
 ```
 <run>/lexical/start.safetensors   the weights of the student, without those of its prediction head
-<run>/lexical/config.json         its configuration, by which other runs take these ears over (`ears`)
+<run>/lexical/ears.json           with `word_pieces`, its configuration, by which other runs take its ears over (`ears`)
 <run>/lexical/learned.json        what they know about words, as in results.json
 <run>/lexical/word_pieces.json    with `word_pieces`, the pieces that it has learned to hear
 ```
@@ -33,11 +33,12 @@ from cmkd.features.inputs import TextInputs, UtteranceDataset
 from cmkd.features.labels import unit_interval_labels
 from cmkd.features.store import FrozenPart, Storage, frozen_features
 from cmkd.features.word_pieces import learn_word_pieces, load_word_pieces, numbers_of, save_word_pieces
+from cmkd.identity import EARS_WEIGHTS
 from cmkd.json_files import write_json
 from cmkd.processes import main_process_first, print_once, wait_for_all
 from cmkd.runs.checkpoints import find_checkpoints, usable_checkpoint
 from cmkd.runs.cost import SessionCost
-from cmkd.runs.ears import START
+from cmkd.runs.ears import write_ears_config
 from cmkd.runs.folder import complete_stage, start_of
 from cmkd.runs.recipe import Recipe
 from cmkd.runs.stage import (
@@ -98,7 +99,7 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
     scale = [float(limit) for limit in corpus.report.label_scale]
     spells = recipe.word_pieces is not None
-    target = _SPELLING if spells else _PLACES
+    target = SPELLING if spells else PLACES
     if spells:
         with main_process_first("learn the pieces of words"):
             keep_word_pieces(rows["learned"], recipe)
@@ -148,7 +149,8 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     if trainer.is_world_process_zero():
         write_json(folder / _LEARNED, what_was_learned(found, embeddings, sentences, labels))
         write_start(folder, weights)
-        student.config.save_pretrained(folder)
+        if spells:
+            write_ears_config(student.config, folder)
         write_json(folder / "training_log.json", training_log(trainer.state.log_history))
         complete_stage(run, stage, cost.so_far())
     wait_for_all(f"save the stage {stage}")
@@ -240,7 +242,7 @@ def read_sentences(
     return found
 
 
-_SPELLING = Target(
+SPELLING = Target(
     sentences=lambda recipe, rows, tokenizer, device: spelled_sentences(recipe, rows),
     network=lambda student, learned, recipe: SpellingStudent(student, recipe.lexical_dropout, recipe.lexical_masking),
     trainer=SpellingTrainer,
@@ -252,7 +254,7 @@ _SPELLING = Target(
     },
     found=lambda answers, embeddings: embeddings,
 )
-_PLACES = Target(
+PLACES = Target(
     sentences=read_sentences,
     network=lambda student, learned, recipe: ProjectedStudent(student, learned["sentences"].shape[1]),
     trainer=LexicalTrainer,
@@ -304,7 +306,7 @@ def write_start(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         for name, value in weights.items()
         if name.startswith("student.") and not name.startswith(f"student.{_HEAD}")
     }
-    with written_whole(folder / START) as unfinished:
+    with written_whole(folder / EARS_WEIGHTS) as unfinished:
         save_file(kept, unfinished)
 
 
@@ -324,7 +326,7 @@ def begin_with_start(model: Any, stage: str, recipe: Recipe) -> None:
     start = start_of(stage, recipe)
     if start is None:
         return
-    path = Path(recipe.output_dir, start, START)
+    path = Path(recipe.output_dir, start, EARS_WEIGHTS)
     weights = load_file(path)
     wanted = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_HEAD)}
     if {name: value.shape for name, value in weights.items()} != wanted:

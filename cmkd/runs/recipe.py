@@ -353,6 +353,12 @@ class Recipe(BaseModel):
                 f"ears is {self.ears!r}, whose students have learned the words elsewhere, but {other}, which teaches "
                 "them here: take out one of the two."
             )
+        if self.word_pieces is None and (self.lexical_dropout or self.lexical_masking):
+            name = "lexical_dropout" if self.lexical_dropout else "lexical_masking"
+            raise ValueError(
+                f"{name} is {getattr(self, name)}, but word_pieces is null, and without ears that learn to hear pieces "
+                "of words it has no effect: leave it out, or set word_pieces."
+            )
         if self.ears is None and self.ears_revision is not None:
             raise ValueError(f"ears_revision is {self.ears_revision!r}, but ears is null: name the ears too.")
         return self
