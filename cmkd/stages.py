@@ -187,7 +187,6 @@ STAGES: Mapping[str, Stage] = {
             own_settings=(
                 *_TUNING,
                 *("word_pieces", "lexical_epochs", "lexical_learning_rate", "lexical_temperature"),
-                *("lexical_dropout", "lexical_masking"),
                 *_UNLABELLED,
             ),
             learns_words=True,

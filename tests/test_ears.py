@@ -262,7 +262,7 @@ def taught(recipe, tmp_path_factory) -> Path:
     """The stage `lexical` of a run that has no other, which trained the top layer of the encoder, too."""
     settings = ["--ears", "null", "--stages", "lexical", "--word_pieces", "30", "--num_trainable_layers", "1"]
     folder = tmp_path_factory.mktemp("taught")
-    train_distill.main([str(recipe), *settings, "--lexical_dropout", ".1", "--output_dir", str(folder)])
+    train_distill.main([str(recipe), *settings, "--output_dir", str(folder)])
     return folder / "lexical"
 
 

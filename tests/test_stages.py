@@ -44,7 +44,6 @@ DISTILLED = {
 }
 UNLABELLED = {"unlabelled", "unlabelled_rest", "unlabelled_hours", "same_sentences"}
 LEXICAL = {"text_encoder", "word_pieces", "lexical_epochs", "lexical_learning_rate", "lexical_temperature"}
-LEXICAL |= {"lexical_dropout", "lexical_masking"}
 JUDGED = {"residual_threshold", "quality", "cross_fitting"}
 SETTINGS = {
     "audio": COMMON | MIXED | {"student_speech_encoder", "use_weighted_layer_sum"},

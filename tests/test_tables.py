@@ -601,8 +601,6 @@ def test_settings_are_those_that_stages_depend_on():
         "lexical_epochs": ["lexical"],
         "lexical_learning_rate": ["lexical"],
         "lexical_temperature": ["lexical"],
-        "lexical_dropout": ["lexical"],
-        "lexical_masking": ["lexical"],
         "unlabelled_rest": ["lexical", *taught],
         "unlabelled_hours": ["lexical", *taught],
         "same_sentences": ["lexical", *taught],

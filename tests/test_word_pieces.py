@@ -24,10 +24,9 @@ from cmkd.features.word_pieces import (
     save_word_pieces,
     spoken_letters,
 )
-from cmkd.runs.lexical import SPELLING
 from cmkd.runs.preflight import check_words
 from cmkd.runs.recipe import load_recipe
-from cmkd.training.lexical import SPAN, SpellingStudent, SpellingTrainer, masked_spans
+from cmkd.training.lexical import SpellingStudent, SpellingTrainer
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel, WordPieceSummarizer
 
@@ -177,59 +176,6 @@ def test_the_loss_is_the_sum_over_all_alignments():
     torch.testing.assert_close(output.student_embeddings, scores.softmax(-1)[..., 1:].sum(1))
     trained = {name.split(".")[1] for name, value in spelling.named_parameters() if value.requires_grad}
     assert trained == {"word_summarizer"}
-
-
-def test_what_is_masked_comes_in_spans_and_makes_up_the_share():
-    torch.manual_seed(0)
-    masked = masked_spans(torch.zeros(400, 90), 0.3)
-    assert masked[:, SPAN:].float().mean() == pytest.approx(0.3, abs=0.01)
-    ends = [np.flatnonzero(np.diff(np.pad(row.int().numpy(), 1))).reshape(-1, 2) for row in masked]
-    inside = [end - begin for row in ends for begin, end in row if end < 90]  # the last span of a row may be cut
-    assert min(inside) == SPAN and len(set(inside)) > 3
-    assert not masked_spans(torch.zeros(400, 90), 0.0).any()
-
-
-def test_ears_miss_what_is_masked_while_they_learn_and_only_then():
-    torch.manual_seed(0)
-    model = student(WAVEFORM_CONFIGS["hubert"], word_pieces=PIECES, word_hidden_size=8)
-    waves = torch.randn(4, 40000)
-    whole = []
-    hook = model.word_summarizer.gru.register_forward_pre_hook(lambda module, inputs: whole.append(inputs[0]))
-    expected, _ = model.eval().piece_logits(waves)
-    hook.remove()
-    spelling = SpellingStudent(model, masking=0.5).train()
-    model.word_summarizer.gru.register_forward_pre_hook(lambda module, inputs: whole.append(inputs[0]))
-    spelling(torch.zeros(4, 1, dtype=torch.long), input_values=waves)
-    is_missed = (whole[1] == 0).all(-1)
-    assert 0.2 < is_missed.float().mean() < 0.8
-    assert torch.equal(whole[1][~is_missed], whole[0][~is_missed])
-    spelling.eval()
-    assert torch.equal(model.piece_logits(waves)[0], expected)
-
-
-def test_dropout_is_that_of_the_inputs_the_layers_and_the_outputs_of_the_ears():
-    torch.manual_seed(0)
-    model = student(WAVEFORM_CONFIGS["hubert"], word_pieces=PIECES, word_hidden_size=64)
-    SpellingStudent(model, dropout=0.25).train()
-    seen = {}
-    for name in ("gru", "piece_head"):
-        module = getattr(model.word_summarizer, name)
-        module.register_forward_pre_hook(lambda module, inputs, name=name: seen.update({name: inputs[0]}))
-    model.piece_logits(torch.randn(4, 40000))
-    for name, values in seen.items():
-        assert (values == 0).float().mean() == pytest.approx(0.25, abs=0.03), name
-    assert model.word_summarizer.gru.dropout == 0.25 and model.word_summarizer.gru.num_layers > 1
-
-
-def test_dropout_and_masks_are_those_of_the_recipe_and_need_word_pieces(tmp_path):
-    path = write_recipe(tmp_path, word_pieces=30, lexical_dropout=0.1, lexical_masking=0.3)
-    model = student(WAVEFORM_CONFIGS["hubert"], word_pieces=PIECES)
-    network = SPELLING.network(model, {}, load_recipe(path))
-    assert (network.dropout, network.masking) == (0.1, 0.3)
-    without = ["--word_pieces", "null", "--lexical_dropout", "0", "--lexical_masking", "0"]
-    for setting in ("lexical_dropout", "lexical_masking"):
-        with pytest.raises(ValueError, match=f"{setting} is 0.2, but word_pieces is null, and without ears that learn"):
-            load_recipe(path, [*without, f"--{setting}", "0.2"])
 
 
 @pytest.fixture(scope="module")

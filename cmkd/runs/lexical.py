@@ -76,7 +76,7 @@ class Target:
     Attributes:
         sentences: takes the recipe, the utterances by name, the tokenizer of the text encoder and the device, and
             returns what is to be learned of the utterances, by the same names.
-        network: makes what is trained of the student, what is to be learned and the recipe.
+        network: makes what is trained of the student and what is to be learned.
         trainer: trains it.
         schedule: arguments of that training that are not the recipe's.
         found: takes the (n, size) `embeddings` and `student_embeddings` of that network, and returns what is to be
@@ -84,7 +84,7 @@ class Target:
     """
 
     sentences: Callable[[Recipe, Mapping[str, Dataset], Any, torch.device], dict[str, Sentences]]
-    network: Callable[[Any, Sentences, Recipe], nn.Module]
+    network: Callable[[Any, Sentences], nn.Module]
     trainer: type[LexicalTrainer]
     schedule: Mapping[str, Any]
     found: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -99,7 +99,7 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
     labels = {split: unit_interval_labels(corpus[split]) for split in SPLITS}
     scale = [float(limit) for limit in corpus.report.label_scale]
     spells = recipe.word_pieces is not None
-    target = SPELLING if spells else PLACES
+    target = _SPELLING if spells else _PLACES
     if spells:
         with main_process_first("learn the pieces of words"):
             keep_word_pieces(rows["learned"], recipe)
@@ -118,7 +118,7 @@ def train_lexical(stage: str, recipe: Recipe, corpus: Corpus, run: Path, cost: S
         "learning_rate": recipe.lexical_learning_rate or recipe.learning_rate,
     }
     trainer = target.trainer(
-        model=target.network(student, sentences["learned"], recipe),
+        model=target.network(student, sentences["learned"]),
         args=training_arguments(
             recipe.model_copy(update=settings), folder, metric_for_best_model=METRIC, **target.schedule
         ),
@@ -242,9 +242,9 @@ def read_sentences(
     return found
 
 
-SPELLING = Target(
+_SPELLING = Target(
     sentences=lambda recipe, rows, tokenizer, device: spelled_sentences(recipe, rows),
-    network=lambda student, learned, recipe: SpellingStudent(student, recipe.lexical_dropout, recipe.lexical_masking),
+    network=lambda student, learned: SpellingStudent(student),
     trainer=SpellingTrainer,
     schedule={
         "lr_scheduler_type": "cosine",
@@ -254,9 +254,9 @@ SPELLING = Target(
     },
     found=lambda answers, embeddings: embeddings,
 )
-PLACES = Target(
+_PLACES = Target(
     sentences=read_sentences,
-    network=lambda student, learned, recipe: ProjectedStudent(student, learned["sentences"].shape[1]),
+    network=lambda student, learned: ProjectedStudent(student, learned["sentences"].shape[1]),
     trainer=LexicalTrainer,
     schedule={},
     found=lambda answers, embeddings: answers,

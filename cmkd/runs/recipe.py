@@ -302,19 +302,6 @@ class Recipe(BaseModel):
         "its corpora; the students after it then listen for them besides. Null teaches where the text encoder puts the "
         "sentence instead.",
     )
-    lexical_dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description=f"Dropout of what the stage {LEXICAL} with word_pieces hears, and of the states of its GRU.",
-    )
-    lexical_masking: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description=f"Share of the time that the stage {LEXICAL} with word_pieces does not hear while it learns, in "
-        "spans about as long as a short word.",
-    )
     lexical_temperature: float = Field(
         default=0.1,
         gt=0,
@@ -352,12 +339,6 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"ears is {self.ears!r}, whose students have learned the words elsewhere, but {other}, which teaches "
                 "them here: take out one of the two."
-            )
-        if self.word_pieces is None and (self.lexical_dropout or self.lexical_masking):
-            name = "lexical_dropout" if self.lexical_dropout else "lexical_masking"
-            raise ValueError(
-                f"{name} is {getattr(self, name)}, but word_pieces is null, and without ears that learn to hear pieces "
-                "of words it has no effect: leave it out, or set word_pieces."
             )
         if self.ears is None and self.ears_revision is not None:
             raise ValueError(f"ears_revision is {self.ears_revision!r}, but ears is null: name the ears too.")

@@ -22,9 +22,6 @@ METRIC = "mean_reciprocal_rank"
 """What the best epoch is chosen by: 1 divided by the place at which the right sentence is found, on average, and of
 several corpora the mean of theirs."""
 
-SPAN = 4
-"""Steps of the ears' GRU in a span that [`masked_spans`] takes away: about .2 s of Moonshine's, a short word."""
-
 
 @dataclass
 class ProjectedOutput(ModelOutput):
@@ -77,17 +74,12 @@ class SpellingStudent(nn.Module):
 
     Args:
         student: with `config.word_pieces`. All of it is frozen that does not serve to hear them.
-        dropout: share of the inputs, of the states between the layers and of the outputs of the ears' GRU that are set
-            to 0 in each step of training.
-        masking: share of the time, about, that the ears' GRU does not hear in training, see [`masked_spans`].
     """
 
     accepts_loss_kwargs = False
 
-    def __init__(self, student: Any, dropout: float = 0.0, masking: float = 0.0):
+    def __init__(self, student: Any):
         super().__init__()
-        self.dropout = dropout
-        self.masking = masking
         self.student = student
         for name, module in student.named_children():
             if name != "speech_encoder":
@@ -95,19 +87,6 @@ class SpellingStudent(nn.Module):
         if student.speech_encoder.layer_weights is not None:
             student.speech_encoder.layer_weights.requires_grad_(False)
         self._no_split_modules = student._no_split_modules
-        ears = student.word_summarizer
-        ears.gru.dropout = dropout
-        ears.gru.register_forward_pre_hook(self._with_gaps)
-        ears.piece_head.register_forward_pre_hook(self._with_dropout)
-
-    def _with_dropout(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (nn.functional.dropout(inputs[0], self.dropout, self.training),)
-
-    def _with_gaps(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        (heard,) = self._with_dropout(module, inputs)
-        if self.training and self.masking:
-            heard = heard.masked_fill(masked_spans(heard[..., 0], self.masking)[..., None], 0.0)
-        return (heard,)
 
     def forward(self, pieces: torch.Tensor, **inputs: Any) -> ProjectedOutput:
         """The loss of each utterance, and how often each piece is heard.
@@ -141,18 +120,6 @@ class SpellingStudent(nn.Module):
             embeddings=torch.stack([losses / lengths.clamp(min=1), fits], dim=1),
             student_embeddings=self.student.word_summarizer.counts(scores, mask),
         )
-
-
-def masked_spans(steps: torch.Tensor, share: float) -> torch.Tensor:
-    """Which steps are not heard: spans of `SPAN` steps that begin anywhere, as in SpecAugment (arXiv 1904.08779).
-
-    Args:
-        steps (`torch.Tensor` of shape `(batch, steps)`): whose shape and device it is.
-        share: of the steps, from 0 to below 1, that are not heard on average, but for the first `SPAN`.
-    """
-    begins = torch.rand_like(steps, dtype=torch.float32) < 1 - (1 - share) ** (1 / SPAN)
-    reached = nn.functional.pad(begins.float(), (SPAN - 1, 0))
-    return nn.functional.max_pool1d(reached, SPAN, stride=1) > 0
 
 
 class LexicalTrainer(CMKDTrainer):
