@@ -1,6 +1,6 @@
 """How many words of synthetic voices, and of people, students that listen for words get wrong.
 
-    python -m benchmarks.ears "all layers=runs/open/ears/lexical" "before=students/cmkd-open" \\
+    python -m benchmarks.ears "with Kokoro=runs/open/kokoro_ears/lexical" "before=students/cmkd-open" \\
         --emobank path/to/emobank.csv --kokoro path/to/kokoro --speech path/to/librispeech \\
         --recognizer openai/whisper-tiny.en --output docs/results/ears.json
 
@@ -26,7 +26,7 @@ from cmkd.corpora.schema import Corpus
 from cmkd.features.audio import read_audio
 from cmkd.features.inputs import SpeechInputs
 from cmkd.features.word_pieces import spoken_letters
-from cmkd.identity import EARS_CONFIG, folder_digest
+from cmkd.identity import folder_digest, is_stage_with_ears
 from cmkd.json_files import write_json
 from cmkd.runs.ears import load_ears
 from cmkd.transcription.recognizers import load_recognizer
@@ -44,13 +44,10 @@ def word_error_rate(model: str, corpus: Corpus, encoder: str | None = None) -> f
         encoder: whose feature extractor is taken where the model has none, as the folder of a stage.
     """
     rows = corpus["test"].filter(lambda row: spoken_letters(row["transcript"]) != "", load_from_cache_file=False)
-    waves = SpeechInputs(rows, AutoFeatureExtractor.from_pretrained(encoder if is_stage(model) else model))
+    waves = SpeechInputs(
+        rows, AutoFeatureExtractor.from_pretrained(encoder if is_stage_with_ears(Path(model)) else model)
+    )
     return wrong_words(model, waves, [spoken_letters(words) for words in rows["transcript"]])
-
-
-def is_stage(model: str) -> bool:
-    """Whether it is the folder of a stage `lexical`."""
-    return Path(model, EARS_CONFIG).is_file()
 
 
 def wrong_words(model: str, waves: Iterable[torch.Tensor], said: list[str]) -> float | None:
@@ -85,7 +82,7 @@ def words_of_people(models: dict[str, str], files: list[Path], recognizer: str) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="NAME=FOLDER", help="students, or folders of a stage lexical")
-    parser.add_argument("--encoder", default="UsefulSensors/moonshine-tiny", help="that all of them hear with")
+    parser.add_argument("--encoder", default="UsefulSensors/moonshine-tiny", help="whose feature extractor a stage has")
     parser.add_argument("--emobank", required=True, help="emobank.csv")
     parser.add_argument("--kokoro", required=True, help="folder of Kokoro's files")
     parser.add_argument("--kokoro_speech", help="folder where its speech is kept")
@@ -101,10 +98,11 @@ def main() -> None:
     }
     files = sorted(path for path in arguments.speech.iterdir() if path.suffix in SOUND)
     people = words_of_people(models, files, arguments.recognizer)
+    of_people = people.pop("word_error_rate")
     rows = {}
     for name, folder in models.items():
         rates = {voices: word_error_rate(folder, corpus, arguments.encoder) for voices, corpus in corpora.items()}
-        rates["people"] = people["word_error_rate"].pop(name)
+        rates["people"] = of_people[name]
         rows[name] = {"folder_digest": folder_digest(Path(folder)), "word_error_rate": rates}
         print(name, rates, flush=True)
     versions = {package: version(package) for package in ("torch", "transformers", "jiwer")}
@@ -112,7 +110,6 @@ def main() -> None:
         voices: {"version": corpus.report.version, "sentences": len(corpus["test"])}
         for voices, corpus in corpora.items()
     }
-    del people["word_error_rate"]
     write_json(arguments.output, {"models": rows, "people": people, "corpora": described, "versions": versions})
 
 

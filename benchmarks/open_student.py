@@ -28,7 +28,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import pipeline
 
-from benchmarks.ears import SOUND, word_error_rate, words_of_people
+from benchmarks.ears import RATE, SOUND, word_error_rate, words_of_people
 from benchmarks.processor import processor
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import Corpus
@@ -38,8 +38,6 @@ from cmkd.reporting.evaluation_report import evaluate_checkpoint
 from cmkd.reporting.figures import DIMENSION_COLOURS
 from cmkd.runs.answers import load_checkpoint
 from configuration_cmkd import EMOTION_DIMENSIONS
-
-RATE = 16000
 
 
 def scores(model: str, corpora: dict[str, Corpus]) -> dict[str, Any]:

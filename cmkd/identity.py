@@ -10,8 +10,8 @@ from accelerate.utils import parse_choice_from_env
 from huggingface_hub import hf_hub_download
 from transformers import AutoConfig
 
-EARS_WEIGHTS, EARS_CONFIG = "start.safetensors", "ears.json"
-"""The files in which a stage `lexical` leaves ears for words, and all that counts of its folder where it has both."""
+START, EARS_CONFIG = "start.safetensors", "ears.json"
+"""The files in which a stage `lexical` leaves the weights of its student, and its configuration if it has ears."""
 
 _DIGEST = "sha256-"  # how that of a folder begins
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".txt", ".model")
@@ -58,15 +58,19 @@ def folder_digest(folder: Path) -> str:
     Of a stage `lexical` it is that of the ears: when it was trained, and for how long, is in its folder too.
     """
     digest = hashlib.sha256()
-    of_ears = [folder / EARS_CONFIG, folder / EARS_WEIGHTS]
-    has_ears = all(path.is_file() for path in of_ears)
-    for path in of_ears if has_ears else sorted(folder.iterdir()):
+    of_ears = [folder / EARS_CONFIG, folder / START]
+    for path in of_ears if is_stage_with_ears(folder) else sorted(folder.iterdir()):
         if path.is_file() and path.suffix in _WEIGHTS_AND_SETTINGS:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 while block := file.read(2**20):
                     digest.update(block)
     return f"{_DIGEST}{digest.hexdigest()[:12]}"
+
+
+def is_stage_with_ears(folder: Path) -> bool:
+    """Whether it is the folder of a stage `lexical` that has taught ears for words."""
+    return (folder / EARS_CONFIG).is_file() and (folder / START).is_file()
 
 
 def is_folder_digest(commit: str) -> bool:

@@ -21,14 +21,15 @@ from yaml import YAMLError
 from cmkd.atomic import written_whole
 from cmkd.corpora.licences import OF_THE_EARS
 from cmkd.features.inputs import UtteranceDataset
-from cmkd.identity import EARS_CONFIG, EARS_WEIGHTS
+from cmkd.identity import EARS_CONFIG, START, is_stage_with_ears
 from cmkd.runs.recipe import Recipe
 from cmkd.training.collator import collate_utterances
 from configuration_cmkd import CMKDStudentConfig
 from modeling_cmkd import CMKDStudentModel
 from speech_encoder_cmkd import load_speech_encoder
 
-_HEAD = "prediction_head."  # which a stage `lexical` does not teach, and does not keep
+HEAD = "prediction_head."
+"""How the names of the weights begin that a stage `lexical` does not teach, and does not keep."""
 
 _STORED_IN = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -46,9 +47,9 @@ def read_ears(source: str, revision: str | None = None) -> CMKDStudentConfig:
         ValueError: it is no student, or none that the students of a recipe can take ears from.
         OSError: there is no such model, or no such revision of it.
     """
-    if Path(source, EARS_CONFIG).is_file():
+    if is_stage_with_ears(Path(source)):
         return _of_stage(Path(source))
-    if Path(source, EARS_WEIGHTS).is_file():
+    if Path(source, START).is_file():
         raise ValueError(
             f"it is a stage lexical without {EARS_CONFIG}: it was trained without word_pieces, or by an earlier "
             "version. Train it again with word_pieces, in a new folder, or name a student that began with it."
@@ -163,20 +164,32 @@ def load_ears(source: str, revision: str | None = None) -> CMKDStudentModel:
     """
     folder = Path(source)
     # Its class is ours, so that nothing runs that the repository may bring.
-    if not (folder / EARS_CONFIG).is_file():
+    if not is_stage_with_ears(folder):
         model: CMKDStudentModel = CMKDStudentModel.from_pretrained(source, revision=revision, dtype=torch.float32)
         return model
     with torch.random.fork_rng(devices=[]):  # who takes the ears draws the same numbers afterwards, whoever has them
         model = CMKDStudentModel(_of_stage(folder))
-    weights = load_file(folder / EARS_WEIGHTS)
-    wanted = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_HEAD)}
-    if {name: value.shape for name, value in weights.items()} != wanted:
+    if (other := load_start(model, folder / START)) is not None:
         raise ValueError(
-            f"{folder / EARS_WEIGHTS} does not have the weights of the student that {EARS_CONFIG} beside it describes: "
-            "train the stage lexical again."
+            f"{folder / START} does not have the weights of the student that {EARS_CONFIG} beside it describes: "
+            f"{other} is not there, or of another shape. Train the stage lexical again."
         )
-    model.load_state_dict(weights, strict=False)
     return model
+
+
+def load_start(model: Any, path: Path) -> str | None:
+    """Gives a model what a stage `lexical` has left, all but the prediction head.
+
+    Returns:
+        The name of a weight that is not there, or of another shape; then nothing was loaded. None if all were.
+    """
+    weights = load_file(path)
+    found = {name: value.shape for name, value in weights.items()}
+    wanted = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(HEAD)}
+    if found != wanted:
+        return min(wanted.items() ^ found.items())[0]
+    model.load_state_dict(weights, strict=False)
+    return None
 
 
 def take_ears(model: CMKDStudentModel, theirs: CMKDStudentModel) -> None:
@@ -200,8 +213,10 @@ def _own_weights(model: CMKDStudentModel) -> dict[str, torch.Tensor]:
     number = model.config.num_layers_of_ears
     assert model.speech_encoder is not None  # a student has one
     weights: dict[str, torch.Tensor] = model.speech_encoder.encoder.state_dict()
-    if number in (0, -1):
-        return weights if number else {}
+    if number == 0:
+        return {}
+    if number == -1:
+        return weights
     layers, final_norm = model.speech_encoder.layers, model.speech_encoder.final_norm
     trained = [*layers[len(layers) - number :], *([] if final_norm is None else [final_norm])]
     places = {parameter.data_ptr() for module in trained for parameter in module.parameters()}

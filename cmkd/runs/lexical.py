@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Subset
@@ -33,12 +33,12 @@ from cmkd.features.inputs import TextInputs, UtteranceDataset
 from cmkd.features.labels import unit_interval_labels
 from cmkd.features.store import FrozenPart, Storage, frozen_features
 from cmkd.features.word_pieces import learn_word_pieces, load_word_pieces, numbers_of, save_word_pieces
-from cmkd.identity import EARS_WEIGHTS
+from cmkd.identity import START
 from cmkd.json_files import write_json
 from cmkd.processes import main_process_first, print_once, wait_for_all
 from cmkd.runs.checkpoints import find_checkpoints, usable_checkpoint
 from cmkd.runs.cost import SessionCost
-from cmkd.runs.ears import write_ears_config
+from cmkd.runs.ears import HEAD, load_start, write_ears_config
 from cmkd.runs.folder import complete_stage, start_of
 from cmkd.runs.recipe import Recipe
 from cmkd.runs.stage import (
@@ -65,7 +65,6 @@ Sentences = dict[str, np.ndarray]
 told apart."""
 
 _LEARNED = "learned.json"
-_HEAD = "prediction_head."
 _ROUNDING = 1e-6  # of a number in fp32: a coordinate that varies by less does not
 
 
@@ -304,9 +303,9 @@ def write_start(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     kept = {
         name.removeprefix("student."): value.detach().cpu().contiguous()
         for name, value in weights.items()
-        if name.startswith("student.") and not name.startswith(f"student.{_HEAD}")
+        if name.startswith("student.") and not name.startswith(f"student.{HEAD}")
     }
-    with written_whole(folder / EARS_WEIGHTS) as unfinished:
+    with written_whole(folder / START) as unfinished:
         save_file(kept, unfinished)
 
 
@@ -326,14 +325,10 @@ def begin_with_start(model: Any, stage: str, recipe: Recipe) -> None:
     start = start_of(stage, recipe)
     if start is None:
         return
-    path = Path(recipe.output_dir, start, EARS_WEIGHTS)
-    weights = load_file(path)
-    wanted = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(_HEAD)}
-    if {name: value.shape for name, value in weights.items()} != wanted:
-        names = sorted(wanted.items() ^ {name: value.shape for name, value in weights.items()}.items())
+    path = Path(recipe.output_dir, start, START)
+    if (other := load_start(model, path)) is not None:
         raise ValueError(
-            f"{path} does not hold the weights of this model: {names[0][0]} is not there, or of another shape. Repeat "
+            f"{path} does not hold the weights of this model: {other} is not there, or of another shape. Repeat "
             f"the stage: --overwrite --stages {start} ..."
         )
-    model.load_state_dict(weights, strict=False)
     print_once(f"  begins with the weights of the stage {start}")
