@@ -23,7 +23,7 @@ in one.
 import argparse
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import cycle
@@ -100,12 +100,19 @@ def text_states(sentences: Sequence[str], encoder: str) -> np.ndarray:
     return found
 
 
-def listeners(corpus: Any, sentences: Sequence[str], encoder: str) -> dict[str, Any]:
-    """`judge` and `perfect_ears` of the module's documentation."""
-    texts = {split: list(corpus[split]["transcript"]) for split in SPLITS}
-    labels = {split: np.array(corpus[split]["valence"], dtype=np.float64) for split in SPLITS}
-    others = sorted(set(sentences) - {text for of_split in texts.values() for text in of_split})
-    np.random.default_rng(0).shuffle(others)
+def text_judge(
+    texts: dict[str, list[str]], labels: dict[str, np.ndarray], encoder: str
+) -> tuple[dict[str, float], Callable[[Sequence[str]], np.ndarray]]:
+    """The ridge regression `judge` of the module's documentation.
+
+    Args:
+        texts: by split, the sentences.
+        labels: by split, their valence as rated.
+        encoder: the text encoder.
+
+    Returns:
+        Its CCC on validation and test, and the function from other sentences to their valence.
+    """
     states = {split: text_states(of_split, encoder) for split, of_split in texts.items()}
     mean, std = states["train"].mean(0), states["train"].std(0)
     std[std == 0] = 1  # MiniLM has a state that never changes
@@ -121,7 +128,23 @@ def listeners(corpus: Any, sentences: Sequence[str], encoder: str) -> dict[str, 
             }
             judges.append((scores, scale * weights))
     scores, weights = max(judges, key=lambda judge: judge[0]["validation"])
-    judged = (text_states(others, encoder) - mean) / std @ weights + centre
+    return scores, lambda others: (text_states(others, encoder) - mean) / std @ weights + centre
+
+
+def other_sentences(sentences: Sequence[str], texts: dict[str, list[str]]) -> list[str]:
+    """Those that are in no split, in an order drawn once for all."""
+    others = sorted(set(sentences) - {text for of_split in texts.values() for text in of_split})
+    np.random.default_rng(0).shuffle(others)
+    return others
+
+
+def listeners(corpus: Any, sentences: Sequence[str], encoder: str) -> dict[str, Any]:
+    """`judge` and `perfect_ears` of the module's documentation."""
+    texts = {split: list(corpus[split]["transcript"]) for split in SPLITS}
+    labels = {split: np.array(corpus[split]["valence"], dtype=np.float64) for split in SPLITS}
+    others = other_sentences(sentences, texts)
+    scores, judge = text_judge(texts, labels, encoder)
+    judged = judge(others)
     words, rated = words_in(others), {split: words_in(of_split) for split, of_split in texts.items()}
     curve = {}
     for hours in EARS:

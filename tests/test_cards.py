@@ -150,8 +150,18 @@ def test_a_student_with_the_ears_of_another_one_owes_it_licence_and_data(results
     assert f"Its ears for words are those of another student, {name} at `{commit}`." in text
     assert "listens for 2 pieces of words beside what it hears of the voice, with the ears of another one" in text
     assert "learned to hear" not in text
-    given = model_card(results, listening, FILES, "user/toys", "cmkd-0123", licence="mit").data
-    assert (given.license, given.license_name) == ("mit", None)
+    given = model_card(results, listening, [*FILES, "NOTICE"], "user/toys", "cmkd-0123", licence="mit")
+    assert (given.data.license, given.data.license_name, given.data.to_dict().get("license_link")) == (
+        "mit",
+        None,
+        None,
+    )
+    assert "[NOTICE](NOTICE) says under which terms the weights are given" in given.text
+    version = " ".join(model_card(results, listening, FILES, name, "cmkd-0123").text.split())
+    assert (
+        f"those of an earlier version of it, {name} at" in version
+        and "another" not in version.split("Its ears")[1][:99]
+    )
     teacher = card_of(results, is_teacher=True)
     assert teacher.data.license_name == "toys-terms" and name not in teacher.text
 
@@ -196,7 +206,7 @@ def test_what_is_spoken_for_the_teacher_to_judge_is_english_and_synthetic():
     source = training_sources(corpus | {"name": "spoken-sentences"})[0]
     assert source.is_synthetic and source.language == "en"
     acted = training_sources({"terms": "", "name": "crema-d"})[0]
-    assert acted.language == "en" and not acted.is_synthetic and "Its labels are derived" in acted.licence.text
+    assert acted.language == "en" and not acted.is_synthetic and "its labels are derived" in acted.licence.text
 
 
 def test_every_snippet_pins_the_revision(results):

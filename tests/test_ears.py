@@ -122,7 +122,7 @@ def test_a_run_records_whose_ears_it_took(run, recipe):
     rated = {name: table[table[name].notna()] for name in EMOTION_DIMENSIONS}
     kept = np.mean([ccc(rows[f"predicted_{name}"], rows[name]) for name, rows in rated.items()])
     assert results["student"] == {
-        "stage": "ts", "reason": f"no other student was trained (mean CCC on validation: T/S {kept:.3f})"
+        "stage": "ts", "reason": f"this run has no other student (mean CCC on validation: T/S {kept:.3f})"
     }  # fmt: skip
     states = {name: json.loads((run / name / "stage.json").read_text()) for name in ("teacher", "finetune", "ts")}
     assert {name: state["encoders"].get("ears") for name, state in states.items()} == {

@@ -133,6 +133,10 @@ def test_notices_travel_with_the_weights(run, tmp_path):
     assert {path.name for path in noticed.folder.iterdir()} == STUDENT | {"NOTICE"}
     assert (noticed.folder / "NOTICE").read_bytes() == notice.read_bytes()
     assert noticed.tag != plain.tag
+    cards = [ModelCard.load(one.folder / "README.md") for one in (plain, noticed)]
+    assert ["NOTICE" in card.text for card in cards] == [False, True]
+    assert [card.data.to_dict().get("license_link") for card in cards] == [None, "NOTICE"]
+    assert cards[1].data.license == "other"
     with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
         staged(run, tmp_path / "x", notice=tmp_path / "nowhere.txt")
 

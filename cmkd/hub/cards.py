@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 TEMPLATES = of_root("hub_cards")
 
+NOTICE = "NOTICE"
+"""The file with what must travel with the weights, in a repository that has one."""
+
 GRADIO = "6.31.0"
 """The version of Gradio with which the page of the metric was tested."""
 
@@ -64,8 +67,9 @@ KNOWN_LICENCES = OPEN_CORPORA | {
         "odbl",
         "CREMA-D (Houwei Cao and others, 2014, https://github.com/CheyneyComputerScience/CREMA-D) is under the Open "
         "Database License: attribute it, and share a database that is derived from it under the same licence. This "
-        "repository holds none of its clips, votes or sentences. Its labels are derived: its listeners voted for "
-        "categories; nobody rated activation, valence or dominance.",
+        "repository holds none of its clips, votes or sentences. Its actors say twelve sentences in given emotions, "
+        "and its labels are derived: its listeners voted for categories, and nobody rated activation, valence or "
+        "dominance.",
     ),
 }
 """Of corpora whose licence is the same for everybody."""
@@ -232,7 +236,7 @@ def model_card(
     Args:
         results: the content of results.json.
         config: the content of the checkpoint's config.json.
-        files: the names of the files in the repository, which tell whether a pipeline is among them.
+        files: the names of the files in the repository, which tell whether a pipeline and a `NOTICE` are among them.
         repo_id: "user/name", for the code that the card shows.
         revision: the revision that this code pins.
         is_teacher: whether it is the teacher.
@@ -334,6 +338,7 @@ def _model_card(
     ears = None if is_teacher else results.get("encoders", {}).get(EARS)
     of_data = _licence_of_all(sources)
     identifier, licence_name = _with_that_of_ears(of_data, ears.get("licence")) if ears else of_data
+    has_notice = NOTICE in files
     languages = list(dict.fromkeys(source.language for source in sources))
     comparisons = {
         entry["split"]: entry
@@ -364,6 +369,8 @@ def _model_card(
         "is_synthetic": all(source.is_synthetic for source in sources),
         "languages": languages if all(languages) else [],
         "has_pipeline": "pipeline_cmkd.py" in files,
+        "has_notice": has_notice,
+        "stated_licence": licence,
         "code_files": [name for name in files if name.endswith(".py")],
         "repo_id": repo_id,
         "revision": revision,
@@ -374,6 +381,7 @@ def _model_card(
         language=(languages[0] if len(languages) == 1 else languages) if all(languages) else None,
         license=licence or identifier,
         license_name=licence_name if (licence or identifier) == "other" else None,
+        license_link=NOTICE if has_notice and (licence or identifier) == "other" else None,
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["cmkd", "speech-emotion-recognition", "arxiv:2112.00158"],

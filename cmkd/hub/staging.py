@@ -25,7 +25,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from cmkd.corpora.settings import SOURCES
 from cmkd.formats import check_version
-from cmkd.hub.cards import OPEN_CORPORA, model_card
+from cmkd.hub.cards import NOTICE, OPEN_CORPORA, model_card
 from cmkd.identity import folder_digest
 from cmkd.json_files import read_json, write_json
 from cmkd.stages import EARS, ENCODERS
@@ -124,8 +124,8 @@ def stage_run(
         half: whether the weights are rounded to fp16, which halves the files; config.json keeps the number format that
             they are loaded in.
         audit: the folder of an audit of these very weights, whose section goes into the card; None: there is none.
-        notice: a text with the notices that licences of the data ask for, which goes along as `NOTICE`; None: there is
-            none, and one that is in the repository stays.
+        notice: a text with the notices that licences of the data ask for, which goes along as `NOTICE`, and the card
+            points there; None: there is none, and one that is in the repository stays.
         token: a token to search for in every file; None searches only for what looks like one.
 
     Raises:
@@ -165,7 +165,8 @@ def stage_run(
     header = _RECIPE_HEADER.format(places=" ".join(_places(recorded["recipe"])))
     (folder / "recipe.yaml").write_text(header + recipe, encoding="utf-8")
     if notice is not None:
-        shutil.copyfile(notice, folder / "NOTICE")
+        shutil.copyfile(notice, folder / NOTICE)
+        going.append(NOTICE)
     tag = f"cmkd-{_digest(folder)}"
     config = _read(folder / "config.json")
     card = str(model_card(results, config, going, repo_id, tag, is_teacher, licence))

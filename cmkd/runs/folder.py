@@ -385,7 +385,7 @@ def keep_student(run: Path, kept: str) -> dict[str, str] | None:
         stage = max(scores, key=scores.__getitem__)
         reason = f"better mean CCC on validation ({listed})"
         if len(scores) == 1:
-            reason = f"no other student was trained (mean CCC on validation: {listed})"
+            reason = f"this run has no other student (mean CCC on validation: {listed})"
     left_out = ("stage.json", "training_log.json", "checkpoint-*", f"{SET_ASIDE}*", "*.parquet")
     with folder_written_whole(run / "student") as unfinished:
         shutil.copytree(run / stage, unfinished, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
