@@ -37,43 +37,29 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import AutoFeatureExtractor
 
-from benchmarks.explain_transfer import SCALES, ccc
-from benchmarks.open_hours import SENTENCES_PER_HOUR, other_sentences, text_judge
+from benchmarks.explain_transfer import ccc
+from benchmarks.open_hours import SENTENCES_PER_HOUR, other_sentences, ridges, text_judge
 from cmkd.corpora import load_corpus
 from cmkd.corpora.schema import SPLITS
 from cmkd.features.inputs import SpeechInputs
 from cmkd.features.word_pieces import load_word_pieces, names_of, numbers_of
 from cmkd.identity import folder_digest
 from cmkd.json_files import write_json
-from cmkd.runs.ears import load_ears, take_ears
+from cmkd.runs.ears import load_ears, pieces_heard, read_ears, take_ears
 from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.runs.stage import build_model, input_columns
 from cmkd.scoring.confidence import ccc_interval
 from cmkd.stages import STAGES
-from cmkd.training.collator import collate_utterances
 from modeling_cmkd import CMKDStudentModel, WordPieceSummarizer
 
 CORPUS = "spoken-emobank"
 STRENGTHS = (3, 10, 30, 100, 300, 1000, 3000, 10000)
 HOURS = (0, 3, 10, 20)
 ASKED = {"espeak-ng": "test", "Kokoro": "kokoro"}
-AT_ONCE = 64
 
 
-def pieces_heard(student: CMKDStudentModel, features: Sequence[torch.Tensor], durations: Sequence[float]) -> np.ndarray:
-    """How often each piece is expected to be in each utterance, (n, pieces), from what the encoder hears of it."""
-    found = np.empty((len(features), len(student.config.word_pieces)))
-    order = np.argsort(durations, kind="stable")  # so that a batch has little padding
-    for start in range(0, len(order), AT_ONCE):
-        rows = order[start : start + AT_ONCE]
-        batch = collate_utterances([{"speech_features": features[row]} for row in rows])
-        with torch.no_grad():
-            found[rows] = student.word_counts(**batch).numpy()
-    return found
-
-
-def pieces_heard_in_waves(student: CMKDStudentModel, waves: Sequence[torch.Tensor]) -> np.ndarray:
-    """The same, of waves."""
+def heard_in_waves(student: CMKDStudentModel, waves: Sequence[torch.Tensor]) -> np.ndarray:
+    """How often each piece is expected to be in each utterance, (n, pieces)."""
     with torch.no_grad():
         return np.stack([student.word_counts(input_values=wave[None])[0].numpy() for wave in waves])
 
@@ -93,19 +79,6 @@ def alike(one: np.ndarray, other: np.ndarray) -> float:
     """The mean cosine of the rows."""
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return float(np.mean((one * other).sum(1) / np.maximum(norms, 1e-9)))
-
-
-def ridges(counts: np.ndarray, targets: np.ndarray) -> list[Callable[[np.ndarray], np.ndarray]]:
-    """The regressions of all strengths and scales, functions from (n, pieces) to (n,)."""
-    mean, centre = counts.mean(0), targets.mean()
-    gram, products = (counts - mean).T @ (counts - mean), (counts - mean).T @ (targets - centre)
-    found = []
-    for strength in STRENGTHS:
-        weights = np.linalg.solve(gram + strength * np.eye(len(gram)), products)
-        found += [
-            lambda asked, scale=scale, weights=weights: centre + scale * ((asked - mean) @ weights) for scale in SCALES
-        ]
-    return found
 
 
 def score(
@@ -139,12 +112,12 @@ def systems(recipe: Recipe, names: dict[str, str], rows: dict[str, Dataset]) -> 
             continue
         features = input_columns(student, of_split, feature_extractor, None, recipe)["speech_features"]
         for name, of_name in students.items():
-            found[name][split] = pieces_heard(of_name, features, of_split["duration"])
+            found[name][split] = pieces_heard(of_name, features, of_split["duration"]).astype(float)
             print(name, split, len(of_split), flush=True)
     kokoro = rows[ASKED["Kokoro"]]
     waves = SpeechInputs(kokoro, AutoFeatureExtractor.from_pretrained(recipe.locate(recipe.student_speech_encoder)))
     for name, of_name in students.items():
-        found[name][ASKED["Kokoro"]] = pieces_heard_in_waves(of_name, waves)
+        found[name][ASKED["Kokoro"]] = heard_in_waves(of_name, waves)
     return found
 
 
@@ -188,12 +161,12 @@ def main() -> None:
         bags = {split: weighed(of_split) for split, of_split in counts.items()}
         both = np.concatenate([bags["train"], bags["unlabelled"]])
         results[name] = {
-            "labels": score(ridges(bags["train"], rated), bags, rows),
-            "judged": score(ridges(both, np.concatenate([rated, by_teacher])), bags, rows),
+            "labels": score(ridges(bags["train"], rated, STRENGTHS), bags, rows),
+            "judged": score(ridges(both, np.concatenate([rated, by_teacher]), STRENGTHS), bags, rows),
         }
         if name in names:
             results[name] |= {"folder_digest": folder_digest(Path(names[name]))}
-            if list(load_ears(names[name]).config.word_pieces) == names_of(tokenizer):
+            if list(read_ears(names[name]).word_pieces) == names_of(tokenizer):
                 results[name]["alike"] = {split: alike(counts[split], said[split]) for split in counts}
         print(name, results[name], flush=True)
 
@@ -210,7 +183,9 @@ def main() -> None:
         if more > len(others):
             break
         learned = ridges(
-            weighed(np.concatenate([said["train"], counts_said[:more]])), np.concatenate([rated, by_judge[:more]])
+            weighed(np.concatenate([said["train"], counts_said[:more]])),
+            np.concatenate([rated, by_judge[:more]]),
+            STRENGTHS,
         )
         results["texts"][hours] = {
             name: score(learned, {split: weighed(of) for split, of in counts.items()}, rows)

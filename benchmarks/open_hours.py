@@ -100,6 +100,21 @@ def text_states(sentences: Sequence[str], encoder: str) -> np.ndarray:
     return found
 
 
+def ridges(
+    inputs: np.ndarray, targets: np.ndarray, strengths: Sequence[float]
+) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """The ridge regressions of these strengths and all `SCALES`, functions from (n, inputs) to (n,)."""
+    mean, centre = inputs.mean(0), targets.mean()
+    gram, products = (inputs - mean).T @ (inputs - mean), (inputs - mean).T @ (targets - centre)
+    found = []
+    for strength in strengths:
+        weights = np.linalg.solve(gram + strength * np.eye(len(gram)), products)
+        found += [
+            lambda asked, scale=scale, weights=weights: centre + scale * ((asked - mean) @ weights) for scale in SCALES
+        ]
+    return found
+
+
 def text_judge(
     texts: dict[str, list[str]], labels: dict[str, np.ndarray], encoder: str
 ) -> tuple[dict[str, float], Callable[[Sequence[str]], np.ndarray]]:
@@ -116,19 +131,13 @@ def text_judge(
     states = {split: text_states(of_split, encoder) for split, of_split in texts.items()}
     mean, std = states["train"].mean(0), states["train"].std(0)
     std[std == 0] = 1  # MiniLM has a state that never changes
-    centre, judges = labels["train"].mean(), []
     standard = {split: (of_split - mean) / std for split, of_split in states.items()}
-    for strength in TEXT_STRENGTHS:
-        gram = standard["train"].T @ standard["train"] + strength * np.eye(len(mean))
-        weights = np.linalg.solve(gram, standard["train"].T @ (labels["train"] - centre))
-        for scale in SCALES:
-            scores = {
-                split: ccc(scale * (standard[split] @ weights) + centre, labels[split])
-                for split in ("validation", "test")
-            }
-            judges.append((scores, scale * weights))
-    scores, weights = max(judges, key=lambda judge: judge[0]["validation"])
-    return scores, lambda others: (text_states(others, encoder) - mean) / std @ weights + centre
+    judges = [
+        ({split: ccc(judge(standard[split]), labels[split]) for split in ("validation", "test")}, judge)
+        for judge in ridges(standard["train"], labels["train"], TEXT_STRENGTHS)
+    ]
+    scores, best = max(judges, key=lambda judge: judge[0]["validation"])
+    return scores, lambda others: best((text_states(others, encoder) - mean) / std)
 
 
 def other_sentences(sentences: Sequence[str], texts: dict[str, list[str]]) -> list[str]:

@@ -338,6 +338,7 @@ def _model_card(
     ears = None if is_teacher else results.get("encoders", {}).get(EARS)
     of_data = _licence_of_all(sources)
     identifier, licence_name = _with_that_of_ears(of_data, ears.get("licence")) if ears else of_data
+    shown = licence or identifier
     has_notice = NOTICE in files
     languages = list(dict.fromkeys(source.language for source in sources))
     comparisons = {
@@ -379,9 +380,9 @@ def _model_card(
     metadata = ModelCardData(
         model_name=repo_id.split("/")[-1],
         language=(languages[0] if len(languages) == 1 else languages) if all(languages) else None,
-        license=licence or identifier,
-        license_name=licence_name if (licence or identifier) == "other" else None,
-        license_link=NOTICE if has_notice and (licence or identifier) == "other" else None,
+        license=shown,
+        license_name=licence_name if shown == "other" else None,
+        license_link=NOTICE if has_notice and shown == "other" else None,
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["cmkd", "speech-emotion-recognition", "arxiv:2112.00158"],

@@ -241,16 +241,28 @@ def hear_once(model: Any, datasets: Mapping[str, UtteranceDataset], durations: M
         columns = datasets[name].columns
         if "speech_features" not in columns:
             continue
-        counts = np.empty((len(datasets[name]), len(model.config.word_pieces)), dtype=np.float32)
-        order = np.argsort(np.array(durations[name]), kind="stable")
-        for start in range(0, len(order), _AT_ONCE):
-            rows = order[start : start + _AT_ONCE]
-            batch = collate_utterances([{"speech_features": columns["speech_features"][row]} for row in rows])
-            speech = {key: value.to(model.device) for key, value in batch.items()}
-            counts[rows] = model.word_counts(**speech).cpu()
+        counts = pieces_heard(model, columns["speech_features"], durations[name])
         columns["word_counts"] = counts
         if name == "learned":
             datasets["train"].columns["word_counts"] = counts[: len(datasets["train"])]
+
+
+def pieces_heard(model: CMKDStudentModel, features: Sequence[torch.Tensor], durations: Sequence[float]) -> np.ndarray:
+    """How often each piece of words is expected to be in each of n utterances, (n, pieces), in fp32.
+
+    Args:
+        model: with ears, on the device to compute on.
+        features: what is stored of the encoder's output of each utterance.
+        durations: of the utterances, in seconds; those of like length are heard together.
+    """
+    counts = np.empty((len(features), len(model.config.word_pieces)), dtype=np.float32)
+    order = np.argsort(np.array(durations), kind="stable")
+    for start in range(0, len(order), _AT_ONCE):
+        rows = order[start : start + _AT_ONCE]
+        batch = collate_utterances([{"speech_features": features[row]} for row in rows])
+        speech = {key: value.to(model.device) for key, value in batch.items()}
+        counts[rows] = model.word_counts(**speech).cpu()
+    return counts
 
 
 def _is_same(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:
