@@ -4,10 +4,12 @@
     python -m benchmarks.beyond recipes/beyond/spoken_demo --seeds 0 1 2 --output_dir runs/tenth --corpus.train 140
 
 The recipes run one after the other, the teacher first, in the folders of `--output_dir` that bear their names; what is
-complete is not repeated. `--only ts cts_hard` takes some of them, and `--table` only reads what is there. All
-other arguments are settings of the recipes. The table has the test CCC of each system, mean ± standard deviation over
-the seeds, and its difference from fine-tuning, from T/S and from the paper's rule, each with the p of the paired test
-over speakers; the JSON file has the intervals too, and of each system how many updates of its weights it took, the
+complete is not repeated. `--only ts cts_hard` takes some of them, and `--table` only reads what is there. `--test` asks
+all systems about the test split of another corpus in place of their own, which is given in YAML as under `corpus` of a
+recipe: `--test "{name: spoken-emobank, data_dir: path/to/emobank.csv, voices: kokoro, only_split: test}"`.
+All other arguments are settings of the recipes. The table has the test CCC of each system, mean ± standard deviation
+over the seeds, and its difference from fine-tuning, from T/S and from the paper's rule, each with the p of the paired
+test over speakers; the JSON file has the intervals too, and of each system how many updates of its weights it took, the
 settings of its recipe, what it learned from, how it was judged, and whose ears it has.
 """
 
@@ -19,7 +21,11 @@ from pathlib import Path, PurePath
 from statistics import stdev
 from typing import Any
 
+import yaml
+
 import train_distill
+from benchmarks.open_hours import answers_of, scored
+from cmkd.corpora import load_corpus
 from cmkd.json_files import read_json, write_json
 from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.runs.seeds import read_answers
@@ -44,6 +50,7 @@ class System:
         results: the run's results.json.
         each_results: those of its seeds, one or several, in their order.
         ways: in which ways it is not what the others are compared with, as `cmkd.stages.describe_variant` returns them.
+        elsewhere: its answers to another test split than that of its run, (seeds, n, 3); None: that of its run counts.
     """
 
     folder: Path
@@ -51,6 +58,7 @@ class System:
     results: Mapping[str, Any]
     each_results: Sequence[Mapping[str, Any]]
     ways: Mapping[str, str]
+    elsewhere: Predictions | None = None
 
     @property
     def name(self) -> str:
@@ -61,16 +69,27 @@ class System:
         return self.results.get("seeds", [self.results.get("seed")])
 
     @property
+    def checkpoints(self) -> list[str]:
+        """The folders of its weights, one a seed."""
+        runs = [self.folder / f"seed_{seed}" for seed in self.seeds] if "seeds" in self.results else [self.folder]
+        return [str(run / self.stage) for run in runs]
+
+    @property
     def answers(self) -> Predictions:
         """On test; of several seeds `predictions` is (seeds, n, 3)."""
+        if self.elsewhere is not None:
+            return self.elsewhere
         if "seeds" in self.results:
             return read_answers(self.folder, self.seeds, self.stage, "test")
         return read_predictions(self.folder / "predictions" / f"{self.stage}_test.parquet")
 
     @property
-    def each(self) -> list[dict[str, float | None]]:
-        """The CCC on test by seed and dimension."""
-        return self._each_on("test")
+    def test(self) -> dict[str, Any]:
+        """Its CCC on test, `ccc` (the mean over the seeds), `each` and `interval` over speakers, all by dimension."""
+        if self.elsewhere is not None:
+            return scored(self.elsewhere)
+        scores = self.results["systems"][self.stage]["test"]
+        return {"ccc": scores["ccc"], "each": self._each_on("test"), "interval": scores["interval"]}
 
     def _each_on(self, split: str) -> list[dict[str, float | None]]:
         scores = self.results["systems"][self.stage][split]
@@ -201,17 +220,19 @@ def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
         `p`, `smallest_p`, as `cmkd.paired_test` returns them, `std` and `each`; all by dimension.
     """
     answers = {id(system): system.answers for system in systems}
+    scores = {id(system): system.test for system in systems}
     bases = [system for system in systems if system.stage in TO_BEAT and not system.ways]
     rows = []
     for system in systems:
-        ours, scores = answers[id(system)], system.results["systems"][system.stage]["test"]
+        ours, test = answers[id(system)], scores[id(system)]
         against = {}
         for base in bases:
             if base is system:
                 continue
-            each = [_difference(one, other) for one, other in zip(system.each, base.each, strict=True)]
-            test = compare(ours, answers[id(base)])
-            against[base.name] = test | {"std": _std(each), "each": each}
+            pairs = zip(test["each"], scores[id(base)]["each"], strict=True)
+            each = [_difference(one, other) for one, other in pairs]
+            compared: dict[str, Any] = compare(ours, answers[id(base)])
+            against[base.name] = compared | {"std": _std(each), "each": each}
         rows.append(
             {
                 "system": system.name,
@@ -227,10 +248,10 @@ def compare_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
                 "conditioning": system.conditioning,
                 "lexical": system.lexical,
                 "train": system.train,
-                "ccc": scores["ccc"],
-                "std": _std(system.each),
-                "each": system.each,
-                "interval": scores["interval"],
+                "ccc": test["ccc"],
+                "std": _std(test["each"]),
+                "each": test["each"],
+                "interval": test["interval"],
                 "against": against,
             }
         )
@@ -330,6 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path)
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--test", type=yaml.safe_load, help="a corpus in YAML, as under `corpus` of a recipe")
     parser.add_argument("--output", type=Path)
     options, settings = parser.parse_known_args(arguments)
     runs = options.output_dir or Path("runs", options.folder.resolve().name)
@@ -341,12 +363,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n=== {path.stem}", flush=True)
         several = ["--seed", *seeds] if len(seeds) == 1 else ["--seeds", *seeds]
         train_distill.main([str(path), "--output_dir", str(runs / path.stem), *several, *settings])
-    rows = compare_systems(systems_of([runs / path.stem for path in paths]))
+    systems = systems_of([runs / path.stem for path in paths])
+    asked = None if options.test is None else load_corpus(**options.test)
+    if asked is not None:
+        systems = [replace(one, elsewhere=answers_of(one.checkpoints, asked["test"])) for one in systems]
+    rows = compare_systems(systems)
     print(f"\n{format_rows(rows)}")
     if options.output is not None:
         first = read_json(runs / rows[0]["run"] / "results.json", "")
         about = {"corpus": first["corpus"], "versions": first["versions"], "settings": settings}
-        write_json(options.output, about | {"rows": rows})
+        tested = {} if asked is None else {"tested_on": asked.report.to_dict()}
+        write_json(options.output, about | tested | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Which teacher judges which utterance; and what a run with cross-fitting, variants and controls leaves behind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +23,7 @@ from cmkd.runs.cross_fitting import deal_out, folds_of, read_cross_fitted
 from cmkd.runs.folder import write_embeddings
 from cmkd.runs.recipe import Recipe, load_recipe
 from cmkd.scoring.confidence import paired_test
-from cmkd.scoring.evaluation import read_predictions, write_predictions
+from cmkd.scoring.evaluation import evaluate_predictions, read_predictions, write_predictions
 from cmkd.stages import describe_variant
 from cmkd.training.trainer import CMKDTrainer
 from configuration_cmkd import EMOTION_DIMENSIONS
@@ -286,6 +288,42 @@ def test_the_driver_compares_all_with_what_they_have_to_beat(place):
     shown = beyond.format_rows(found["rows"]).splitlines()
     assert shown[0] == "| system | updates | A | V | D | V less T/S student | V less cT/S student |"
     assert len(shown) == 7 and shown[3].startswith("| T/S student | 4 |")
+
+
+@pytest.mark.slow
+def test_all_can_be_asked_about_another_corpus_in_place_of_their_own(place, tmp_path, monkeypatch):
+    """Here the same sounds with the opposite ratings, 8 - x of 1 to 7."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    opposite = tmp_path / "opposite"
+    shutil.copytree(place / "corpus", opposite)
+    table = pd.read_csv(opposite / "manifest.csv")
+    table[list(EMOTION_DIMENSIONS)] = 8 - table[list(EMOTION_DIMENSIONS)]
+    table.to_csv(opposite / "manifest.csv", index=False)
+    corpus = f"{{name: manifest, data_dir: {opposite}, label_scale: [1, 7]}}"
+    output = tmp_path / "y.json"
+    runs = [str(place), "--output_dir", f"{place}/runs", "--seeds", "3", "5", "--table"]
+    beyond.main([*runs, "--test", corpus, "--output", str(output)])
+    found, before = (json.loads(path.read_text()) for path in (output, place / "x.json"))
+    assert found["tested_on"]["utterances"]["test"] == found["corpus"]["utterances"]["test"]
+    assert "tested_on" not in before and found["tested_on"]["version"] != found["corpus"]["version"]
+    answers = {
+        row["system"]: [
+            read_predictions(place / f"runs/{row['run']}/seed_{seed}/predictions/{row['stage']}_test.parquet")
+            for seed in (3, 5)
+        ]
+        for row in found["rows"]
+    }
+    base = np.stack([one.predictions for one in answers["T/S student"]])
+    for row, own in zip(found["rows"], before["rows"], strict=True):
+        labels, speakers = 1 - answers[row["system"]][0].labels, answers[row["system"]][0].speakers
+        ours = np.stack([one.predictions for one in answers[row["system"]]])
+        each = [evaluate_predictions(of_seed, labels)["ccc"] for of_seed in ours]
+        assert row["each"] == [pytest.approx(one, abs=1e-5) for one in each] and row["each"] != own["each"]
+        assert row["train"] == own["train"] and row["settings"] == own["settings"]
+        if row["system"] != "T/S student":
+            test = paired_test(labels, ours, base, speakers)["valence"]
+            difference = row["against"]["T/S student"]["difference"]["valence"]
+            assert difference == pytest.approx(test["difference"], abs=1e-5)
 
 
 CCC = {"activation": 0.5, "valence": 0.25, "dominance": 0.125}
