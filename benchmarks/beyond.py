@@ -28,7 +28,7 @@ from benchmarks.open_hours import answers_of, scored
 from cmkd.corpora import load_corpus
 from cmkd.json_files import read_json, write_json
 from cmkd.runs.recipe import Recipe, load_recipe
-from cmkd.runs.seeds import read_answers
+from cmkd.runs.seeds import read_answers, seed_folder
 from cmkd.scoring.evaluation import Predictions, read_predictions
 from cmkd.scoring.scores import compare, format_p
 from cmkd.stages import EARS, STAGES, describe_variant, most_common_reading, system_name
@@ -71,7 +71,7 @@ class System:
     @property
     def checkpoints(self) -> list[str]:
         """The folders of its weights, one a seed."""
-        runs = [self.folder / f"seed_{seed}" for seed in self.seeds] if "seeds" in self.results else [self.folder]
+        runs = [seed_folder(self.folder, seed) for seed in self.seeds] if "seeds" in self.results else [self.folder]
         return [str(run / self.stage) for run in runs]
 
     @property
@@ -355,6 +355,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path)
     options, settings = parser.parse_known_args(arguments)
     runs = options.output_dir or Path("runs", options.folder.resolve().name)
+    if not isinstance(options.test, dict | None):
+        parser.error(f"--test is {options.test!r}, but must be a corpus in YAML: '{{name: manifest, data_dir: corpus}}'")
+    asked = None if options.test is None else load_corpus(**options.test)  # before hours of training
     seeds = [str(seed) for seed in options.seeds]
     paths = recipes_of(options.folder, options.only)
     if not options.table:
@@ -364,7 +367,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         several = ["--seed", *seeds] if len(seeds) == 1 else ["--seeds", *seeds]
         train_distill.main([str(path), "--output_dir", str(runs / path.stem), *several, *settings])
     systems = systems_of([runs / path.stem for path in paths])
-    asked = None if options.test is None else load_corpus(**options.test)
     if asked is not None:
         systems = [replace(one, elsewhere=answers_of(one.checkpoints, asked["test"])) for one in systems]
     rows = compare_systems(systems)

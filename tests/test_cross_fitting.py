@@ -302,6 +302,8 @@ def test_all_can_be_asked_about_another_corpus_in_place_of_their_own(place, tmp_
     corpus = f"{{name: manifest, data_dir: {opposite}, label_scale: [1, 7]}}"
     output = tmp_path / "y.json"
     runs = [str(place), "--output_dir", f"{place}/runs", "--seeds", "3", "5", "--table"]
+    with pytest.raises(SystemExit):
+        beyond.main([*runs, "--test", "manifest"])
     beyond.main([*runs, "--test", corpus, "--output", str(output)])
     found, before = (json.loads(path.read_text()) for path in (output, place / "x.json"))
     assert found["tested_on"]["utterances"]["test"] == found["corpus"]["utterances"]["test"]
