@@ -356,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, settings = parser.parse_known_args(arguments)
     runs = options.output_dir or Path("runs", options.folder.resolve().name)
     if not isinstance(options.test, dict | None):
-        parser.error(f"--test is {options.test!r}, but must be a corpus in YAML: '{{name: manifest, data_dir: corpus}}'")
+        parser.error(f"--test is {options.test!r}, but must be YAML such as '{{name: manifest, data_dir: corpus}}'")
     asked = None if options.test is None else load_corpus(**options.test)  # before hours of training
     seeds = [str(seed) for seed in options.seeds]
     paths = recipes_of(options.folder, options.only)
