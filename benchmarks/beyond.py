@@ -175,7 +175,7 @@ def systems_of(runs: Sequence[Path]) -> list[System]:
     for run, results in read.items():
         each = [results]
         if "seeds" in results:
-            each = [read_json(run / f"seed_{seed}" / "results.json", "train it anew.") for seed in results["seeds"]]
+            each = [read_json(seed_folder(run, seed) / "results.json", "train it anew.") for seed in results["seeds"]]
         for stage in results["systems"]:
             found.append(System(run, stage, results, each, describe_variant(stage, results, reading)))
     if not found:

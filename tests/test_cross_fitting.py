@@ -291,7 +291,7 @@ def test_the_driver_compares_all_with_what_they_have_to_beat(place):
 
 
 @pytest.mark.slow
-def test_all_can_be_asked_about_another_corpus_in_place_of_their_own(place, tmp_path, monkeypatch):
+def test_all_can_be_asked_about_another_corpus_in_place_of_their_own(place, tmp_path, monkeypatch, capsys):
     """Here the same sounds with the opposite ratings, 8 - x of 1 to 7."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     opposite = tmp_path / "opposite"
@@ -304,6 +304,9 @@ def test_all_can_be_asked_about_another_corpus_in_place_of_their_own(place, tmp_
     runs = [str(place), "--output_dir", f"{place}/runs", "--seeds", "3", "5", "--table"]
     with pytest.raises(SystemExit):
         beyond.main([*runs, "--test", "manifest"])
+    assert (
+        "--test is 'manifest', but must be YAML such as '{name: manifest, data_dir: corpus}'" in capsys.readouterr().err
+    )
     beyond.main([*runs, "--test", corpus, "--output", str(output)])
     found, before = (json.loads(path.read_text()) for path in (output, place / "x.json"))
     assert found["tested_on"]["utterances"]["test"] == found["corpus"]["utterances"]["test"]
