@@ -60,8 +60,7 @@ ASKED = {"espeak-ng": "test", "Kokoro": "kokoro"}
 
 def heard_in_waves(student: CMKDStudentModel, waves: Sequence[torch.Tensor]) -> np.ndarray:
     """How often each piece is expected to be in each utterance, (n, pieces)."""
-    with torch.no_grad():
-        return np.stack([student.word_counts(input_values=wave[None])[0].numpy() for wave in waves])
+    return np.stack([student.word_counts(input_values=wave[None])[0].numpy() for wave in waves])
 
 
 def pieces_said(tokenizer: Tokenizer, sentences: Sequence[str]) -> np.ndarray:
